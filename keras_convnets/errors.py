@@ -1,0 +1,38 @@
+"""The error that is the user's to mend, and the sentence that suggests the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one sentence that says what came, what is allowed and what to do.
+
+    The command line prints the sentence without a traceback and exits with status 2. It is a `ValueError`,
+    so that code which uses the package as a library catches what it expects.
+    """
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> UserError:
+    """Return the error for a name that is not among the known ones, with the nearest of them.
+
+    Args:
+        kind: what the name should have named, such as "model".
+        name: what came.
+        known: every valid name.
+        hint: a sentence without its full stop, added at the end, such as "run keras-convnets models for all".
+
+    Example:
+        >>> str(unknown_name("model", "ResNet21", ["ResNet20", "ResNet32"]))
+        "unknown model 'ResNet21'; the nearest valid names are ResNet20, ResNet32."
+    """
+    known = list(known)
+    lowered = {candidate.lower(): candidate for candidate in reversed(known)}
+    near = [lowered[match] for match in difflib.get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.5)]
+    if near:
+        allowed = f"the nearest valid names are {', '.join(near)}" if len(near) > 1 else f"did you mean {near[0]}?"
+    else:
+        allowed = f"valid names are {', '.join(known) or 'none'}"
+    ending = f"; {hint}." if hint else ("" if allowed.endswith("?") else ".")
+    return UserError(f"unknown {kind} {str(name)!r}; {allowed}{ending}")

@@ -1,0 +1,110 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_convnets.errors import UserError
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it takes the place of `path` by one rename.
+
+    The temporary name ends as `path` does, because writers such as Keras choose their format by the suffix.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        _to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill; on success it becomes `path` by one rename.
+
+    Raises:
+        FileExistsError: if `path` exists when the folder is ready; nothing is overwritten.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".writing-{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _to_disk(file)
+        if path.exists():
+            raise FileExistsError(f"{path} exists already")
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file by rename."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, data: Any) -> None:
+    """Write a JSON file by rename."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, what: str) -> Any:
+    """Read a JSON file; a missing or broken one is the user's to mend.
+
+    Args:
+        path: the file.
+        what: what the file is, for the error's sentence.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {what} at {path}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a {what}: it does not hold JSON ({error}).") from error
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Return the sha256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def only_one(folder: str | os.PathLike, doing: str) -> Iterator[None]:
+    """Hold a folder's lock; a second process that wants it is refused. The lock goes with the process.
+
+    Args:
+        folder: an existing folder.
+        doing: what the holder does, for the error's sentence, such as "trained in".
+    """
+    with open(Path(folder) / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is being {doing} by another process; wait for it or use another folder."
+            ) from None
+        yield

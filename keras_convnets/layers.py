@@ -1,0 +1,85 @@
+"""The layers Keras does not have. All are serialisable under the package name "keras_convnets"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_convnets.preprocessing import Preprocessing
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ImageNormalization(keras.layers.Layer):
+    """A network's first layer: RGB in 0-255, uint8 or float, to what the network was trained on.
+
+    It computes in float32 under every dtype policy, because 0-255 minus a mean loses digits in half precision.
+
+    Args:
+        preprocessing: a `Preprocessing`, or the dictionary it turns into.
+
+    Input shape: [batch, H, W, 3]. Output shape: the same, float32.
+    """
+
+    def __init__(self, preprocessing: Preprocessing | dict[str, Any], **kwargs):
+        kwargs["dtype"] = "float32"
+        super().__init__(**kwargs)
+        if not isinstance(preprocessing, Preprocessing):
+            preprocessing = Preprocessing.from_dict(preprocessing)
+        self.preprocessing = preprocessing
+
+    def call(self, images):
+        """Return the normalised images, float32."""
+        x = ops.cast(images, "float32")
+        if self.preprocessing.order == "BGR":
+            x = ops.flip(x, axis=-1)
+        x = x - ops.convert_to_tensor(self.preprocessing.mean_for(x.shape[1:3]), "float32")
+        if any(value != 1 for value in self.preprocessing.std):
+            x = x / ops.convert_to_tensor(np.asarray(self.preprocessing.std, np.float32))
+        return x
+
+    def compute_output_shape(self, input_shape):
+        """Return the input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's configuration, the preprocessing as a plain dictionary."""
+        config = super().get_config()
+        config.pop("dtype")
+        return {**config, "preprocessing": self.preprocessing.to_dict()}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ShortcutA(keras.layers.Layer):
+    """Option A, the shortcut without parameters: every `stride`-th pixel, and zero channels behind the existing ones.
+
+    He et al. 2015, section 3.3: "The shortcut still performs identity mapping, with extra zero entries padded for
+    increasing dimensions", "performed with a stride of 2".
+
+    Args:
+        filters: number of channels that come out; at least as many as come in.
+        stride: of the subsampling, in both directions.
+
+    Input shape: [batch, H, W, C]. Output shape: [batch, ceil(H / stride), ceil(W / stride), filters].
+    """
+
+    def __init__(self, filters: int, stride: int = 1, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.stride = stride
+
+    def call(self, x):
+        """Return the subsampled and padded feature map."""
+        x = x[:, :: self.stride, :: self.stride, :]
+        return ops.pad(x, [[0, 0], [0, 0], [0, 0], [0, self.filters - x.shape[-1]]])
+
+    def compute_output_shape(self, input_shape):
+        """Return [batch, ceil(H / stride), ceil(W / stride), filters]."""
+        height, width = (None if side is None else -(-side // self.stride) for side in input_shape[1:3])
+        return (input_shape[0], height, width, self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's configuration."""
+        return {**super().get_config(), "filters": self.filters, "stride": self.stride}

@@ -1,0 +1,6 @@
+"""One interface for every data set: `load_dataset` gives a `DataSet`, whatever it is read from."""
+
+from keras_convnets.training.data.dataset import DataSet, load_dataset
+from keras_convnets.training.data.splits import ArraySplit, FileSplit, Split
+
+__all__ = ["ArraySplit", "DataSet", "FileSplit", "Split", "load_dataset"]

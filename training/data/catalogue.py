@@ -1,0 +1,215 @@
+"""TensorFlow Datasets by name: a prepared directory first, a download only when there is none."""
+
+from __future__ import annotations
+
+import os
+import socket
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_convnets._tf_ops import center_view, decode_image
+from keras_convnets.card import center_view as view_of
+from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.training.data.dataset import DataSet
+from keras_convnets.training.data.splits import ArraySplit, Split
+
+# Of these a mirrored image is another sign or none.
+NO_FLIPS = {
+    "mnist",
+    "emnist",
+    "kmnist",
+    "svhn_cropped",
+    "omniglot",
+    "mnist_corrupted",
+    "binarized_mnist",
+    "binary_alpha_digits",
+}
+SHUFFLE_BUFFER = 10_000
+NETWORK_TIMEOUT = 10.0
+
+
+def load_catalogue(name: str, data_dir: str | os.PathLike | None) -> DataSet:
+    """Return a data set of TensorFlow Datasets as RGB images with one label.
+
+    Args:
+        name: such as "cifar10", or "name/config".
+        data_dir: looked into first for a prepared directory; then TFDS_DATA_DIR; then ~/tensorflow_datasets.
+
+    Raises:
+        UserError: if the name is unknown, the data set is not images with one label, or it is neither prepared nor
+            to be downloaded; the sentence says where the data may be put.
+    """
+    builder = _prepared(name, data_dir) or _downloaded(name, data_dir)
+    features = builder.info.features
+    try:
+        image_key, label_key = builder.info.supervised_keys or ("image", "label")
+        class_names, shape = tuple(features[label_key].names), tuple(features[image_key].shape)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"data set {name} is not images with one label (its features are {', '.join(features)}); "
+            "classification needs both."
+        ) from error
+    splits = {
+        split: RecordSplit(builder, split, (image_key, label_key), range(info.num_examples))
+        for split, info in builder.info.splits.items()
+        if info.num_examples
+    }
+    return DataSet(
+        name=name,
+        class_names=class_names,
+        flips_keep_labels=name.split("/")[0] not in NO_FLIPS,
+        splits=splits,
+        image_size=None if None in shape[:2] else (shape[0], shape[1]),
+    )
+
+
+def _roots(data_dir: str | os.PathLike | None) -> list[Path]:
+    given = [data_dir, os.environ.get("TFDS_DATA_DIR"), "~/tensorflow_datasets"]
+    return [Path(root).expanduser() for root in given if root]
+
+
+def _prepared(name: str, data_dir: str | os.PathLike | None) -> Any | None:
+    """Return a builder over a directory that lies prepared, of the highest version, or None."""
+    import tensorflow_datasets as tfds
+
+    for root in _roots(data_dir):
+        versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
+        # A data set with one config may be asked for without it.
+        versions = versions or [path.parent for path in (root / name).glob("*/*/dataset_info.json")]
+        if versions:
+            newest = max(versions, key=lambda path: [int(part) for part in path.name.split(".") if part.isdigit()])
+            return tfds.builder_from_directory(newest)
+    return None
+
+
+def _downloaded(name: str, data_dir: str | os.PathLike | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.split("/")[0] not in known:
+        raise unknown_name("data set", name, ["digits", *known], "or give a folder of images")
+    root = _roots(data_dir)[0]
+    try:
+        builder = tfds.builder(name, data_dir=root, try_gcs=False)
+        _check_network(builder)
+        builder.download_and_prepare()
+    except Exception as error:  # whatever a download can raise: the network, the disk, the site, the builder
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"data set {name} is not prepared under {' or '.join(str(path) for path in _roots(data_dir))}, and getting "
+            f"it failed ({reason[:200]}); prepare it where there is a network with tfds and put its directory at "
+            f"{root / name}/<version>, or name the folder that holds {name}/ with --data_dir."
+        ) from error
+    return builder
+
+
+def _check_network(builder: Any) -> None:
+    """Raise OSError at once where the data's hosts can't be reached: TFDS itself tries again for minutes."""
+    if any(urllib.request.getproxies().get(scheme) for scheme in ("http", "https")):
+        return
+    hosts = {urllib.parse.urlsplit(url).hostname for url in getattr(builder, "url_infos", {})}
+    for host in sorted(filter(None, hosts)):
+        with socket.create_connection((host, 443), timeout=NETWORK_TIMEOUT):
+            return
+
+
+class RecordSplit(Split):
+    """A split of a prepared TFDS directory.
+
+    Args:
+        builder: the TFDS builder.
+        name: the split's name there.
+        keys: names of the image and the label feature.
+        positions: which of its examples, in the stored order; a range or an array.
+        image_size: (height, width) the images are brought to when read.
+    """
+
+    def __init__(self, builder, name, keys, positions, image_size=None):
+        self._builder, self._name, self._keys = builder, name, keys
+        self._positions = positions
+        self._image_size = image_size
+        self._labels: np.ndarray | None = None
+        self.size = len(positions)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known: some public test sets have -1."""
+        first = next(iter(self._examples().take(1)))
+        return int(first[1]) >= 0
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int64 [size]; the first use reads through the split."""
+        if self._labels is None:
+            self._labels = np.array([label for _, label in self._examples().as_numpy_iterator()], np.int64)
+        return self._labels
+
+    def at_size(self, height: int, width: int, memory_limit: int) -> Split:
+        """Return the split decoded into memory where it fits; else as records that are decoded when read."""
+        sized = RecordSplit(self._builder, self._name, self._keys, self._positions, (height, width))
+        if self.size * height * width * 3 > memory_limit:
+            return sized
+        parts = list(sized.in_order(256).as_numpy_iterator())
+        return ArraySplit(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+
+    def subset(self, positions: np.ndarray) -> RecordSplit:
+        """Return the examples at these positions."""
+        chosen = np.asarray(self._positions)[positions]
+        return RecordSplit(self._builder, self._name, self._keys, chosen, self._image_size)
+
+    def fingerprint(self) -> str:
+        """Return name, version and number of examples, which say what a prepared directory holds."""
+        return f"{self._builder.info.full_name}/{self._name}/{self.size}"
+
+    def _examples(self) -> tf.data.Dataset:
+        """Return (encoded image, label) in the stored order, the chosen positions only."""
+        import tensorflow_datasets as tfds
+
+        image_key, label_key = self._keys
+        stored = self._builder.as_dataset(
+            split=self._name,
+            shuffle_files=False,
+            decoders={image_key: tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+        examples = stored.map(lambda example: (example[image_key], example[label_key]))
+        if isinstance(self._positions, range):
+            return examples
+        mask = np.zeros(self._builder.info.splits[self._name].num_examples, bool)
+        mask[self._positions] = True
+        kept = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(mask)).filter(lambda _, keep: keep)
+        return kept.map(lambda example, _: example)
+
+    def _decode(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        view = view_of(*self._image_size)
+
+        def load(encoded, label):
+            return center_view(decode_image(encoded), view["resize"], view["crop"]), label
+
+        return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def in_order(self, batch_size: int) -> tf.data.Dataset:
+        """Return one pass in the stored order, the last batch shorter."""
+        return self._decode(self._examples()).batch(batch_size).prefetch(2)
+
+    def shuffled(self, batch_size: int, seed: int, first: int = 0) -> tf.data.Dataset:
+        """Return an endless stream; records can't be reached by position, so a buffer shuffles what is read.
+
+        The buffer's order is a function of the seed and the epoch, so this stream too goes on where it was left.
+        """
+
+        def epoch_of(epoch):
+            return self._examples().shuffle(SHUFFLE_BUFFER, seed=seed + int(epoch), reshuffle_each_iteration=False)
+
+        def endless():
+            for epoch in range(first // self.size, 2**31):
+                yield from epoch_of(epoch).skip(first % self.size if epoch == first // self.size else 0)
+
+        signature = tuple(tf.TensorSpec(spec.shape, spec.dtype) for spec in self._examples().element_spec)
+        examples = tf.data.Dataset.from_generator(endless, output_signature=signature)
+        return self._decode(examples).batch(batch_size, drop_remainder=True)

@@ -1,0 +1,173 @@
+"""Evaluation: every example counted once, whatever the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_convnets.errors import UserError
+from keras_convnets.training.data import DataSet, Split
+
+# What turns images, uint8 [b, H, W, 3], into probabilities, float32 [b, classes].
+Predictor = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a classifier does on one split.
+
+    Attributes:
+        data: the data set's name.
+        split: the split's name.
+        protocol: how each image was seen.
+        n: number of images.
+        top1: share of images whose likeliest class is right.
+        top5: share whose class is among the five likeliest; None for five classes or fewer.
+        class_names: the classes.
+        confusion: int [classes, classes]: row the truth, column the answer.
+    """
+
+    data: str
+    split: str
+    protocol: str
+    n: int
+    top1: float
+    top5: float | None
+    class_names: tuple[str, ...]
+    confusion: np.ndarray
+
+    @property
+    def per_class(self) -> list[dict[str, Any]]:
+        """Accuracy (recall) and number of images of each class; None where a class has no image."""
+        counts = self.confusion.sum(axis=1)
+        right = np.diag(self.confusion)
+        return [
+            {"class": name, "n": int(n), "top1": float(hits / n) if n else None}
+            for name, n, hits in zip(self.class_names, counts, right, strict=True)
+        ]
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of top-1, of n independent images."""
+        return float(np.sqrt(self.top1 * (1 - self.top1) / self.n))
+
+    @property
+    def key(self) -> str:
+        """The key under which a model card keeps these figures."""
+        return f"{self.data}/{self.split}/{self.protocol}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "data": self.data,
+            "split": self.split,
+            "protocol": self.protocol,
+            "n": self.n,
+            "top1": self.top1,
+            "top1_standard_error": self.standard_error,
+            "top5": self.top5,
+            "per_class": self.per_class,
+            "confusion": self.confusion.tolist(),
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Return what a model card keeps."""
+        return {"n": self.n, "top1": self.top1, "top1_standard_error": self.standard_error, "top5": self.top5}
+
+
+def evaluate(
+    predictor: Predictor | keras.Model,
+    dataset: DataSet,
+    *,
+    split: str | None = None,
+    batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure a classifier on a split by the plain centre view.
+
+    Args:
+        predictor: a Keras model, or any function from images, uint8 [b, H, W, 3], to probabilities [b, classes].
+        dataset: at the classifier's input size (`DataSet.at_size`).
+        split: the split's name; by default the data set's evaluation split.
+        batch_size: images at a time.
+        progress: called with (images done, images in all).
+
+    Raises:
+        UserError: if the split is missing or has no labels, or the number of classes differs.
+
+    Example:
+        >>> evaluate(run.model(), load_dataset("digits")).top1
+    """
+    name = split or dataset.evaluation_split
+    images = dataset.split(name)
+    if not images.labelled:
+        raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
+    probabilities = predict_split(predictor, images, batch_size, progress)
+    classes = len(dataset.class_names)
+    if probabilities.shape[1] != classes:
+        raise UserError(
+            f"the model gives {probabilities.shape[1]} classes and {dataset.name} has {classes}; "
+            "evaluate on data with the model's classes."
+        )
+    labels = images.labels
+    return Evaluation(
+        data=dataset.name,
+        split=name,
+        protocol="center",
+        n=images.size,
+        top1=top_k_accuracy(probabilities, labels, 1),
+        top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
+        class_names=dataset.class_names,
+        confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
+    )
+
+
+def predict_split(
+    predictor: Predictor | keras.Model,
+    split: Split,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Return the probabilities of every image of a split, float32 [n, classes], in the stored order.
+
+    A Keras model sees full batches only, the last one padded and cut again, so that it is compiled once.
+    """
+    predict = _compiled(predictor, batch_size) if isinstance(predictor, keras.Model) else predictor
+    parts, done = [], 0
+    for images, _ in split.in_order(batch_size):
+        parts.append(np.asarray(predict(images.numpy())))
+        done += len(images)
+        if progress:
+            progress(done, split.size)
+    return np.concatenate(parts)
+
+
+def _compiled(model: keras.Model, batch_size: int) -> Predictor:
+    # Kept on the model: a training evaluates after every epoch and must not compile each time.
+    compiled = getattr(model, "_keras_convnets_predict", None)
+    if compiled is None:
+        compiled = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+        model._keras_convnets_predict = compiled
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        missing = batch_size - len(images)
+        padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+        return compiled(tf.constant(padded)).numpy()[: len(images)]
+
+    return predict
+
+
+def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """Return the share of rows whose label is among the k largest; ties go to the lower class index."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return float((order == labels[:, None]).any(axis=1).mean())
+
+
+def confusion_matrix(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
+    """Return counts, int64 [classes, classes]: row the truth, column the answer."""
+    return np.bincount(labels * classes + answers, minlength=classes * classes).reshape(classes, classes)

@@ -1,0 +1,82 @@
+"""What a training says while it runs: a live line on a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class TrainingProgress:
+    """The progress of one training.
+
+    Args:
+        total_steps: length of the run.
+        batch_size: images in a step.
+        start: the step the run begins or goes on at.
+        console: where to; None says nothing.
+    """
+
+    def __init__(self, total_steps: int, batch_size: int, start: int, console: Console | None):
+        self._total, self._batch_size, self._start = total_steps, batch_size, start
+        self._console = console
+        # Set after the first step, which compiles.
+        self._began: float | None = None
+        self._live: Progress | None = None
+        if console is not None and console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} steps {task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._live.add_task("training", total=total_steps, completed=start, figures="")
+
+    def __enter__(self) -> TrainingProgress:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._live:
+            self._live.stop()
+
+    def images_per_second(self, step: int) -> float:
+        """Return the mean speed of this process's part of the run, its first step aside; 0 before the second."""
+        if self._began is None or step <= self._start + 1:
+            return 0.0
+        return (step - self._start - 1) * self._batch_size / max(time.monotonic() - self._began, 1e-9)
+
+    def advance(self, step: int, loss: float | None = None) -> None:
+        """Show that a step is done."""
+        if self._began is None:
+            self._began = time.monotonic()
+        if self._live:
+            figures = f"{self.images_per_second(step):,.0f} images/s" + ("" if loss is None else f" loss {loss:.3f}")
+            self._live.update(self._task, completed=step, figures=figures)
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Print one record of `metrics.jsonl` as a line."""
+        if self._console is None:
+            return
+        step = record["step"]
+        speed = self.images_per_second(step)
+        left = _minutes((self._total - step) * self._batch_size / speed) if speed else "?"
+        held = f"  holdout top-1 {record['val_top1']:.1%}" if "val_top1" in record else ""
+        self._console.print(
+            f"epoch {record['epoch']:g}  step {step}/{self._total}  loss {record['loss']:.4f}  "
+            f"top-1 {record['top1']:.1%}{held}  lr {record['learning_rate']:.2g}  {speed:,.0f} images/s  "
+            f"{left} left",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _minutes(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -1,0 +1,148 @@
+"""What every recipe has: fields with their documentation, values read from text, and the schedule's arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.training.data import DataSet, Split
+
+
+def option(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices=()) -> Any:
+    """Return a dataclass field with its documentation and the values it allows (both ends included)."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The fields that all recipes share; a sub-class sets its paper's values.
+
+    `iterations` and `epochs` are alternatives: setting one clears the other.
+    """
+
+    batch_size: int = option(128, "images in a step, over all devices", low=1)
+    iterations: int | None = option(None, "length in steps", low=1)
+    epochs: float | None = option(None, "length in passes over the training images", low=0)
+    learning_rate: float | None = option(None, "at the start; none: by the recipe's relation", low=0)
+    momentum: float = option(0.9, "of the SGD", low=0, high=1)
+    weight_decay: float = option(0.0, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
+    weight_decay_scope: str = option("all", "which weights decay: all, or kernels", choices=("all", "kernels"))
+    holdout: float = option(0, "training images held out to choose the best epoch: a number, or a share below 1", low=0)
+    image_size: int | None = option(None, "side of the square input; none: the data's own size", low=1)
+    seed: int = option(0, "of initialisation, order and augmentation", low=0, high=2**31 - 1)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+        if (self.iterations is None) == (self.epochs is None):
+            raise UserError(
+                f"iterations is {self.iterations} and epochs is {self.epochs}; they are alternatives: set one of the two."
+            )
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, that of its module."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    def override(self, values: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with fields set; texts are read as the field's type.
+
+        Raises:
+            UserError: if a field is unknown, a value does not fit, or both iterations and epochs are set.
+        """
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        hints = typing.get_type_hints(type(self))
+        read = {}
+        for key, value in values.items():
+            if key not in fields:
+                raise unknown_name(f"field of recipe {self.name}", key, fields)
+            read[key] = _read(fields[key], hints[key], value) if isinstance(value, str) else value
+        for one, other in (("iterations", "epochs"), ("epochs", "iterations")):
+            if read.get(one) is not None and other not in read:
+                read[other] = None
+        return dataclasses.replace(self, **read)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name and fields as plain data."""
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        return {"name": self.name, **fields}
+
+    def total_steps(self, train_images: int) -> int:
+        """Return the number of steps for so many training images."""
+        if self.iterations is not None:
+            return self.iterations
+        return max(1, math.ceil(self.epochs * train_images / self.batch_size))
+
+    def base_learning_rate(self) -> float:
+        """Return the learning rate at the start: the field, or the recipe's relation."""
+        return self.learning_rate if self.learning_rate is not None else 0.1
+
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """Return the learning rate of a step (counted from 0), schedules being fractions of the run's length."""
+        return self.base_learning_rate()
+
+    def preprocessing(self, train: Split) -> Preprocessing | None:
+        """Return what the network's first layer shall do, computed from the training images; None: its default."""
+        return None
+
+    def augment(self, data: DataSet, preprocessing: Preprocessing | None):
+        """Return a pure function (images uint8 [b, H, W, 3], seed int [2]) -> [b, H, W, 3] for training."""
+        return lambda images, seed: tf.cast(images, tf.float32)
+
+    def for_network(self, depth: int) -> Recipe:
+        """Return the recipe with what it makes depend on the network settled."""
+        return self
+
+
+def _read(field: dataclasses.Field, hint: Any, text: str) -> Any:
+    """Read a field's value from the text of a `--set`."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if text.lower() == "none" and type(None) in allowed:
+        return None
+    kind = next(kind for kind in allowed if kind is not type(None))
+    readers = {bool: _read_bool, int: int, float: float, str: str}
+    try:
+        if typing.get_origin(kind) is tuple:
+            return tuple(float(part) for part in text.strip("()[]").split(",") if part.strip())
+        return readers[kind](text)
+    except (ValueError, KeyError):
+        raise _refusal(field, text, f"a value of type {_type_name(kind)}") from None
+
+
+def _read_bool(text: str) -> bool:
+    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+
+
+def _type_name(kind: Any) -> str:
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(kind, "numbers with commas")
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    """Refuse a value outside the field's range; a number that is no number is outside too."""
+    rules = field.metadata
+    if value is None:
+        return
+    if rules.get("choices") and value not in rules["choices"]:
+        raise _refusal(field, value, f"one of {', '.join(rules['choices'])}")
+    low, high = rules.get("low"), rules.get("high")
+    if low is None and high is None:
+        return
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not numeric or (low is not None and value < low) or (high is not None and value > high):
+        limits = " and ".join(
+            part for part in (f"at least {low}" * (low is not None), f"at most {high}" * (high is not None)) if part
+        )
+        raise _refusal(field, value, f"a number, {limits}")
+
+
+def _refusal(field: dataclasses.Field, value: Any, allowed: str) -> UserError:
+    return UserError(f"{field.name} is {value!r}; it must be {allowed} ({field.metadata['doc']}).")

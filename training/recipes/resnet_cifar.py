@@ -1,0 +1,90 @@
+"""He et al. 2015, "Deep Residual Learning for Image Recognition", section 4.2: CIFAR-10.
+
+    keras-convnets train --model ResNet20 --dataset cifar10 --recipe resnet_cifar --run runs/resnet20
+
+Expected (Table 6, test error in percent): ResNet-20 8.75, 32 7.51, 44 7.17, 56 6.97, 110 6.43 (6.61 +- 0.16 over five
+runs), 1202 7.93. `--set holdout=5000` gives the 45k/5k split that the paper chose the schedule on.
+
+"We use a weight decay of 0.0001 and momentum of 0.9 ... mini-batch size of 128 ... learning rate of 0.1, divide it by
+10 at 32k and 48k iterations, and terminate training at 64k iterations ... 4 pixels are padded on each side, and a 32x32
+crop is randomly sampled from the padded image or its horizontal flip."
+
+Two things are said otherwise than in the paper and mean the same, or nearly. The paper subtracts the per-pixel mean
+from the images and then pads with zeros. Here normalisation is the network's first layer, so the image is padded with
+the training set's mean colour, and the mean image is subtracted after the crop: what the padding leaves is the mean
+colour minus the mean image at that place, near zero but not zero, and inside the crop the mean image stays where the
+network sees it instead of moving with the crop. And the weight decay is on all weights, gamma and beta of the batch
+normalisation included, as the solver of the paper's time did it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.training.augment import pad_and_crop, random_flip
+from keras_convnets.training.data import DataSet, Split
+from keras_convnets.training.recipes.base import Recipe, option
+
+# The paper warms up its 110-layer network; the 1202-layer one "is trained as described above".
+WARMUP_FROM_DEPTH = 110
+
+
+@dataclass(frozen=True)
+class ResNetCIFAR(Recipe):
+    """The recipe; see the module for the paper's words, the command and the expected result.
+
+    `learning_rate` is 0.1 * batch_size / 128 unless it is set; the schedule is in fractions of the run's length.
+    """
+
+    iterations: int | None = option(64_000, "length in steps", low=1)
+    weight_decay: float = option(1e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
+    drops: tuple[float, ...] = option((0.5, 0.75), "fractions of the run at which the learning rate falls")
+    drop_factor: float = option(0.1, "what the learning rate is multiplied by at each drop", low=0, high=1)
+    pad: int | None = option(None, "pixels padded on each side before the crop; none: an eighth of the side", low=0)
+    flip: bool = option(True, "mirror half of the images, where the data allow it")
+    warmup: bool | None = option(None, "start at a tenth of the learning rate; none: from 110 layers on")
+    warmup_until_error: float = option(0.8, "training error below which the warm-up ends", low=0, high=1)
+
+    def base_learning_rate(self) -> float:
+        """Return the field, or 0.1 for 128 images and in proportion for others."""
+        return self.learning_rate if self.learning_rate is not None else 0.1 * self.batch_size / 128
+
+    def learning_rate_at(self, step: int, total_steps: int) -> float:
+        """Return the learning rate of a step, the warm-up aside."""
+        passed = sum(step >= round(fraction * total_steps) for fraction in self.drops)
+        return self.base_learning_rate() * self.drop_factor**passed
+
+    def warmup_learning_rate(self) -> float:
+        """Return a tenth of the base rate: 0.01 for the paper's 0.1."""
+        return 0.1 * self.base_learning_rate()
+
+    def for_network(self, depth: int) -> ResNetCIFAR:
+        """Return the recipe with the warm-up settled by the depth."""
+        warmup = depth >= WARMUP_FROM_DEPTH if self.warmup is None else self.warmup
+        return dataclasses.replace(self, warmup=warmup)
+
+    def preprocessing(self, train: Split) -> Preprocessing:
+        """Return RGB minus the mean image of the training images; its channel means at any other input size."""
+        total, count = 0.0, 0
+        for images, _ in train.in_order(512):
+            total = total + tf.reduce_sum(tf.cast(images, tf.float64), axis=0).numpy()
+            count += int(images.shape[0])
+        mean = total / count
+        return Preprocessing(mean=tuple(mean.mean(axis=(0, 1))), mean_image=mean.astype(np.float32))
+
+    def augment(self, data: DataSet, preprocessing: Preprocessing | None):
+        """Return padding, random crop and, where the labels survive it, the flip."""
+        pad = self.pad if self.pad is not None else min(data.image_size) // 8
+        flip = self.flip and data.flips_keep_labels
+        fill = preprocessing.mean
+
+        def augmented(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            images = pad_and_crop(images, pad, fill, seed)
+            return random_flip(images, seed + 1) if flip else images
+
+        return augmented

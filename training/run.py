@@ -1,0 +1,176 @@
+"""The run directory: what a training writes, and how it goes on after any end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_convnets.card import FILE_NAME as CARD
+from keras_convnets.card import ModelCard
+from keras_convnets.errors import UserError
+from keras_convnets.files import only_one, read_json, whole_file, whole_folder, write_json, write_text
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+BEST, FINAL = "best.keras", "final.keras"
+KEEP_CHECKPOINTS = 2
+
+
+class Run:
+    """A run directory: `config.json`, `model.json`, `metrics.jsonl`, `checkpoints/`, `best.keras`, `final.keras`.
+
+    Args:
+        path: the directory itself.
+
+    Example:
+        >>> Run("runs/digits").card().class_names[:3]
+        ('0', '1', '2')
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike) -> Run:
+        """Return a run that was trained here.
+
+        Raises:
+            UserError: if the path is not a run directory.
+        """
+        run = cls(path)
+        if not (run.path / CONFIG).is_file():
+            state = "is not a run directory" if run.path.exists() else "does not exist"
+            raise UserError(f"{path} {state} (no {CONFIG}); give the --run of a keras-convnets train.")
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training went to its end."""
+        return (self.path / FINAL).is_file() and (self.path / CARD).is_file()
+
+    @contextmanager
+    def claimed(self, config: dict[str, Any]) -> Iterator[None]:
+        """Hold the directory for one training; a new one is set up, an old one must have the same configuration.
+
+        Raises:
+            UserError: if the directory holds something else, another run's configuration, or is in use.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; --run names a directory.")
+        known = self.path / CONFIG
+        if not known.exists() and self.path.is_dir() and any(not _ours(entry) for entry in self.path.iterdir()):
+            raise UserError(
+                f"{self.path} is not a run directory and not empty; give a new or empty directory as --run."
+            )
+        if known.exists():
+            _check_same(self.path, read_json(known, "run's configuration"), config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with only_one(self.path, "trained in"):
+            if not known.exists():
+                write_json(known, config)
+            yield
+
+    def config(self) -> dict[str, Any]:
+        """Return the resolved configuration."""
+        return read_json(self.path / CONFIG, "run's configuration")
+
+    def card(self) -> ModelCard:
+        """Return the model card.
+
+        Raises:
+            UserError: if the training has not finished.
+        """
+        if not self.finished:
+            raise UserError(
+                f"run {self.path} has not finished; run the same keras-convnets train again to go on with it."
+            )
+        return ModelCard.read(self.path)
+
+    def model(self) -> keras.Model:
+        """Return the best network, compiled for nothing."""
+        self.card()
+        return keras.saving.load_model(self.path / BEST, compile=False)
+
+    def write_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Write all records, a JSON object a line."""
+        write_text(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the records of `metrics.jsonl`."""
+        path = self.path / METRICS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def save_model(self, model: keras.Model, name: str) -> Path:
+        """Save a whole network by rename."""
+        with whole_file(self.path / name) as temporary:
+            model.save(temporary)
+        return self.path / name
+
+    def save_checkpoint(self, step: int, model: keras.Model, optimizer, state: dict[str, Any]) -> None:
+        """Write weights, optimizer and state into a folder of their own, then drop all but the newest two."""
+        if (self.checkpoints / f"{step:08d}").exists():
+            return
+        with whole_folder(self.checkpoints / f"{step:08d}") as folder:
+            model.save_weights(folder / "model.weights.h5")
+            values = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(optimizer.variables)}
+            np.savez(folder / "optimizer.npz", **values)
+            (folder / "state.json").write_text(json.dumps({"step": step, **state}))
+        for old in self._checkpoint_steps()[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(self.checkpoints / f"{old:08d}", ignore_errors=True)
+
+    def load_checkpoint(self, model: keras.Model, optimizer) -> dict[str, Any] | None:
+        """Put the newest checkpoint back into model and optimizer; return its state, or None if there is none."""
+        self._sweep()
+        steps = self._checkpoint_steps()
+        if not steps:
+            return None
+        folder = self.checkpoints / f"{steps[-1]:08d}"
+        model.load_weights(folder / "model.weights.h5")
+        with np.load(folder / "optimizer.npz") as values:
+            for index, variable in enumerate(optimizer.variables):
+                variable.assign(values[str(index)])
+        return json.loads((folder / "state.json").read_text())
+
+    def drop_checkpoints(self) -> None:
+        """Remove the checkpoints of a finished run."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _checkpoint_steps(self) -> list[int]:
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.checkpoints.iterdir() if re.fullmatch(r"\d{8,}", path.name))
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half-written; the lock is held, so nobody is writing."""
+        for folder in (self.path, self.checkpoints):
+            for left in folder.glob(".writing-*"):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _ours(entry: Path) -> bool:
+    return entry.name == ".lock" or entry.name.startswith(".writing-")
+
+
+def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to go on with another model, data set or recipe; the sentence names what differs."""
+    for key in new:
+        before, now = old.get(key), new[key]
+        if before == now:
+            continue
+        if isinstance(before, dict) and isinstance(now, dict):
+            name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+            key, before, now = f"{key}.{name}", before.get(name), now.get(name)
+        raise UserError(
+            f"run {path} was started with {key} = {before!r}, not {now!r}; "
+            "give the same command to go on with it, or another --run."
+        )
