@@ -40,6 +40,7 @@ class ModelCard:
         weights: file and sha256.
         versions: of Python and of the libraries.
         git_revision: of the checkout that trained, or None.
+        export: of an exported version: the measured differences from Keras, and what was allowed.
     """
 
     architecture: str
@@ -55,6 +56,7 @@ class ModelCard:
     weights: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
+    export: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class Interrupted(Exception):
+    """Work that was asked to stop and can be gone on with; the command line exits with status 130."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> UserError:
     """Return the error for a name that is not among the known ones, with the nearest of them.
 
@@ -31,8 +35,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") 
     lowered = {candidate.lower(): candidate for candidate in reversed(known)}
     near = [lowered[match] for match in difflib.get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.5)]
     if near:
-        allowed = f"the nearest valid names are {', '.join(near)}" if len(near) > 1 else f"did you mean {near[0]}?"
+        allowed = f"the nearest valid name{'s are' if len(near) > 1 else ' is'} {', '.join(near)}"
     else:
         allowed = f"valid names are {', '.join(known) or 'none'}"
-    ending = f"; {hint}." if hint else ("" if allowed.endswith("?") else ".")
-    return UserError(f"unknown {kind} {str(name)!r}; {allowed}{ending}")
+    return UserError(f"unknown {kind} {str(name)!r}; {allowed}{f'; {hint}' if hint else ''}.")

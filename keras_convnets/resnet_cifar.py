@@ -199,6 +199,7 @@ CIFARPlainNet = _family(residual=False)
 
 def _variant(family: Callable[..., keras.Model], depth: int) -> Callable[..., keras.Model]:
     kind = family.__name__.removeprefix("CIFAR")
+    default_name = f"{kind.lower()}{depth}"
 
     def build(
         include_top=True,
@@ -208,7 +209,7 @@ def _variant(family: Callable[..., keras.Model], depth: int) -> Callable[..., ke
         pooling=None,
         classes=10,
         classifier_activation="softmax",
-        name=f"{kind.lower()}{depth}",
+        name=default_name,
         *,
         include_preprocessing=True,
         preprocessing=None,

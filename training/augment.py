@@ -23,7 +23,7 @@ def pad_and_crop(images: tf.Tensor, pad: int, fill: Sequence[float], seed: tf.Te
     """
     shape = tf.shape(images)
     count, height, width = shape[0], shape[1], shape[2]
-    # Taking the fill out before tf.pad, which pads with one number only, and adding it again gives each channel its own.
+    # tf.pad pads with one number for all channels; taking the fill out first and adding it again gives each its own.
     around = tf.constant(fill, tf.float32)
     padded = tf.pad(tf.cast(images, tf.float32) - around, [[0, 0], [pad, pad], [pad, pad], [0, 0]]) + around
     corners = tf.random.stateless_uniform([2, count, 1], seed, 0, 2 * pad + 1, tf.int32)

@@ -18,11 +18,18 @@ from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import only_one, read_json, whole_file, whole_folder, write_json, write_text
+from keras_convnets.images import encode_png
+from keras_convnets.training.data import DataSet
+from keras_convnets.training.data.splits import held_out
+from keras_convnets.training.evaluation import Evaluation
+from keras_convnets.training.plots import confusion_matrix
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
 BEST, FINAL = "best.keras", "final.keras"
 KEEP_CHECKPOINTS = 2
+SAMPLES = 20
 
 
 class Run:
@@ -55,12 +62,16 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the training went to its end."""
+        """Whether the training went to its end: the final network is written last."""
         return (self.path / FINAL).is_file() and (self.path / CARD).is_file()
 
     @contextmanager
-    def claimed(self, config: dict[str, Any]) -> Iterator[None]:
+    def claimed(self, config: dict[str, Any], source: dict[str, Any]) -> Iterator[None]:
         """Hold the directory for one training; a new one is set up, an old one must have the same configuration.
+
+        Args:
+            config: what a resumed run must have in common with this one.
+            source: where the data came from, kept for later commands; it may differ, as data may be moved.
 
         Raises:
             UserError: if the directory holds something else, another run's configuration, or is in use.
@@ -77,7 +88,7 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         with only_one(self.path, "trained in"):
             if not known.exists():
-                write_json(known, config)
+                write_json(known, {**config, "source": source})
             yield
 
     def config(self) -> dict[str, Any]:
@@ -101,6 +112,13 @@ class Run:
         self.card()
         return keras.saving.load_model(self.path / BEST, compile=False)
 
+    def add_evaluation(self, result: Evaluation) -> None:
+        """Add an evaluation to the card, and write it whole as `evaluation.json` and `plots/confusion_matrix.png`."""
+        self.card().with_metrics(result.key, result.figures()).write(self.path)
+        write_json(self.path / EVALUATION, result.to_dict())
+        title = f"{self.path.name} on {result.key}, n={result.n}"
+        confusion_matrix(result.confusion, result.class_names, self.path / "plots" / "confusion_matrix.png", title)
+
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Write all records, a JSON object a line."""
         write_text(self.path / METRICS, "".join(json.dumps(record) + "\n" for record in records))
@@ -115,6 +133,20 @@ class Run:
         with whole_file(self.path / name) as temporary:
             model.save(temporary)
         return self.path / name
+
+    def save_samples(self, data: DataSet) -> None:
+        """Keep a few images that were not trained on as `samples/<class>/<position>.png`, for checks and for a look."""
+        unseen = ("test", "val", "validation", "holdout")
+        name = next((name for name in unseen if name in data.splits and data.splits[name].labelled), "train")
+        split = data.split(name)
+        chosen, _ = held_out(split.labels, min(SAMPLES, split.size - 1)) if split.size > 1 else ([0], None)
+        shutil.rmtree(self.path / "samples", ignore_errors=True)
+        images = np.concatenate([batch.numpy() for batch, _ in split.subset(np.asarray(chosen)).in_order(SAMPLES)])
+        with whole_folder(self.path / "samples") as folder:
+            for position, image in zip(chosen, images, strict=True):
+                of_class = folder / data.class_names[split.labels[position]]
+                of_class.mkdir(exist_ok=True)
+                (of_class / f"{position:05d}.png").write_bytes(encode_png(image))
 
     def save_checkpoint(self, step: int, model: keras.Model, optimizer, state: dict[str, Any]) -> None:
         """Write weights, optimizer and state into a folder of their own, then drop all but the newest two."""

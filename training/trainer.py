@@ -18,12 +18,13 @@ import tensorflow as tf
 from rich.console import Console
 
 from keras_convnets.card import ModelCard, center_view, current_git_revision, current_versions
-from keras_convnets.errors import UserError
+from keras_convnets.errors import Interrupted, UserError
 from keras_convnets.files import sha256
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.registry import get_architecture, get_model
 from keras_convnets.training.data import DataSet, load_dataset
 from keras_convnets.training.evaluation import predict_split, top_k_accuracy
+from keras_convnets.training.plots import learning_curves
 from keras_convnets.training.progress import TrainingProgress
 from keras_convnets.training.recipes import Recipe, get_recipe
 from keras_convnets.training.run import BEST, FINAL, Run
@@ -33,10 +34,6 @@ CHECKPOINT_SECONDS = 120.0
 MOST_REPORTS = 200
 # The warm-up watches the training error as a running mean over about this many steps.
 WARMUP_WINDOW = 20
-
-
-class Interrupted(Exception):
-    """The training was asked to stop and has written a checkpoint; the same call goes on with it."""
 
 
 def fit(
@@ -77,11 +74,19 @@ def fit(
         )
     plan = make_plan(model, dataset, recipe, overrides, data_dir)
     directory = Run(run)
-    with directory.claimed(plan.config()):
+    source = {"dataset": dataset_place(dataset), "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
+    with directory.claimed(plan.config(), source):
         if not directory.finished:
             with _stop_signals() as stop:
                 _Training(plan, directory, console).to_the_end(stop)
     return directory
+
+
+def dataset_place(dataset: str | os.PathLike | DataSet) -> str | None:
+    """Return what finds a data set again from any folder, or None for one that was made in Python."""
+    if isinstance(dataset, DataSet):
+        return None
+    return os.path.abspath(dataset) if os.path.isdir(dataset) else os.fspath(dataset)
 
 
 @dataclass(frozen=True)
@@ -355,8 +360,12 @@ class _Training:
             versions=current_versions(),
             git_revision=current_git_revision(),
         )
+        run.save_samples(plan.data)
         card.write(run.path)
         run.save_model(self.model, FINAL)
+        learning_curves(
+            self.records, run.path / "plots" / "learning_curves.png", f"{plan.architecture} on {plan.data.name}"
+        )
         run.drop_checkpoints()
 
 

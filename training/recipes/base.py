@@ -45,7 +45,7 @@ class Recipe:
             _check(field, getattr(self, field.name))
         if (self.iterations is None) == (self.epochs is None):
             raise UserError(
-                f"iterations is {self.iterations} and epochs is {self.epochs}; they are alternatives: set one of the two."
+                f"iterations is {self.iterations} and epochs is {self.epochs}; they are alternatives: set one."
             )
 
     @property

@@ -1,0 +1,28 @@
+"""Exporters: SavedModel and ONNX into the model repository, verified; the local endpoint; the client.
+
+Example:
+    >>> from keras_convnets import export
+    >>> version = export.publish("runs/digits", name="digits", to="saved_models")
+    >>> classifier = export.load(version)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_convnets.export.client import Client as Client
+    from keras_convnets.export.loading import load as load
+    from keras_convnets.export.publishing import publish as publish
+
+_HOMES = {"Client": "client", "load": "loading", "publish": "publishing"}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

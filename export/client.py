@@ -1,0 +1,431 @@
+"""A client for an endpoint that serves our models: this package's or TensorFlow Serving, over REST or gRPC."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from keras_convnets.errors import UserError
+
+DEFAULT_BATCH_SIZE = 32
+
+_NAME = r"(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?/?"
+_REST_PATH = re.compile(rf"/v1/models/{_NAME}")
+_GRPC_PATH = re.compile(rf"/{_NAME}")
+_ALLOWED = (
+    "allowed are http://HOST:8501/v1/models/NAME and grpc://HOST:8500/NAME, each with /versions/V or /labels/L behind "
+    "the name if need be"
+)
+_STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+
+
+class EndpointError(RuntimeError):
+    """An endpoint that was reached and failed; the message holds what it said."""
+
+
+class Client:
+    """Classifies images at an endpoint.
+
+    The REST side needs nothing but Python; the gRPC side needs the package's serving extra. One client may be used
+    from several threads.
+
+    Args:
+        url: `http://HOST:8501/v1/models/NAME` or `grpc://HOST:8500/NAME`, each optionally with `/versions/V` or
+            `/labels/L` behind the name.
+        timeout: seconds that one request may take.
+        signature_name: the signature that `predict` calls; None for the endpoint's default.
+
+    Raises:
+        UserError: a URL of another form, or the extra packages for gRPC are missing.
+
+    Example:
+        >>> client = Client("http://127.0.0.1:8501/v1/models/resnet20")
+        >>> client.predict([Path("cat.jpg").read_bytes()]).argmax(-1)
+        array([3])
+    """
+
+    def __init__(self, url: str, *, timeout: float = 60.0, signature_name: str | None = None):
+        self.url = url
+        self.signature_name = signature_name
+        self._transport = _transport(url, timeout)
+
+    def predict(self, images: Sequence[bytes], *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
+        """Return the probabilities of encoded images.
+
+        Args:
+            images: files' contents, such as JPEG or PNG.
+            batch_size: images in one request.
+
+        Returns:
+            float32 [n, classes]; [0, 0] when there is no image.
+
+        Raises:
+            UserError: the endpoint cannot be reached, does not know the model or refuses the images.
+            EndpointError: the endpoint failed or did not answer in time.
+        """
+        return self._probabilities(self.signature_name, "image_bytes", images, batch_size)
+
+    def predict_images(self, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
+        """Return the probabilities of images that are decoded already, through the signature `predict_images`.
+
+        Args:
+            images: uint8 [n, height, width, 3], RGB.
+            batch_size: images in one request.
+
+        Returns:
+            float32 [n, classes]; [0, 0] when there is no image.
+
+        Raises:
+            UserError: as `predict`; also for an array of another type or rank.
+            EndpointError: as `predict`.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise UserError(
+                f"got an array of {images.dtype} {list(images.shape)}; allowed is uint8 [n, height, width, 3]; decode "
+                "the images to RGB first, or send the files' bytes to predict."
+            )
+        return self._probabilities("predict_images", "images", images, batch_size)
+
+    def top_k(self, images: Sequence[bytes], *, batch_size: int = DEFAULT_BATCH_SIZE) -> list[list[tuple[str, float]]]:
+        """Return the most probable classes of encoded images, through the signature `top_k`.
+
+        Args:
+            images: files' contents, such as JPEG or PNG.
+            batch_size: images in one request.
+
+        Returns:
+            For each image the class names with their probabilities, the most probable first.
+
+        Raises:
+            UserError: as `predict`.
+            EndpointError: as `predict`.
+        """
+        answers = []
+        for batch in _batches(images, batch_size):
+            outputs = self._call("top_k", "image_bytes", batch, ("classes", "scores"))
+            for names, scores in zip(outputs["classes"], outputs["scores"], strict=True):
+                pairs = zip(names, scores, strict=True)
+                answers.append([(_text(name), float(score)) for name, score in pairs])
+        return answers
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return the states of the model's versions, newest first.
+
+        Returns:
+            For each version a dict with `version` (int), `state` (such as "AVAILABLE"), `error_code` and
+            `error_message`.
+
+        Raises:
+            UserError: the endpoint cannot be reached or does not know the model.
+            EndpointError: the endpoint failed or did not answer in time.
+        """
+        return self._transport.status()
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the model's name, version and signatures, in the form of the REST interface's metadata.
+
+        Raises:
+            UserError: as `status`.
+            EndpointError: as `status`.
+        """
+        return self._transport.metadata()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _probabilities(self, signature: str | None, alias: str, images: Any, batch_size: int) -> np.ndarray:
+        parts = []
+        for batch in _batches(images, batch_size):
+            outputs = self._call(signature, alias, batch, ("probabilities",))
+            parts.append(np.asarray(outputs["probabilities"], dtype=np.float32))
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+    def _call(self, signature: str | None, alias: str, batch: Any, outputs: Sequence[str]) -> Mapping[str, Any]:
+        answer = self._transport.predict(signature, alias, batch, outputs)
+        for name in outputs:
+            if name not in answer:
+                raise UserError(
+                    f"signature {signature or 'serving_default'!r} at {self.url} has no output {name!r} but "
+                    f"{', '.join(sorted(answer)) or 'none'}; export the model with this package, or give the signature "
+                    "that has it."
+                )
+            if len(answer[name]) != len(batch):
+                raise EndpointError(f"{self.url} answered {len(answer[name])} of {len(batch)} images.")
+        return answer
+
+
+class _Transport(Protocol):
+    """What the client needs of a protocol."""
+
+    def predict(self, signature: str | None, alias: str, batch: Any, outputs: Sequence[str]) -> Mapping[str, Any]:
+        """Run a signature on a batch of byte strings or of uint8 images; returns each output's values by name."""
+
+    def status(self) -> list[dict[str, Any]]:
+        """Return the versions' states."""
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the model's metadata."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+class _Rest:
+    """The REST protocol on the standard library; one kept-alive connection for each thread."""
+
+    def __init__(self, url: str, timeout: float):
+        parts = urlsplit(url)
+        match = _REST_PATH.fullmatch(parts.path)
+        if match is None or parts.query or parts.fragment:
+            raise _bad_url(url)
+        self._url = url
+        self._name = unquote(match["name"])
+        self._path = parts.path.rstrip("/")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        default_port = 443 if parts.scheme == "https" else 8501
+        self._timeout = timeout
+        self._connect: Callable[[], http.client.HTTPConnection] = lambda: kind(
+            parts.hostname, parts.port or default_port, timeout=timeout
+        )
+        self._local = threading.local()
+
+    def predict(self, signature: str | None, alias: str, batch: Any, outputs: Sequence[str]) -> Mapping[str, Any]:
+        if isinstance(batch, np.ndarray):
+            instances = batch.tolist()
+        else:
+            instances = [{"b64": base64.b64encode(image).decode("ascii")} for image in batch]
+        request: dict[str, Any] = {"instances": instances}
+        if signature is not None:
+            request["signature_name"] = signature
+        answer = self._request("POST", f"{self._path}:predict", json.dumps(request, separators=(",", ":")).encode())
+        try:
+            rows = answer["predictions"]
+            if rows and isinstance(rows[0], dict):
+                return {name: [row[name] for row in rows] for name in rows[0]}
+        except (KeyError, TypeError) as error:
+            raise EndpointError(f"{self._url} answered something else than predictions.") from error
+        # With one output the name is left out; the caller asks for one name exactly when it expects that.
+        return {outputs[0]: rows} if len(outputs) == 1 else {}
+
+    def status(self) -> list[dict[str, Any]]:
+        entries = self._request("GET", self._path)["model_version_status"]
+        return [{"version": int(entry["version"]), "state": entry["state"], **entry["status"]} for entry in entries]
+
+    def metadata(self) -> dict[str, Any]:
+        return self._request("GET", f"{self._path}/metadata")
+
+    def close(self) -> None:
+        connection = self._local.__dict__.pop("connection", None)
+        if connection is not None:
+            connection.close()
+
+    def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
+        reused = hasattr(self._local, "connection")
+        if not reused:
+            self._local.connection = self._connect()
+        try:
+            self._local.connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            response = self._local.connection.getresponse()
+            data = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            if reused and isinstance(error, _STALE):
+                # The endpoint closed a connection that was idle; that says nothing about the endpoint.
+                return self._request(method, path, body)
+            raise self._unreachable(error) from error
+        try:
+            answer = json.loads(data)
+        except ValueError as error:
+            raise EndpointError(
+                f"{self._url} answered with status {response.status} and no JSON, so it is no model server; give the "
+                "REST port of one."
+            ) from error
+        if response.status != 200:
+            message = answer.get("error", "") if isinstance(answer, dict) else str(answer)
+            raise _server_error(self._url, self._name, response.status, message)
+        return answer
+
+    def _unreachable(self, error: Exception) -> Exception:
+        if isinstance(error, TimeoutError):
+            return EndpointError(f"{self._url} did not answer within {self._timeout:g} s.")
+        if isinstance(error, ConnectionRefusedError):
+            reason = "connection refused"
+        elif isinstance(error, socket.gaierror):
+            reason = "unknown host"
+        else:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return _cannot_reach(self._url, reason)
+
+
+class _Grpc:
+    """The gRPC protocol on tensorflow-serving-api's stubs."""
+
+    def __init__(self, url: str, timeout: float):
+        parts = urlsplit(url)
+        match = _GRPC_PATH.fullmatch(parts.path)
+        if match is None or parts.query or parts.fragment:
+            raise _bad_url(url)
+        try:
+            import grpc
+            from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+        except ImportError as error:
+            raise UserError("serving needs the extra packages: pip install 'keras-convnets[serving]'.") from error
+        self._url = url
+        self._timeout = timeout
+        self._name = unquote(match["name"])
+        self._version, self._label = match["version"], match["label"]
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        unlimited = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
+        self._channel = grpc.insecure_channel(
+            f"{host}:{parts.port or 8500}", options=[*unlimited, ("grpc.enable_http_proxy", 0)]
+        )
+        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._model = model_service_pb2_grpc.ModelServiceStub(self._channel)
+
+    def predict(self, signature: str | None, alias: str, batch: Any, outputs: Sequence[str]) -> Mapping[str, Any]:
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2
+
+        request = predict_pb2.PredictRequest()
+        self._fill_spec(request.model_spec)
+        request.model_spec.signature_name = signature or ""
+        tensor = request.inputs[alias]
+        tensor.dtype = tf.uint8.as_datatype_enum if isinstance(batch, np.ndarray) else tf.string.as_datatype_enum
+        for size in batch.shape if isinstance(batch, np.ndarray) else (len(batch),):
+            tensor.tensor_shape.dim.add(size=size)
+        if isinstance(batch, np.ndarray):
+            tensor.tensor_content = batch.tobytes()
+        else:
+            tensor.string_val.extend(batch)
+        response = self._call(self._prediction.Predict, request)
+        return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
+
+    def status(self) -> list[dict[str, Any]]:
+        from tensorflow_serving.apis import get_model_status_pb2
+
+        request = get_model_status_pb2.GetModelStatusRequest()
+        self._fill_spec(request.model_spec)
+        state = get_model_status_pb2.ModelVersionStatus.State
+        entries = self._call(self._model.GetModelStatus, request).model_version_status
+        return [
+            {
+                "version": entry.version,
+                "state": state.Name(entry.state),
+                "error_code": _code_name(entry.status.error_code),
+                "error_message": entry.status.error_message,
+            }
+            for entry in entries
+        ]
+
+    def metadata(self) -> dict[str, Any]:
+        from google.protobuf import json_format
+        from tensorflow_serving.apis import get_model_metadata_pb2
+
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+        self._fill_spec(request.model_spec)
+        response = self._call(self._prediction.GetModelMetadata, request)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(signatures)
+        printed = json_format.MessageToDict(
+            signatures, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        spec = {
+            "name": response.model_spec.name,
+            "signature_name": "",
+            "version": str(response.model_spec.version.value),
+        }
+        return {"model_spec": spec, "metadata": {"signature_def": printed}}
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _fill_spec(self, spec: Any) -> None:
+        spec.name = self._name
+        if self._version is not None:
+            spec.version.value = int(self._version)
+        elif self._label is not None:
+            spec.version_label = unquote(self._label)
+
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        import grpc
+
+        try:
+            return method(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.UNAVAILABLE:
+            raise _cannot_reach(self._url, "connection refused" if "refused" in details else details)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise EndpointError(f"{self._url} did not answer within {self._timeout:g} s.")
+        status = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, "NOT_FOUND": 404}
+        raise _server_error(self._url, self._name, status.get(code.name, code.name), details)
+
+
+def _transport(url: str, timeout: float) -> _Transport:
+    try:
+        parts = urlsplit(url)
+        # Reading the port is what finds out that it is no number.
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _bad_url(url) from error
+    if not usable or parts.scheme not in ("http", "https", "grpc"):
+        raise _bad_url(url)
+    return _Grpc(url, timeout) if parts.scheme == "grpc" else _Rest(url, timeout)
+
+
+def _batches(images: Any, batch_size: int) -> Iterator[Any]:
+    if batch_size < 1:
+        raise UserError(f"got batch_size={batch_size}; allowed is 1 or more; leave it out for {DEFAULT_BATCH_SIZE}.")
+    for start in range(0, len(images), batch_size):
+        yield images[start : start + batch_size]
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+
+
+def _code_name(number: int) -> str:
+    from keras_convnets.export.serving.status import Code
+
+    return Code(number).name
+
+
+def _bad_url(url: object) -> UserError:
+    return UserError(f"{url!r} is no endpoint's URL; {_ALLOWED}; give the model's URL without a verb such as :predict.")
+
+
+def _cannot_reach(url: str, reason: str) -> UserError:
+    return UserError(
+        f"the endpoint {url} cannot be reached ({reason}); start one there with keras-convnets serve, or give the URL "
+        "of one that runs."
+    )
+
+
+def _server_error(url: str, name: str, status: int | str, message: str) -> Exception:
+    """Return the error for an answer that is one: the user's for a request that cannot succeed, else the endpoint's."""
+    message = message.strip().rstrip(".")
+    if status == 404:
+        return UserError(
+            f"the endpoint {url} does not serve that ({message}); {name!r} must be a model, and the version one of its "
+            "versions, that the endpoint has loaded, so give the name that it was started with."
+        )
+    if status == 400:
+        return UserError(f"the endpoint {url} refused the request: {message}.")
+    return EndpointError(f"the endpoint {url} failed with status {status}: {message}.")

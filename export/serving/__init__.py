@@ -1,0 +1,27 @@
+"""A local endpoint that answers as TensorFlow Serving does, over REST and gRPC.
+
+What works against it works unchanged against `tensorflow_model_server`: the same ports, URLs, bodies, status codes
+and messages. From a request's way through the files:
+
+- `server`: `ModelServer` owns the models and both front ends; `serve_forever` adds the signals.
+- `rest` and `grpc_service`: the two thin front ends.
+- `urls`, `codec`, `json_text` and `tensor_protos`: the URL grammar, JSON and protocol buffers to tensors and back.
+- `servables`: base paths, versions and their states, and how a request finds one.
+- `engine`: runs a SavedModel. `dtypes` and `status` hold the names that all of them share.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_convnets.export.serving.server import ModelServer, serve_forever
+
+__all__ = ["ModelServer", "serve_forever"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("keras_convnets.export.serving.server"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

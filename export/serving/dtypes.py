@@ -1,0 +1,63 @@
+"""The tensor types, under the names that TensorFlow Serving prints, and what a signature says of a tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+# DataType's numbers in TensorFlow's protocol buffers and the names that its messages print.
+NAMES = {
+    1: "float",
+    2: "double",
+    3: "int32",
+    4: "uint8",
+    5: "int16",
+    6: "int8",
+    7: "string",
+    8: "complex64",
+    9: "int64",
+    10: "bool",
+    11: "qint8",
+    12: "quint8",
+    13: "qint32",
+    14: "bfloat16",
+    15: "qint16",
+    16: "quint16",
+    17: "uint16",
+    18: "complex128",
+    19: "half",
+    20: "resource",
+    21: "variant",
+    22: "uint32",
+    23: "uint64",
+}
+NUMBERS = {name: number for number, name in NAMES.items()}
+_FROM_NUMPY = {"float32": "float", "float64": "double", "float16": "half", "object": "string"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """One input or output of a signature.
+
+    Attributes:
+        alias: the name in the signature.
+        dtype: the type under TensorFlow's printed name, such as "float", "string" or "half".
+        shape: sizes with None for a free one; None when even the rank is free.
+    """
+
+    alias: str
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+
+def dtype_name(array: np.ndarray) -> str:
+    """Return TensorFlow's printed name for an array's type; object arrays hold strings.
+
+    Example:
+        >>> dtype_name(np.zeros(3, np.float32))
+        'float'
+    """
+    if array.dtype.kind in "SU":
+        return "string"
+    return _FROM_NUMPY.get(array.dtype.name, array.dtype.name)

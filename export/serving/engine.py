@@ -1,0 +1,218 @@
+"""The engine that runs a SavedModel: TensorFlow itself.
+
+Nothing above this module knows TensorFlow: signatures are described by names, types and shapes, tensors are NumPy
+arrays and failures are `ServingError`s. Another engine needs the same few members.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_convnets.export.serving.dtypes import NAMES, TensorInfo, dtype_name
+from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
+
+SERVE_TAG = "serve"
+DEFAULT_SIGNATURE = "serving_default"
+
+# What eager execution adds to the message of the operation that failed.
+_PREAMBLE = re.compile(r"^Graph execution error:\s*(?:.*?<stack traces unavailable>\s*)?", re.DOTALL)
+_SUFFIX = re.compile(r"\s*\[Op:[^\]]*\](?: name: \S*)?\s*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A way to call the model.
+
+    Attributes:
+        name: the signature's key.
+        inputs: the inputs by alias.
+        outputs: the outputs by alias, sorted.
+        defaults: values for inputs that a request may leave out, by alias.
+    """
+
+    name: str
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
+    defaults: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def check_input_names(self, names: Collection[str]) -> None:
+        """Check that the inputs that came are the signature's.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT, with what is missing and what is too much.
+        """
+        expected, sent = set(self.inputs), set(names)
+        extra, missing = sent - expected, expected - sent - set(self.defaults)
+        if len(sent) > len(expected) or (len(sent) < len(expected) and missing):
+            raise invalid_argument(
+                f"input size does not match signature: {len(sent)}!={len(expected)} "
+                f"len({{{_joined(sent)}}}) != len({{{_joined(expected)}}}). Sent extra: {{{_joined(extra)}}}. "
+                f"Missing but required: {{{_joined(expected - sent)}}}."
+            )
+        if missing or extra:
+            what, name = ("Signature input", min(missing)) if missing else ("Request's input", min(extra))
+            raise invalid_argument(
+                f"{what} {name} has no counterpart. Inputs expected to be in the set {{{_joined(expected)}}}."
+            )
+
+    def check_outputs(self, names: Collection[str]) -> None:
+        """Check the outputs that a request asks for.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT for an unknown or a repeated one.
+        """
+        seen = set()
+        for name in names:
+            if name not in self.outputs:
+                raise invalid_argument(
+                    f"output tensor alias not found in signature: {name} "
+                    f"Outputs expected to be in the set {{{_joined(self.outputs)}}}."
+                )
+            if name in seen:
+                raise invalid_argument(f"duplicate output tensor alias: {name}")
+            seen.add(name)
+
+
+class SavedModelEngine:
+    """A SavedModel of any kind, TF1-style or TF2, loaded through `tf.saved_model.load`.
+
+    Args:
+        path: the version's directory, the one that holds `saved_model.pb`.
+
+    Attributes:
+        signature_defs: the SavedModel's signatures verbatim, as protocol buffers by name.
+        signatures: what can be called, by name.
+
+    Raises:
+        ServingError: the directory holds no SavedModel that loads.
+
+    Example:
+        >>> engine = SavedModelEngine("saved_models/resnet20/1")
+        >>> engine.run("serving_default", {"image_bytes": np.array([png], object)})["probabilities"].shape
+        (1, 10)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        # Loading is the first thing that needs TensorFlow.
+        import tensorflow as tf
+
+        self._tf = tf
+        path = os.fspath(path)
+        try:
+            self.signature_defs = _read_signature_defs(path)
+            # Kept as a whole: the signatures alone do not keep variables and tables alive.
+            self._model: Any = tf.saved_model.load(path, tags={SERVE_TAG})
+        except Exception as error:
+            raise _load_error(error, path) from error
+        self._functions = dict(self._model.signatures)
+        self.signatures = {name: self._describe(name, proto) for name, proto in sorted(self.signature_defs.items())}
+
+    def _describe(self, name: str, proto: Any) -> Signature:
+        defaults = {alias: self._tf.make_ndarray(value) for alias, value in proto.defaults.items()}
+        return Signature(name, _tensor_infos(proto.inputs), _tensor_infos(proto.outputs), defaults)
+
+    def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a signature.
+
+        Args:
+            name: the signature's key.
+            inputs: a tensor for each input by alias, strings as object arrays of bytes; inputs with a default may
+                be missing.
+
+        Returns:
+            Every output by alias.
+
+        Raises:
+            ServingError: with the code and the text of TensorFlow's error; INVALID_ARGUMENT for a type or a rank
+                that the signature does not take.
+        """
+        signature = self.signatures[name]
+        function = self._functions.get(name)
+        if function is None:
+            raise invalid_argument(f"Signature {name} cannot be called: it only initialises the model.")
+        inputs = {**signature.defaults, **inputs}
+        for position, (alias, info) in enumerate(sorted(signature.inputs.items())):
+            if dtype_name(inputs[alias]) != info.dtype:
+                raise invalid_argument(
+                    f"Expects arg[{position}] to be {info.dtype} but {dtype_name(inputs[alias])} is provided"
+                )
+            _check_shape(info, inputs[alias].shape)
+        try:
+            outputs = function(**{alias: self._tf.constant(inputs[alias]) for alias in signature.inputs})
+            return {alias: _as_array(outputs[alias]) for alias in signature.outputs}
+        except (self._tf.errors.OpError, TypeError, ValueError) as error:
+            raise _run_error(error) from error
+
+
+def _joined(names: Collection[str]) -> str:
+    return ",".join(sorted(names))
+
+
+def _as_array(tensor: Any) -> np.ndarray:
+    array = tensor.numpy()
+    # A scalar string comes as bare bytes.
+    return (
+        array if isinstance(array, np.ndarray) else np.array(array, dtype=object if isinstance(array, bytes) else None)
+    )
+
+
+def _check_shape(info: TensorInfo, shape: tuple[int, ...]) -> None:
+    if info.shape is None:
+        return
+    fits = len(shape) == len(info.shape) and all(
+        want is None or want == got for want, got in zip(info.shape, shape, strict=True)
+    )
+    if not fits:
+        expected = ",".join("?" if size is None else str(size) for size in info.shape)
+        raise invalid_argument(
+            f"Input {info.alias} has shape [{','.join(map(str, shape))}], which does not fit the signature's "
+            f"[{expected}]"
+        )
+
+
+def _tensor_infos(protos: Mapping[str, Any]) -> dict[str, TensorInfo]:
+    infos = {}
+    for alias, proto in sorted(protos.items()):
+        dims = proto.tensor_shape.dim
+        shape = None if proto.tensor_shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in dims)
+        infos[alias] = TensorInfo(alias, NAMES.get(proto.dtype, "invalid"), shape)
+    return infos
+
+
+def _read_signature_defs(path: str) -> dict[str, Any]:
+    """Read the signatures from the file itself, because loading adds, drops and renames some."""
+    from tensorflow.python.saved_model import loader_impl
+
+    for graph in loader_impl.parse_saved_model(path).meta_graphs:
+        if set(graph.meta_info_def.tags) == {SERVE_TAG}:
+            return dict(graph.signature_def)
+    raise ServingError(
+        Code.NOT_FOUND,
+        f"Could not find meta graph def matching supplied tags: {{ {SERVE_TAG} }} in {path}",
+    )
+
+
+def _load_error(error: Exception, path: str) -> ServingError:
+    if isinstance(error, ServingError):
+        return error
+    code = getattr(error, "error_code", None)
+    if code is None:
+        code = Code.NOT_FOUND if isinstance(error, OSError) else Code.UNKNOWN
+    text = _plain_text(error)
+    return ServingError(Code(code), text if path in text else f"{path}: {text}")
+
+
+def _run_error(error: Exception) -> ServingError:
+    code = getattr(error, "error_code", None)
+    return ServingError(Code.INVALID_ARGUMENT if code is None else Code(code), _plain_text(error))
+
+
+def _plain_text(error: Exception) -> str:
+    text = str(getattr(error, "message", None) or error)
+    return _SUFFIX.sub("", _PREAMBLE.sub("", text)).strip() or type(error).__name__

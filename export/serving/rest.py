@@ -1,0 +1,252 @@
+"""The REST front end: one plain ASGI application, and the uvicorn server that runs it in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import logging
+import re
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from keras_convnets.export.serving import codec, urls
+from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
+from keras_convnets.export.serving.servables import Servables
+from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
+
+_log = logging.getLogger(__name__)
+
+# TensorFlow Serving reads bodies of any size; a server for others than oneself wants a number here.
+MAX_REQUEST_BYTES: int | None = None
+KEEP_ALIVE_SECONDS = 75
+
+_JSON = [(b"content-type", b"application/json")]
+_NOT_FOUND = b"<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1></body></html>\n"
+_ORIGIN = re.compile(rb"https?://")
+
+Message = dict[str, Any]
+
+
+class RestApp:
+    """TensorFlow Serving's REST interface as an ASGI application.
+
+    Args:
+        servables: the models.
+        executor: runs everything that takes time, so that a slow request holds up no other.
+        timeout_seconds: after which a request is answered with 504.
+        max_request_bytes: the largest body, as sent and inflated; None for any size.
+    """
+
+    def __init__(
+        self,
+        servables: Servables,
+        executor: concurrent.futures.Executor,
+        *,
+        timeout_seconds: float = 30.0,
+        max_request_bytes: int | None = MAX_REQUEST_BYTES,
+    ):
+        self._servables = servables
+        self._executor = executor
+        self._timeout = timeout_seconds
+        self._max_bytes = max_request_bytes
+
+    async def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> None:
+        """Answer one request."""
+        target = _target(scope)
+        if not urls.is_handled(target):
+            headers = [(b"content-type", b"text/html; charset=ISO-8859-1"), (b"connection", b"close")]
+            await _send(send, 404, _NOT_FOUND, headers)
+            return
+        try:
+            body = await self._read(receive)
+        except _TooLarge:
+            error = f"The request is larger than the {self._max_bytes} bytes allowed"
+            await _send(send, 413, _error_body(error), [*_JSON, (b"connection", b"close")])
+            return
+        if body is None:
+            return
+        headers = dict(scope["headers"])
+        if scope["method"] == "OPTIONS":
+            status = 200 if _ORIGIN.search(headers.get(b"origin", b"")) else 400
+            await _send(send, status, b"", [])
+            return
+        gzipped = headers.get(b"content-encoding", b"").strip().lower() == b"gzip"
+        status, answer = await self._answer(scope["method"], target, body, gzipped)
+        await _send(send, status, answer, _JSON)
+
+    async def _read(self, receive: Callable[[], Awaitable[Message]]) -> bytes | None:
+        """Return the whole body, or None when the client went away before it was sent."""
+        chunks, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunk = message.get("body", b"")
+            chunks.append(chunk)
+            size += len(chunk)
+            if self._max_bytes is not None and size > self._max_bytes:
+                raise _TooLarge
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
+    async def _answer(self, method: str, target: str, body: bytes, gzipped: bool) -> tuple[int, bytes]:
+        try:
+            route = urls.parse(method, target)
+            if route is None:
+                raise invalid_argument(f"Malformed request: {method} {target}")
+            if route.action == "status":
+                return 200, self._status(route)
+            work = asyncio.get_running_loop().run_in_executor(
+                self._executor, self._work, route, body, gzipped, time.monotonic() + self._timeout
+            )
+            return 200, await asyncio.wait_for(work, self._timeout)
+        except urls.VersionOverflow:
+            return 400, b""
+        except ServingError as error:
+            return error.http_status, _error_body(error.message)
+        except TimeoutError:
+            error = ServingError(Code.DEADLINE_EXCEEDED, f"Timed out after {self._timeout * 1000:.0f} ms")
+            return error.http_status, _error_body(error.message)
+        except Exception as error:
+            _log.exception("Answering %s %s failed", method, target)
+            return 500, _error_body(f"Internal error: {type(error).__name__}: {error}")
+
+    def _work(self, route: urls.Route, body: bytes, gzipped: bool, deadline: float) -> bytes:
+        if time.monotonic() > deadline:
+            # Nobody waits for it any more.
+            raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out before it was begun")
+        if route.action == "metadata":
+            return self._metadata(route)
+        if route.action != "predict":
+            raise ServingError(
+                Code.UNIMPLEMENTED, f"This server does not answer :{route.action}; use :predict, or TensorFlow Serving."
+            )
+        return self._predict(route, _inflate(body, self._max_bytes) if gzipped else body)
+
+    def _predict(self, route: urls.Route, body: bytes) -> bytes:
+        document, asked = codec.parse_request(body)
+        with self._servables.use(route.model, route.version, route.label) as servable:
+            name = asked or DEFAULT_SIGNATURE
+            signature = servable.engine.signatures.get(name)
+            if signature is None:
+                raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
+            inputs, format = codec.decode_inputs(document, signature.inputs, asked)
+            signature.check_input_names(inputs)
+            outputs = servable.engine.run(name, inputs)
+        return codec.encode_outputs(outputs, format)
+
+    def _status(self, route: urls.Route) -> bytes:
+        if not route.model:
+            raise invalid_argument("Missing model name in request.")
+        entries = []
+        for entry in self._servables.status(route.model, route.version):
+            code, message = (Code.OK, "") if entry.error is None else (entry.error.code, entry.error.message)
+            status = {"error_code": code.name, "error_message": message}
+            entries.append({"version": str(entry.version), "state": entry.state.name, "status": status})
+        return _json_bytes({"model_version_status": entries})
+
+    def _metadata(self, route: urls.Route) -> bytes:
+        if not route.model:
+            raise invalid_argument("Missing model name in request.")
+        from google.protobuf import json_format
+
+        with self._servables.use(route.model, route.version, route.label) as servable:
+            signatures = {
+                name: json_format.MessageToDict(
+                    proto, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+                )
+                for name, proto in servable.engine.signature_defs.items()
+            }
+        spec = {"name": route.model, "signature_name": "", "version": str(servable.version)}
+        return _json_bytes({"model_spec": spec, "metadata": {"signature_def": {"signature_def": signatures}}})
+
+
+class RestServer:
+    """uvicorn, in a thread, on a socket that is bound already.
+
+    Args:
+        app: the application.
+        bound: the socket; it is made to listen by `start` and closed by `stop`.
+    """
+
+    def __init__(self, app: RestApp, bound: socket.socket):
+        import uvicorn
+
+        self._socket = bound
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+        self._config = config
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [bound]}, name="rest-server", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start to answer."""
+        self._thread.start()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Take no more requests and return when those under way are answered, or when the grace is over."""
+        self._config.timeout_graceful_shutdown = grace_seconds
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join(grace_seconds + 5)
+        self._socket.close()
+
+
+class _TooLarge(Exception):
+    """A body beyond the limit."""
+
+
+def _target(scope: dict[str, Any]) -> str:
+    query = scope.get("query_string", b"")
+    target = scope["raw_path"] + (b"?" + query if query else b"")
+    return target.decode("latin-1")
+
+
+def _inflate(body: bytes, limit: int | None) -> bytes:
+    """Inflate a gzip body; a broken one reads as empty, as it does in TensorFlow Serving."""
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        data = inflater.decompress(body, 0 if limit is None else limit + 1)
+    except zlib.error:
+        return b""
+    if limit is not None and len(data) > limit:
+        raise ServingError(Code.RESOURCE_EXHAUSTED, f"The request is larger than the {limit} bytes allowed")
+    return data if inflater.eof else b""
+
+
+def _json_bytes(value: Any) -> bytes:
+    # Names and messages may hold bytes that are no UTF-8; they leave as they came.
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+
+
+def _error_body(message: str) -> bytes:
+    return _json_bytes({"error": message})
+
+
+async def _send(
+    send: Callable[[Message], Awaitable[None]], status: int, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    length = (b"content-length", str(len(body)).encode("ascii"))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})

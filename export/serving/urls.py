@@ -1,0 +1,88 @@
+"""The URL grammar of TensorFlow Serving's REST interface.
+
+The path is matched as it was sent, query string included and percent-escapes untouched, because that is what
+TensorFlow Serving matches: `GET /v1/models/m?x=1` asks for a model called "m?x=1".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from urllib.parse import unquote_to_bytes
+
+_VERSION_OR_LABEL = r"(?:(?:/versions/([0-9]+))|(?:/labels/([^/:]+)))?"
+_POST = re.compile(rf"/v1/models/([^/:]+){_VERSION_OR_LABEL}:(classify|regress|predict)", re.IGNORECASE | re.DOTALL)
+_GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION_OR_LABEL}(?:/(metadata))?", re.IGNORECASE | re.DOTALL)
+_HANDLED = re.compile(r"/v1/.*", re.IGNORECASE)
+_VERBS = ("classify", "regress", "predict")
+
+MAX_VERSION = 2**63 - 1
+
+
+class VersionOverflow(Exception):
+    """A version number in the URL that does not fit 64 bits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """What a request asks for.
+
+    Attributes:
+        action: "classify", "regress", "predict", "status" or "metadata".
+        model: the model's name, percent-decoded; "" when the URL names none.
+        version: the version number asked for, or None.
+        label: the version label asked for, percent-decoded, or None.
+    """
+
+    action: str
+    model: str
+    version: int | None = None
+    label: str | None = None
+
+
+def is_handled(target: str) -> bool:
+    """Tell whether the path belongs to the REST interface at all (anything below `/v1/`)."""
+    return _HANDLED.fullmatch(target) is not None
+
+
+def parse(method: str, target: str) -> Route | None:
+    """Return what a request line asks for, or None when it is malformed.
+
+    The pattern ignores case but the verb and "metadata" count in lower case only: `:PREDICT` is malformed and
+    `/METADATA` asks for the status.
+
+    Args:
+        method: the HTTP method, in capitals.
+        target: the path with its query string as sent, decoded as Latin-1.
+
+    Raises:
+        VersionOverflow: the version does not fit a signed 64-bit integer.
+
+    Example:
+        >>> parse("POST", "/v1/models/resnet50/versions/2:predict")
+        Route(action='predict', model='resnet50', version=2, label=None)
+    """
+    if method == "POST" and (match := _POST.fullmatch(target)):
+        model, version, label, verb = match.groups()
+        action = verb if verb in _VERBS else None
+    elif method == "GET" and (match := _GET.fullmatch(target)):
+        model, version, label, subresource = match.groups()
+        action = "metadata" if subresource == "metadata" else "status"
+    else:
+        return None
+    number = _version(version) if version else None
+    if action is None:
+        return None
+    return Route(action, _decoded(model or ""), number, _decoded(label) if label else None)
+
+
+def _version(digits: str) -> int:
+    # Python refuses to convert thousands of digits, so the length is looked at first.
+    number = int(digits.lstrip("0")[:20] or "0")
+    if number > MAX_VERSION:
+        raise VersionOverflow(digits)
+    return number
+
+
+def _decoded(text: str) -> str:
+    return unquote_to_bytes(text.encode("latin-1")).decode("utf-8", "surrogateescape")

@@ -1,0 +1,81 @@
+"""A classifier in hand: a network, or what a runtime loaded, with its card; images in, names out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_convnets.card import ModelCard
+from keras_convnets.errors import UserError
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Something that classifies, and its card.
+
+    Attributes:
+        card: class names, view and all else.
+        predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
+        predict_encoded: encoded images to probabilities, where the thing decodes by itself; else it is done here.
+    """
+
+    card: ModelCard
+    predict_images: Callable[[np.ndarray], np.ndarray]
+    predict_encoded: Callable[[Sequence[bytes]], np.ndarray] | None = None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the probabilities of images of the input's size, uint8 [n, H, W, 3]."""
+        return self.predict_images(images)
+
+    def predict(self, encoded: Sequence[bytes]) -> np.ndarray:
+        """Return the probabilities of encoded images, float32 [n, classes].
+
+        Raises:
+            UserError: if one of them does not decode.
+        """
+        if self.predict_encoded is not None:
+            return self.predict_encoded(encoded)
+        return self.predict_images(view_encoded(encoded, self.card))
+
+    def top_k(self, encoded: Sequence[bytes], k: int = 5) -> list[list[tuple[str, float]]]:
+        """Return for each encoded image its k likeliest classes with their probabilities, likeliest first."""
+        return [name_scores(row, self.card.class_names, k) for row in self.predict(encoded)]
+
+
+def name_scores(probabilities: np.ndarray, class_names: Sequence[str], k: int) -> list[tuple[str, float]]:
+    """Return the k likeliest classes of one image, likeliest first; ties go to the lower class index."""
+    order = np.argsort(-probabilities, kind="stable")[:k]
+    return [(class_names[index], float(probabilities[index])) for index in order]
+
+
+def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
+    """Decode images and bring them to the network's input by the card's view.
+
+    Returns:
+        uint8 [n, H, W, 3].
+
+    Raises:
+        UserError: if one of them does not decode; the sentence gives its position.
+    """
+    import tensorflow as tf
+
+    from keras_convnets._tf_ops import center_view, decode_image
+
+    views = []
+    for position, data in enumerate(encoded):
+        try:
+            views.append(center_view(decode_image(tf.constant(data)), card.view["resize"], card.view["crop"]).numpy())
+        except tf.errors.OpError as error:
+            reason = error.message.split("\n")[0].split("[Op:")[0].strip()
+            raise UserError(f"image {position} is not readable ({reason}); JPEG, PNG, BMP and GIF are.") from error
+    return np.stack(views)
+
+
+def keras_classifier(model, card: ModelCard) -> Classifier:
+    """Return a classifier over a Keras model, which is compiled once and sees any batch size."""
+    import tensorflow as tf
+
+    predict = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+    return Classifier(card, lambda images: predict(tf.constant(images)).numpy())

@@ -1,0 +1,527 @@
+"""The command line: `main` parses and delegates; each command is thin over the Python interface.
+
+This module alone may import the other rooms, training and export, and only inside functions: help and `models` answer
+without Keras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_convnets.arguments import Parser
+from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.registry import ARCHITECTURES, get_architecture, list_models
+from keras_convnets.version import __version__
+
+if TYPE_CHECKING:
+    from keras_convnets.classifier import Classifier
+    from keras_convnets.training.data import DataSet
+
+PROGRAM = "keras-convnets"
+FAILURE, USER_ERROR, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments after the program's name; by default those of the process.
+
+    Returns:
+        The exit status: 0, 2 for a user's mistake, 1 for a failure, 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        args = _parse(argv)
+        args.command(args)
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does; python's own flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        return _complain(error)
+    return 0
+
+
+def _complain(error: BaseException) -> int:
+    """Print one sentence for an error and return the exit status that fits it."""
+    from keras_convnets.errors import Interrupted
+
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    status = FAILURE
+    if isinstance(error, UserError):
+        status = USER_ERROR
+    elif isinstance(error, (Interrupted, KeyboardInterrupt)):
+        status = INTERRUPTED
+    else:
+        sentence = f"{sentence[:500]} (add --debug for the traceback)"
+    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+    return status
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    first = next((arg for arg in argv if not arg.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        raise unknown_name("command", first, COMMANDS, f"see {PROGRAM} --help")
+    parser = Parser(prog=PROGRAM, description="The classic convolutional networks: train, evaluate, export, serve.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for name, (command, add_flags) in COMMANDS.items():
+        purpose = command.__doc__.split("\n")[0]
+        sub = commands.add_parser(name, help=purpose[0].lower() + purpose[1:].rstrip("."), description=purpose)
+        # Its own default would overwrite a --debug that stood before the command.
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        add_flags(sub)
+        sub.set_defaults(command=command)
+    return parser.parse_args(argv)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep TensorFlow's start-up messages off the screen: they come from C++ before its log level is read."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    screen = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+
+
+def _load_tensorflow() -> None:
+    """Import TensorFlow without its messages, unless the user asked to see everything."""
+    with contextlib.nullcontext() if "--debug" in sys.argv else _hushed():
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()
+    tf.get_logger().setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console()
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _models(args: argparse.Namespace) -> None:
+    """List the networks."""
+    names = list_models(args.pattern)
+    if not names:
+        raise UserError(f"no network matches {args.pattern!r}; run {PROGRAM} models for all of them.")
+    rows = [ARCHITECTURES[name] for name in names]
+    if args.json:
+        facts = ("name", "depth", "parameters", "multiply_adds", "input_shape", "classes", "paper", "section")
+        _print_json([{fact: getattr(row, fact) for fact in facts} for row in rows])
+        return
+    print(f"{'network':<12} {'depth':>5} {'parameters':>11} {'multiply-adds':>14}  {'input':<11} published error")
+    for row in rows:
+        size = "x".join(map(str, row.input_shape))
+        error = "; ".join(f"{item.data} {item.top1:g} %" for item in row.published) or "-"
+        print(f"{row.name:<12} {row.depth:>5} {row.parameters:>11,} {row.multiply_adds:>14,}  {size:<11} {error}")
+
+
+def _models_flags(parser: Parser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'ResNet*'")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _info(args: argparse.Namespace) -> None:
+    """Show what is known of a network, and its size at another input or class count."""
+    known = get_architecture(args.model)
+    facts = {
+        "name": known.name,
+        "paper": known.paper,
+        "section": known.section,
+        "depth": known.depth,
+        "parameters": known.parameters,
+        "multiply_adds": known.multiply_adds,
+        "input_shape": known.input_shape,
+        "classes": known.classes,
+    }
+    if args.classes is not None or args.image_size is not None:
+        _load_tensorflow()
+        from keras_convnets.info import model_info
+
+        shape = (args.image_size, args.image_size, 3) if args.image_size is not None else known.input_shape
+        facts["classes"] = known.classes if args.classes is None else args.classes
+        counted = model_info(known.name, classes=facts["classes"], input_shape=shape)
+        facts |= {name: getattr(counted, name) for name in ("depth", "parameters", "multiply_adds", "input_shape")}
+    if args.json:
+        _print_json({**facts, "published": [vars(item) for item in known.published]})
+        return
+    for name, value in facts.items():
+        shown = (
+            "x".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}" if isinstance(value, int) else value
+        )
+        print(f"{name.replace('_', ' '):<14} {shown}")
+    for item in known.published:
+        note = f" ({item.note})" if item.note else ""
+        print(f"{'published':<14} {item.top1:g} % top-1 error{note}, {item.data}, {item.protocol}; {item.source}")
+
+
+def _info_flags(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a name that models lists")
+    parser.add_argument("--classes", type=int, help="count for so many classes")
+    parser.add_argument("--image_size", type=int, help="count for a square input of this side, in pixels")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _train(args: argparse.Namespace) -> None:
+    """Train a network by a paper's recipe; the same command again goes on where it stopped."""
+    overrides = dict(_assignment(text) for text in args.set)
+    get_architecture(args.model)
+    _load_tensorflow()
+    from keras_convnets import training
+
+    finished_before = training.Run(args.run).finished
+    run = training.fit(
+        args.model,
+        args.dataset,
+        run=args.run,
+        recipe=args.recipe,
+        overrides=overrides,
+        data_dir=args.data_dir,
+        console=_console(),
+    )
+    if finished_before:
+        print(f"run {run.path} is finished already; nothing was done.")
+    else:
+        print(f"run {run.path} is finished; next: {PROGRAM} evaluate {run.path}, or {PROGRAM} export {run.path}")
+
+
+def _train_flags(parser: Parser) -> None:
+    parser.add_argument("--model", required=True, metavar="MODEL", help="a name that models lists")
+    _data_flags(parser, required=True)
+    parser.add_argument("--run", required=True, metavar="DIR", help="the run directory to write or to go on with")
+    parser.add_argument("--recipe", default="resnet_cifar", help="default: %(default)s")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field of the recipe")
+
+
+def _data_flags(parser: Parser, required: bool = False) -> None:
+    what = "digits, a folder of images, or a name of TensorFlow Datasets such as cifar10"
+    parser.add_argument("--dataset", required=required, metavar="DATA", help=what)
+    parser.add_argument("--data_dir", metavar="DIR", help="where prepared TFDS directories are (else TFDS_DATA_DIR)")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    field, equals, value = text.partition("=")
+    if not equals or not field:
+        raise UserError(f"--set got {text!r}; it takes FIELD=VALUE, such as --set epochs=3.")
+    return field.replace("-", "_"), value
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    """Measure runs, exported versions, ONNX files or endpoints on a data set."""
+    _load_tensorflow()
+    results = {}
+    for source in args.source:
+        result = _evaluate_one(source, args)
+        results[source] = result.to_dict()
+        if not args.json:
+            _print_evaluation(source, result)
+    if args.json == "-":
+        _print_json(results)
+    elif args.json:
+        from keras_convnets.files import write_json
+
+        write_json(args.json, results)
+
+
+def _evaluate_flags(parser: Parser) -> None:
+    what = "run directory, exported version, .keras or .onnx file, or an endpoint's URL"
+    parser.add_argument("source", nargs="+", metavar="SOURCE", help=what)
+    _data_flags(parser)
+    parser.add_argument("--split", help="default: test where there is one, else val or validation")
+    parser.add_argument("--batch_size", type=_positive, default=128, help="default: %(default)s")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def _evaluate_one(source: str, args: argparse.Namespace):
+    from rich.progress import Progress
+
+    from keras_convnets import training
+
+    classifier, run = _open_source(source)
+    data = _data_of(source, run, args)
+    if run is not None:
+        data = data.with_holdout(run.config()["recipe"]["holdout"])
+    data = data.at_size(*_input_size(source, classifier, data))
+    if classifier.card is not None and classifier.card.class_names != data.class_names:
+        raise UserError(
+            f"{source} knows the classes {_shortened(classifier.card.class_names)}, and {data.name} has "
+            f"{_shortened(data.class_names)}; evaluate on data with the model's classes."
+        )
+    with Progress(transient=True, disable=bool(args.json)) as progress:
+        task = progress.add_task(f"evaluating {source}", total=None)
+        result = training.evaluate(
+            classifier,
+            data,
+            split=args.split,
+            batch_size=args.batch_size,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if run is not None:
+        run.add_evaluation(result)
+    return result
+
+
+def _shortened(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _data_of(source: str, run, args: argparse.Namespace) -> DataSet:
+    """Return the data to evaluate on: the flag's, else what the run was trained on."""
+    from keras_convnets import training
+
+    kept = run.config()["source"] if run is not None else {}
+    place = args.dataset or kept.get("dataset")
+    if place is None:
+        raise UserError(f"{source} does not say which data it was trained on; name some with --dataset.")
+    return training.load_dataset(place, args.data_dir or (None if args.dataset else kept.get("data_dir")))
+
+
+def _input_size(source: str, classifier: Classifier, data: DataSet) -> tuple[int, int]:
+    if classifier.card is not None:
+        return tuple(classifier.card.view["crop"])
+    if data.image_size is None:
+        raise UserError(
+            f"{data.name} has images of many sizes and {source} does not say which it takes; "
+            "evaluate the exported version itself."
+        )
+    return data.image_size
+
+
+def _print_evaluation(source: str, result) -> None:
+    top5 = "" if result.top5 is None else f"  top-5 {result.top5:.2%}"
+    print(f"{source}: top-1 {result.top1:.2%} (+- {result.standard_error:.2%}){top5}  on {result.key}, n={result.n}")
+    width = max(len(name) for name in result.class_names)
+    print(f"  {'class':<{width}}  {'n':>6}  {'top-1':>7}  most often taken for")
+    for index, row in enumerate(result.per_class):
+        if row["n"]:
+            mistakes = result.confusion[index].copy()
+            mistakes[index] = 0
+            worst = mistakes.argmax()
+            taken = f"{result.class_names[worst]} ({mistakes[worst]})" if mistakes[worst] else ""
+            print(f"  {row['class']:<{width}}  {row['n']:>6}  {row['top1']:>7.2%}  {taken}".rstrip())
+
+
+def _open_source(source: str) -> tuple[Classifier, Any]:
+    """Return the classifier that a SOURCE names, and its run where it is one."""
+    from keras_convnets import export
+    from keras_convnets.classifier import Classifier, keras_classifier
+
+    if source.startswith(("http://", "https://", "grpc://")):
+        from keras_convnets.images import encode_png
+
+        client = export.Client(source)
+        return Classifier(
+            None, lambda images: client.predict([encode_png(image) for image in images]), client.predict
+        ), None
+    path = Path(source)
+    if (path / "config.json").is_file():
+        from keras_convnets.training import Run
+
+        run = Run.existing(path)
+        return keras_classifier(run.model(), run.card()), run
+    if path.is_dir() or path.suffix == ".onnx":
+        return export.load(path), None
+    model = _open_model(source)
+    from keras_convnets.card import card_of_model
+
+    return keras_classifier(model, card_of_model(model)), None
+
+
+def _open_model(source: str):
+    """Return the network of MODEL, MODEL:WEIGHTS or a .keras file."""
+    from keras_convnets.registry import get_model
+
+    if source.endswith(".keras") and ":" not in source:
+        import keras
+
+        if not Path(source).is_file():
+            raise UserError(f"there is no file {source}; give an existing .keras file.")
+        try:
+            return keras.saving.load_model(source, compile=False)
+        except (ValueError, TypeError, OSError, KeyError) as error:
+            raise UserError(f"{source} is not a network that Keras loads ({str(error).splitlines()[0]}).") from error
+    name, _, weights = source.partition(":")
+    if os.sep in name or Path(source).exists():
+        state = (
+            "is no run directory, exported version, .keras or .onnx file" if Path(source).exists() else "does not exist"
+        )
+        raise UserError(f"{source} {state}; give one of these, MODEL, MODEL:WEIGHTS or a URL.")
+    return get_model(name, weights=weights or None)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    """Classify images, folders of images or URLs of images."""
+    given = [value for value in (args.run, args.model, args.url) if value]
+    if len(given) != 1:
+        raise UserError(f"{PROGRAM} predict takes one of --run, --model and --url, and got {len(given)}; give one.")
+    from keras_convnets.images import find_images, read_image
+
+    places = find_images(args.images)
+    _load_tensorflow()
+    if args.url:
+        from keras_convnets import export
+
+        answer = export.Client(args.url).top_k
+    else:
+        if args.run:
+            from keras_convnets.training import Run
+
+            Run.existing(args.run).card()
+        answer = _open_source(given[0])[0].top_k
+    found = []
+    for first in range(0, len(places), args.batch_size):
+        part = places[first : first + args.batch_size]
+        for place, answers in zip(part, answer([read_image(place) for place in part]), strict=True):
+            found.append(
+                {"image": place, "classes": [{"class": name, "probability": p} for name, p in answers[: args.top_k]]}
+            )
+    if args.json:
+        _print_json(found)
+        return
+    width = max(len(item["image"]) for item in found)
+    for item in found:
+        answers = "  ".join(f"{row['class']} {row['probability']:.1%}" for row in item["classes"])
+        print(f"{item['image']:<{width}}  {answers}")
+
+
+def _predict_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, folders of images, http(s) URLs of images"
+    )
+    parser.add_argument("--run", metavar="DIR", help="classify with a run")
+    parser.add_argument("--model", metavar="SOURCE", help="with an exported version, a .keras or .onnx file")
+    parser.add_argument("--url", help="with an endpoint: http://HOST:8501/v1/models/NAME or grpc://HOST:8500/NAME")
+    parser.add_argument(
+        "--top_k", type=_positive, default=3, help="classes shown; an endpoint gives at most 5; default: 3"
+    )
+    parser.add_argument("--batch_size", type=_positive, default=32, help="images at a time; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Export a run or a network as SavedModel and ONNX, verified, into a model repository."""
+    _load_tensorflow()
+    from keras_convnets import export
+
+    path = Path(args.source)
+    source = path if path.is_dir() else _open_model(args.source)
+    if path.is_dir():
+        from keras_convnets.training import Run
+
+        Run.existing(path).card()
+    formats = tuple(part for part in args.formats.split(",") if part)
+    folder = export.publish(source, name=args.name, to=args.to, version=args.version, formats=formats)
+    differences = export.load(folder).card.export["differences"]
+    for way, difference in differences.items():
+        print(f"verified {way}: differs from Keras by at most {difference:.1e}")
+    print(f"published {folder}; next: {PROGRAM} serve {args.to}")
+
+
+def _export_flags(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="a run directory, a .keras file, MODEL or MODEL:WEIGHTS")
+    parser.add_argument("--name", help="the model's name in the repository; default: the run's")
+    parser.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
+    parser.add_argument("--version", type=int, help="default: the highest and one")
+    parser.add_argument("--formats", default="saved_model,onnx", help="default: %(default)s")
+
+
+def _serve(args: argparse.Namespace) -> None:
+    """Answer TensorFlow Serving's REST and gRPC for exported models."""
+    from keras_convnets.export import repository
+
+    if args.model_base_path:
+        models = {args.model_name or "default": Path(args.model_base_path)}
+    else:
+        models = repository.models(args.repository)
+        if args.model_name and args.model_name not in models:
+            raise unknown_name(f"model of {args.repository}", args.model_name, models)
+        models = {name: path for name, path in models.items() if args.model_name in (None, name)}
+    _load_tensorflow()
+    from keras_convnets.export.serving import ModelServer, serve_forever
+
+    server = ModelServer(
+        models,
+        port=args.port,
+        rest_api_port=args.rest_api_port,
+        host=args.host,
+        file_system_poll_wait_seconds=args.file_system_poll_wait_seconds,
+        rest_api_timeout_in_ms=args.rest_api_timeout_in_ms,
+    )
+    serve_forever(server, announce=lambda line: print(line, flush=True))
+
+
+def _serve_flags(parser: Parser) -> None:
+    parser.add_argument("repository", nargs="?", default="saved_models", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8500, help="of gRPC; default: %(default)s")
+    parser.add_argument("--rest_api_port", type=int, default=8501, help="of REST; default: %(default)s")
+    parser.add_argument("--model_name", help="serve this model only, or the name for --model_base_path")
+    parser.add_argument(
+        "--model_base_path", metavar="DIR", help="a model's folder of versions, instead of a repository"
+    )
+    parser.add_argument(
+        "--file_system_poll_wait_seconds", type=float, default=1.0, help="default: %(default)s; 0: look once"
+    )
+    parser.add_argument("--rest_api_timeout_in_ms", type=int, default=30_000, help="default: %(default)s")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only"
+    )
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    """Do the main job on real data: train, evaluate, export, serve, classify over REST and gRPC."""
+    from keras_convnets.quickstart import quickstart
+
+    quickstart(main, run=args.run, repository=args.to, keep_serving=args.keep_serving)
+
+
+def _quickstart_flags(parser: Parser) -> None:
+    parser.add_argument("--run", default="runs/quickstart", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--to", default="saved_models", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--keep_serving", action="store_true", help="leave the endpoint up until Ctrl-C")
+
+
+# A command's docstring is its help.
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[Parser], None]]] = {
+    "models": (_models, _models_flags),
+    "info": (_info, _info_flags),
+    "train": (_train, _train_flags),
+    "evaluate": (_evaluate, _evaluate_flags),
+    "predict": (_predict, _predict_flags),
+    "export": (_export, _export_flags),
+    "serve": (_serve, _serve_flags),
+    "quickstart": (_quickstart, _quickstart_flags),
+}

@@ -1,0 +1,150 @@
+"""The main job in one go, by the commands a user would type: train, evaluate, export, serve, predict."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+NAME = "digits"
+SETTINGS = ("epochs=40", "batch_size=64", "holdout=0.1")
+START_SECONDS = 120.0
+
+
+def quickstart(command: Callable[[list[str]], int], *, run: str, repository: str, keep_serving: bool) -> None:
+    """Train ResNet-20 on scikit-learn's handwritten digits and take it all the way to an endpoint.
+
+    Args:
+        command: the command line's `main`: arguments to exit status.
+        run: the run directory; a run that was stopped goes on.
+        repository: where the model is exported to.
+        keep_serving: leave the endpoint up until Ctrl-C.
+
+    Raises:
+        SystemExit: with a step's exit status, if it fails.
+    """
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    _step(command, ["train", "--model", "ResNet20", "--dataset", NAME, "--run", run, *settings])
+    _step(command, ["evaluate", run])
+    _step(command, ["export", run, "--name", NAME, "--to", repository])
+    grpc_port, rest_port = _free_port(8500), _free_port(8501)
+    serve = ["serve", repository, "--model_name", NAME, "--port", str(grpc_port), "--rest_api_port", str(rest_port)]
+    _show(serve)
+    server = subprocess.Popen([sys.executable, "-m", "keras_convnets", *serve])
+    try:
+        rest = f"http://127.0.0.1:{rest_port}/v1/models/{NAME}"
+        _wait_until_open(server, (rest_port, grpc_port))
+        _ask(command, run, rest, "REST")
+        _ask(command, run, f"grpc://127.0.0.1:{grpc_port}/{NAME}", "gRPC")
+        top1, n = _measure(command, rest)
+        _say_what_next(run, repository)
+        print(f"top-1 {top1:.1%} over REST (n={n})".replace("%", " %"), flush=True)
+        if keep_serving:
+            server.wait()
+    except KeyboardInterrupt:
+        if not keep_serving:
+            raise
+    finally:
+        _stop(server)
+
+
+def _step(command: Callable[[list[str]], int], arguments: list[str]) -> None:
+    _show(arguments)
+    status = command(arguments)
+    if status:
+        raise SystemExit(status)
+
+
+def _show(arguments: list[str]) -> None:
+    print(f"\n$ keras-convnets {shlex.join(arguments)}", flush=True)
+
+
+def _ask(command: Callable[[list[str]], int], run: str, url: str, protocol: str) -> None:
+    """Classify the run's held-out samples over the wire and print the answers beside the truth."""
+    samples = Path(run) / "samples"
+    _show(["predict", str(samples), "--url", url])
+    with tempfile.TemporaryFile("w+") as file:
+        arguments = ["predict", str(samples), "--url", url, "--json"]
+        if status := _into(file, command, arguments):
+            raise SystemExit(status)
+        file.seek(0)
+        answers = json.load(file)
+    print(f"held-out images over {protocol}:")
+    for answer in answers:
+        best, truth = answer["classes"][0], Path(answer["image"]).parent.name
+        verdict = "" if best["class"] == truth else "   <- wrong"
+        print(f"  {answer['image']}  truth {truth}  answer {best['class']} ({best['probability']:.1%}){verdict}")
+
+
+def _into(file, command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    import contextlib
+
+    with contextlib.redirect_stdout(file):
+        return command(arguments)
+
+
+def _measure(command: Callable[[list[str]], int], url: str) -> tuple[float, int]:
+    """Evaluate the endpoint on the whole test split."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "evaluation.json")
+        _step(command, ["evaluate", url, "--dataset", NAME, "--batch_size", "60", "--json", path])
+        result = json.loads(Path(path).read_text())[url]
+    return result["top1"], result["n"]
+
+
+def _free_port(wanted: int) -> int:
+    """Return the wanted port, or another where that one is in use."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    return wanted
+
+
+def _wait_until_open(server: subprocess.Popen, ports: tuple[int, ...]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    waiting = list(ports)
+    while waiting:
+        if server.poll() is not None:
+            raise SystemExit(server.returncode)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the endpoint did not open port {waiting[0]} within {START_SECONDS:.0f} s")
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", waiting[0])) == 0:
+                waiting.pop(0)
+                continue
+        time.sleep(0.1)
+
+
+def _stop(server: subprocess.Popen) -> None:
+    if server.poll() is None:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _say_what_next(run: str, repository: str) -> None:
+    print(f"""
+Look at {run}/plots/learning_curves.png and {run}/plots/confusion_matrix.png. What to type next:
+  your own photographs, one sub-folder a class:
+    keras-convnets train --model ResNet20 --dataset path/to/folder --run runs/mine --set image_size=64 --set epochs=100
+  CIFAR-10 by the paper's recipe (64,000 iterations; a GPU helps):
+    keras-convnets train --model ResNet20 --dataset cifar10 --run runs/cifar10
+  the same endpoint again, or the same folder under TensorFlow Serving:
+    keras-convnets serve {repository}
+    docker run -p 8500:8500 -p 8501:8501 -v "$PWD/{repository}:/models" -e MODEL_NAME={NAME} tensorflow/serving
+""")

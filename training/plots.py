@@ -1,0 +1,80 @@
+"""Pictures of a run: learning curves and the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from keras_convnets.files import whole_file
+
+# Above this many classes the cells are too small for numbers and names.
+MOST_NUMBERED, MOST_NAMED = 20, 60
+
+
+def learning_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Draw error in percent and loss over the steps, as a PNG.
+
+    Args:
+        records: of `metrics.jsonl`.
+        path: the PNG to write.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    error, loss = figure.subplots(1, 2)
+    steps = [record["step"] for record in records]
+    error.plot(steps, [100 * (1 - record["top1"]) for record in records], "--", label="training")
+    if "val_top1" in records[-1]:
+        error.plot(steps, [100 * (1 - record["val_top1"]) for record in records], label="holdout")
+    error.set(xlabel="step", ylabel="top-1 error (%)", ylim=(0, None))
+    error.legend()
+    loss.semilogy(steps, [record["loss"] for record in records], "--", label="training loss")
+    loss.set(xlabel="step", ylabel="cross-entropy")
+    drops = [record["step"] for before, record in _pairs(records) if record["learning_rate"] < before["learning_rate"]]
+    for axes in (error, loss):
+        axes.grid(alpha=0.3)
+        for step in drops:
+            axes.axvline(step, color="grey", linewidth=0.8, linestyle=":")
+    figure.suptitle(f"{title} (dotted: the learning rate falls)" if drops else title)
+    _save(figure, path)
+
+
+def _pairs(records: Sequence[dict[str, Any]]):
+    return zip(records, records[1:], strict=False)
+
+
+def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path, title: str) -> None:
+    """Draw a confusion matrix, row the truth and column the answer, as a PNG.
+
+    Args:
+        counts: int [classes, classes].
+        class_names: the classes.
+        path: the PNG to write.
+        title: above the picture.
+    """
+    classes = len(class_names)
+    side = min(max(4.5, 0.5 * classes), 16)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    # Shares of the true class, so that rare classes are seen as well as common ones.
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="answer", ylabel="truth", title=title)
+    if classes <= MOST_NAMED:
+        rotation = 0 if max(map(len, class_names)) <= 2 else 90
+        axes.set_xticks(range(classes), class_names, rotation=rotation)
+        axes.set_yticks(range(classes), class_names)
+    if classes <= MOST_NUMBERED:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
