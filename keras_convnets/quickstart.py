@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 NAME = "digits"
@@ -34,23 +35,30 @@ def quickstart(command: Callable[[list[str]], int], *, run: str, repository: str
     _step(command, ["train", "--model", "ResNet20", "--dataset", NAME, "--run", run, *settings])
     _step(command, ["evaluate", run])
     _step(command, ["export", run, "--name", NAME, "--to", repository])
+    with _endpoint(repository) as (grpc_url, rest_url, server):
+        _ask(command, run, rest_url, "REST")
+        _ask(command, run, grpc_url, "gRPC")
+        top1, n = _measure(command, rest_url)
+        _say_what_next(run, repository)
+        last_line = f"top-1 {100 * top1:.1f} % over REST (n={n})"
+        if keep_serving:
+            print(f"{rest_url} and {grpc_url} stay up until Ctrl-C.\n{last_line}", flush=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                server.wait()
+    if not keep_serving:
+        print(last_line)
+
+
+@contextlib.contextmanager
+def _endpoint(repository: str) -> Iterator[tuple[str, str, subprocess.Popen]]:
+    """Serve the model in a process of its own; give its gRPC and REST URLs and the process."""
     grpc_port, rest_port = _free_port(8500), _free_port(8501)
     serve = ["serve", repository, "--model_name", NAME, "--port", str(grpc_port), "--rest_api_port", str(rest_port)]
     _show(serve)
     server = subprocess.Popen([sys.executable, "-m", "keras_convnets", *serve])
     try:
-        rest = f"http://127.0.0.1:{rest_port}/v1/models/{NAME}"
         _wait_until_open(server, (rest_port, grpc_port))
-        _ask(command, run, rest, "REST")
-        _ask(command, run, f"grpc://127.0.0.1:{grpc_port}/{NAME}", "gRPC")
-        top1, n = _measure(command, rest)
-        _say_what_next(run, repository)
-        print(f"top-1 {top1:.1%} over REST (n={n})".replace("%", " %"), flush=True)
-        if keep_serving:
-            server.wait()
-    except KeyboardInterrupt:
-        if not keep_serving:
-            raise
+        yield f"grpc://127.0.0.1:{grpc_port}/{NAME}", f"http://127.0.0.1:{rest_port}/v1/models/{NAME}", server
     finally:
         _stop(server)
 
@@ -84,8 +92,6 @@ def _ask(command: Callable[[list[str]], int], run: str, url: str, protocol: str)
 
 
 def _into(file, command: Callable[[list[str]], int], arguments: list[str]) -> int:
-    import contextlib
-
     with contextlib.redirect_stdout(file):
         return command(arguments)
 
@@ -146,5 +152,6 @@ Look at {run}/plots/learning_curves.png and {run}/plots/confusion_matrix.png. Wh
     keras-convnets train --model ResNet20 --dataset cifar10 --run runs/cifar10
   the same endpoint again, or the same folder under TensorFlow Serving:
     keras-convnets serve {repository}
-    docker run -p 8500:8500 -p 8501:8501 -v "$PWD/{repository}:/models" -e MODEL_NAME={NAME} tensorflow/serving
+    docker run -p 8500:8500 -p 8501:8501 -v "{Path(repository).resolve()}:/models" \\
+      -e MODEL_NAME={NAME} tensorflow/serving
 """)

@@ -321,7 +321,7 @@ class _Training:
             )
         record = {
             "step": self.step,
-            "epoch": round(self.step * batch_size / self.plan.data.split("train").size, 3),
+            "epoch": round(self.step * batch_size / self.plan.data.split("train").size, 2),
             "loss": loss,
             "top1": float(np.mean([float(right) for _, right in self.sums])) / batch_size,
             "learning_rate": self._rate,

@@ -1,0 +1,43 @@
+# The two commands are `make quickstart` and `make test`. They need Python 3.11, 3.12 or 3.13 and nothing else: each
+# creates .venv and installs the versions of constraints.txt.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+
+.PHONY: quickstart test test-heavy lint benchmark wheel constraints clean
+
+quickstart: .venv/installed
+	$(BIN)/keras-convnets quickstart
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -m "not heavy"
+
+test-heavy: .venv/installed
+	$(BIN)/python -m pytest -m heavy
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+benchmark: .venv/installed
+	$(BIN)/python benchmarks/training_throughput.py
+
+wheel: .venv/installed
+	$(BIN)/python -m build --outdir dist .
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serving,dev]'
+	@touch $@
+
+# After editing setup.cfg: install the newest versions it allows and write them down.
+constraints:
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[serving,dev]'
+	{ echo "# The versions that the two commands install, on Python 3.11 to 3.13. Made by: make constraints"; \
+	  $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
+	@touch .venv/installed
+
+clean:
+	rm -rf .venv build dist *.egg-info
