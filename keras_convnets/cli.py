@@ -271,28 +271,32 @@ def _evaluate_one(source: str, args: argparse.Namespace):
 
     from keras_convnets import training
 
-    classifier, run = _open_source(source)
-    data = _data_of(source, run, args)
+    with _opened(source) as (classifier, run):
+        data = _data_of(source, run, args)
+        if run is not None:
+            data = data.with_holdout(run.config()["recipe"]["holdout"])
+        data = data.at_size(*_input_size(source, classifier, data))
+        _check_classes(source, classifier, data)
+        with Progress(transient=True, disable=bool(args.json)) as progress:
+            task = progress.add_task(f"evaluating {source}", total=None)
+            result = training.evaluate(
+                classifier,
+                data,
+                split=args.split,
+                batch_size=args.batch_size,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
     if run is not None:
-        data = data.with_holdout(run.config()["recipe"]["holdout"])
-    data = data.at_size(*_input_size(source, classifier, data))
+        run.add_evaluation(result)
+    return result
+
+
+def _check_classes(source: str, classifier: Classifier, data: DataSet) -> None:
     if classifier.card is not None and classifier.card.class_names != data.class_names:
         raise UserError(
             f"{source} knows the classes {_shortened(classifier.card.class_names)}, and {data.name} has "
             f"{_shortened(data.class_names)}; evaluate on data with the model's classes."
         )
-    with Progress(transient=True, disable=bool(args.json)) as progress:
-        task = progress.add_task(f"evaluating {source}", total=None)
-        result = training.evaluate(
-            classifier,
-            data,
-            split=args.split,
-            batch_size=args.batch_size,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    if run is not None:
-        run.add_evaluation(result)
-    return result
 
 
 def _shortened(names: Sequence[str], most: int = 5) -> str:
@@ -335,30 +339,29 @@ def _print_evaluation(source: str, result) -> None:
             print(f"  {row['class']:<{width}}  {row['n']:>6}  {row['top1']:>7.2%}  {taken}".rstrip())
 
 
-def _open_source(source: str) -> tuple[Classifier, Any]:
-    """Return the classifier that a SOURCE names, and its run where it is one."""
+@contextlib.contextmanager
+def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
+    """Give the classifier that a SOURCE names, and its run where it is one."""
     from keras_convnets import export
+    from keras_convnets.card import card_of_model
     from keras_convnets.classifier import Classifier, keras_classifier
 
+    path = Path(source)
     if source.startswith(("http://", "https://", "grpc://")):
         from keras_convnets.images import encode_png
 
-        client = export.Client(source)
-        return Classifier(
-            None, lambda images: client.predict([encode_png(image) for image in images]), client.predict
-        ), None
-    path = Path(source)
-    if (path / "config.json").is_file():
+        with export.Client(source) as client:
+            yield Classifier(None, lambda images: client.predict([encode_png(image) for image in images])), None
+    elif (path / "config.json").is_file():
         from keras_convnets.training import Run
 
         run = Run.existing(path)
-        return keras_classifier(run.model(), run.card()), run
-    if path.is_dir() or path.suffix == ".onnx":
-        return export.load(path), None
-    model = _open_model(source)
-    from keras_convnets.card import card_of_model
-
-    return keras_classifier(model, card_of_model(model)), None
+        yield keras_classifier(run.model(), run.card()), run
+    elif path.is_dir() or path.suffix == ".onnx":
+        yield export.load(path), None
+    else:
+        model = _open_model(source)
+        yield keras_classifier(model, card_of_model(model)), None
 
 
 def _open_model(source: str):
@@ -392,23 +395,13 @@ def _predict(args: argparse.Namespace) -> None:
 
     places = find_images(args.images)
     _load_tensorflow()
-    if args.url:
-        from keras_convnets import export
-
-        answer = export.Client(args.url).top_k
-    else:
-        if args.run:
-            from keras_convnets.training import Run
-
-            Run.existing(args.run).card()
-        answer = _open_source(given[0])[0].top_k
-    found = []
-    for first in range(0, len(places), args.batch_size):
-        part = places[first : first + args.batch_size]
-        for place, answers in zip(part, answer([read_image(place) for place in part]), strict=True):
-            found.append(
-                {"image": place, "classes": [{"class": name, "probability": p} for name, p in answers[: args.top_k]]}
-            )
+    with _answering(args) as answer:
+        found = []
+        for first in range(0, len(places), args.batch_size):
+            part = places[first : first + args.batch_size]
+            for place, answers in zip(part, answer([read_image(place) for place in part]), strict=True):
+                classes = [{"class": name, "probability": probability} for name, probability in answers[: args.top_k]]
+                found.append({"image": place, "classes": classes})
     if args.json:
         _print_json(found)
         return
@@ -416,6 +409,25 @@ def _predict(args: argparse.Namespace) -> None:
     for item in found:
         answers = "  ".join(f"{row['class']} {row['probability']:.1%}" for row in item["classes"])
         print(f"{item['image']:<{width}}  {answers}")
+
+
+@contextlib.contextmanager
+def _answering(args: argparse.Namespace) -> Iterator[Callable[[Sequence[bytes]], list[list[tuple[str, float]]]]]:
+    """Give what turns encoded images into named answers: a run, an artifact or an endpoint."""
+    if args.url:
+        from keras_convnets import export
+
+        with export.Client(args.url) as client:
+            yield client.top_k
+        return
+    if args.run:
+        from keras_convnets.training import Run
+
+        Run.existing(args.run)
+    with _opened(args.run or args.model) as (classifier, _):
+        if classifier.card is None:
+            raise UserError(f"--model got {args.model!r}; give an endpoint's address as --url.")
+        yield lambda encoded: classifier.top_k(encoded, args.top_k)
 
 
 def _predict_flags(parser: Parser) -> None:

@@ -56,11 +56,14 @@ def _endpoint(repository: str) -> Iterator[tuple[str, str, subprocess.Popen]]:
     serve = ["serve", repository, "--model_name", NAME, "--port", str(grpc_port), "--rest_api_port", str(rest_port)]
     _show(serve)
     server = subprocess.Popen([sys.executable, "-m", "keras_convnets", *serve])
+    # However this process is asked to end, the server ends with it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _wait_until_open(server, (rest_port, grpc_port))
         yield f"grpc://127.0.0.1:{grpc_port}/{NAME}", f"http://127.0.0.1:{rest_port}/v1/models/{NAME}", server
     finally:
         _stop(server)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _step(command: Callable[[list[str]], int], arguments: list[str]) -> None:

@@ -29,7 +29,9 @@ from keras_convnets.training.progress import TrainingProgress
 from keras_convnets.training.recipes import Recipe, get_recipe
 from keras_convnets.training.run import BEST, FINAL, Run
 
-CHECKPOINT_SECONDS = 120.0
+# A checkpoint is written this long after the last one: at the end of an epoch, and in the middle of a long one.
+CHECKPOINT_SECONDS_AT_REPORTS = 10.0
+CHECKPOINT_SECONDS = 60.0
 # More reports than this tell nothing more: small data sets have very short epochs.
 MOST_REPORTS = 200
 # The warm-up watches the training error as a running mean over about this many steps.
@@ -141,9 +143,15 @@ def make_plan(model: str, dataset, recipe, overrides, data_dir) -> Plan:
 
 
 def local_strategy() -> tf.distribute.Strategy:
-    """Return MirroredStrategy over all local GPUs, or all logical CPU devices where there is no GPU."""
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    """Return MirroredStrategy over all local GPUs, or all logical CPU devices where there is no GPU.
+
+    The reduction is chosen here: TensorFlow's own choice names its collectives by a counter that every strategy starts
+    anew, so that a second training in the same process fails on several devices.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    reduction = tf.distribute.NcclAllReduce() if gpus else tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy([device.name for device in devices], cross_device_ops=reduction)
 
 
 def make_step(network: keras.Model, optimizer, recipe: Recipe, strategy: tf.distribute.Strategy) -> Callable:
@@ -274,9 +282,11 @@ class _Training:
                 self.step += 1
                 self._watch_warmup(self.sums[-1])
                 progress.advance(self.step)
+                due = CHECKPOINT_SECONDS
                 if self._report_due():
                     self._report(progress)
-                if stop.is_set() or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    due = CHECKPOINT_SECONDS_AT_REPORTS
+                if stop.is_set() or time.monotonic() - saved > due:
                     self.checkpoint()
                     saved = time.monotonic()
                 if stop.is_set() and self.step < total:

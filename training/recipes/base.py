@@ -136,12 +136,16 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     low, high = rules.get("low"), rules.get("high")
     if low is None and high is None:
         return
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not numeric or (low is not None and value < low) or (high is not None and value > high):
-        limits = " and ".join(
-            part for part in (f"at least {low}" * (low is not None), f"at most {high}" * (high is not None)) if part
-        )
-        raise _refusal(field, value, f"a number, {limits}")
+    if not all(_within(part, low, high) for part in (value if isinstance(value, tuple) else (value,))):
+        limits = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        kind = "numbers, each" if isinstance(value, tuple) else "a number,"
+        raise _refusal(field, value, f"{kind} {' and '.join(limits)}")
+
+
+def _within(value: Any, low: float | None, high: float | None) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    return (low is None or value >= low) and (high is None or value <= high)
 
 
 def _refusal(field: dataclasses.Field, value: Any, allowed: str) -> UserError:

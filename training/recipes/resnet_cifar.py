@@ -43,7 +43,7 @@ class ResNetCIFAR(Recipe):
 
     iterations: int | None = option(64_000, "length in steps", low=1)
     weight_decay: float = option(1e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
-    drops: tuple[float, ...] = option((0.5, 0.75), "fractions of the run at which the learning rate falls")
+    drops: tuple[float, ...] = option((0.5, 0.75), "fractions of the run at which the rate falls", low=0, high=1)
     drop_factor: float = option(0.1, "what the learning rate is multiplied by at each drop", low=0, high=1)
     pad: int | None = option(None, "pixels padded on each side before the crop; none: an eighth of the side", low=0)
     flip: bool = option(True, "mirror half of the images, where the data allow it")

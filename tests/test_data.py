@@ -1,0 +1,305 @@
+"""Data sets: what they hold, the order they are read in, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import socket
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from sklearn import datasets as sklearn_datasets
+
+from keras_convnets.errors import UserError
+from keras_convnets.training.data import ArraySplit, load_dataset
+from keras_convnets.training.data.splits import held_out
+
+
+def write_image(path, colour, size=(24, 16)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, seven and five images of one colour each, in one level."""
+    for name, count, colour in (("red", 7, (200, 0, 0)), ("green", 5, (0, 200, 0))):
+        for index in range(count):
+            write_image(tmp_path / "colours" / name / f"{index}.png", colour)
+    return tmp_path / "colours"
+
+
+def test_digits_are_the_real_scans():
+    data = load_dataset("digits")
+    source = sklearn_datasets.load_digits()
+    assert data.class_names == tuple("0123456789")
+    assert (data.splits["train"].size, data.splits["test"].size) == (1437, 360)
+    assert not data.flips_keep_labels
+    every = np.concatenate([data.splits[name].images for name in ("train", "test")])
+    assert every.shape == (1797, 8, 8, 3)
+    # Each scan is there once: the multiset of ink sums is the source's.
+    ink = np.round(source.images * 255 / 16).sum((1, 2))
+    assert sorted(every[..., 0].astype(int).sum((1, 2))) == sorted(ink.astype(int))
+    assert (every[..., 0] == every[..., 2]).all()
+
+
+def test_held_out_takes_each_class_by_its_share():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [600, 300, 100]))
+    held, kept = held_out(labels, 50)
+    assert len(held) == 50 and sorted([*held, *kept]) == list(range(1000))
+    assert np.bincount(labels[held]).tolist() == [30, 15, 5]
+
+
+@pytest.mark.parametrize("holdout, held", [(500, 500), (0.1, 144), (0, None)])
+def test_holdout_comes_out_of_the_training_images(holdout, held):
+    data = load_dataset("digits").with_holdout(holdout)
+    assert data.splits["test"].size == 360
+    assert data.splits["train"].size == 1437 - (held or 0)
+    assert ("holdout" in data.splits) == (held is not None)
+
+
+@pytest.mark.parametrize("holdout", [1437, 5000, 1e-9])
+def test_a_holdout_that_leaves_nothing_is_refused(holdout):
+    with pytest.raises(UserError, match=r"hold out between 1 and 1436"):
+        load_dataset("digits").with_holdout(holdout)
+
+
+def numbered(n):
+    """A split whose images say which they are."""
+    images = np.zeros((n, 4, 4, 3), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(n) % 256, np.arange(n) // 256
+    return ArraySplit(images, np.arange(n) % 7)
+
+
+def numbers(batches, count):
+    seen = []
+    for images, labels in batches.take(count).as_numpy_iterator():
+        number = images[:, 0, 0, 0] + 256 * images[:, 0, 0, 1].astype(int)
+        assert (labels == number % 7).all()
+        seen.append(number)
+    return np.concatenate(seen)
+
+
+def test_shuffled_shows_each_image_once_an_epoch_and_crosses_epochs_with_full_batches():
+    stream = numbers(numbered(300).shuffled(batch_size=64, seed=5), 15)
+    epochs = stream[:900].reshape(3, 300)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(300))
+    assert (epochs[0] != epochs[1]).any() and (epochs[0] != np.arange(300)).any()
+    assert (numbers(numbered(300).shuffled(64, seed=6), 4) != stream[:256]).any()
+
+
+@pytest.mark.parametrize("first", [64, 300, 640])
+def test_shuffled_goes_on_where_it_was_left(first):
+    unbroken = numbers(numbered(300).shuffled(64, seed=5), 14)
+    assert (numbers(numbered(300).shuffled(64, seed=5, first=first), 3) == unbroken[first : first + 192]).all()
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    stream = numbers(numbered(10).shuffled(batch_size=32, seed=0), 5)
+    assert np.bincount(stream).tolist() == [16] * 10
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 300, 1000])
+def test_in_order_gives_every_image_once(batch_size):
+    assert (numbers(numbered(300).in_order(batch_size), -1) == np.arange(300)).all()
+
+
+def test_one_level_folder_tests_on_every_fifth_image_of_each_class(folder):
+    data = load_dataset(folder)
+    assert data.class_names == ("green", "red")
+    assert [path.name for path in data.splits["test"].paths] == ["4.png", "4.png"]
+    assert data.splits["train"].size == 10
+    assert data.image_size == (16, 24)
+    assert data.flips_keep_labels
+
+
+@pytest.mark.parametrize("evaluation", ["val", "validation", "test"])
+def test_folder_with_splits(folder, evaluation):
+    (folder.parent / "split").mkdir()
+    folder.rename(folder.parent / "split" / "train")
+    for name, colour in (("red", (200, 0, 0)), ("green", (0, 200, 0))):
+        write_image(folder.parent / "split" / evaluation / name / "x.jpg", colour, size=(40, 40))
+    data = load_dataset(folder.parent / "split")
+    assert data.evaluation_split == evaluation
+    assert data.splits["train"].size == 12
+    images, labels = next(iter(data.at_size(8, 8).splits[evaluation].in_order(2)))
+    # green stands first, and JPEG keeps a flat colour to within a few levels
+    assert labels.numpy().tolist() == [0, 1]
+    assert np.abs(images.numpy().astype(int) - np.array([[0, 200, 0], [200, 0, 0]])[:, None, None]).max() < 6
+
+
+def test_files_too_large_for_memory_are_read_when_needed_and_give_the_same(folder):
+    data = load_dataset(folder)
+    held, streamed = data.at_size(8, 8), data.at_size(8, 8, memory_limit=0)
+    assert isinstance(held.splits["train"], ArraySplit) and not isinstance(streamed.splits["train"], ArraySplit)
+    for one, other in zip(
+        held.splits["train"].shuffled(4, 1).take(6), streamed.splits["train"].shuffled(4, 1).take(6), strict=True
+    ):
+        assert (one[0].numpy() == other[0].numpy()).all() and (one[1].numpy() == other[1].numpy()).all()
+
+
+def test_fingerprint_changes_with_the_data(folder):
+    before = load_dataset(folder).fingerprint()
+    assert load_dataset(folder).fingerprint() == before
+    write_image(folder / "red" / "new.png", (201, 0, 0))
+    assert load_dataset(folder).fingerprint() != before
+    one, other = load_dataset("digits"), load_dataset("digits").with_holdout(10)
+    assert one.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("break_it, sentence", [
+    (lambda f: [path.unlink() for path in (f / "red").iterdir()], r"red holds no images"),
+    (lambda f: [path.unlink() for path in (f / "red").iterdir()] + [(f / "red").rmdir()], r"holds 1 class folder: green"),
+    (lambda f: (f / "red" / "3.png").write_bytes(b""), r"red/3.png is not a readable image"),
+    (lambda f: (f / "red" / "3.png").write_bytes(b"not an image"), r"red/3.png is not a readable image"),
+])  # fmt: skip
+def test_a_folder_that_does_not_do_is_refused(folder, break_it, sentence):
+    break_it(folder)
+    with pytest.raises(UserError, match=sentence):
+        load_dataset(folder)
+
+
+def test_a_truncated_image_is_named_when_it_is_decoded(folder):
+    encoded = io.BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(encoded, "PNG")
+    (folder / "green" / "2.png").write_bytes(encoded.getvalue()[:2000])
+    with pytest.raises(UserError, match=r"green/2.png is not a readable image"):
+        load_dataset(folder).at_size(8, 8)
+
+
+def test_splits_must_have_the_same_classes(folder):
+    (folder.parent / "split").mkdir()
+    folder.rename(folder.parent / "split" / "train")
+    write_image(folder.parent / "split" / "val" / "blue" / "x.png", (0, 0, 200))
+    with pytest.raises(UserError, match="every split needs the same sub-folders"):
+        load_dataset(folder.parent / "split")
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("cifr10", r"unknown data set 'cifr10'; the nearest valid names are cifar10"),
+    ("./nothing", r"there is no folder ./nothing"),
+])  # fmt: skip
+def test_unknown_data_names_the_nearest(name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_dataset(name)
+
+
+def test_offline_says_at_once_where_the_data_may_be_put(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", offline)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="Name or service not known") as error:
+        load_dataset("cifar100", tmp_path)
+    assert f"{tmp_path}/cifar100/<version>" in str(error.value) and "--data_dir" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared TFDS directory of 40 made images under a catalogue name, written by TFDS itself."""
+    import tensorflow_datasets as tfds
+
+    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("3.0.2")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(32, 32, 3)),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(30), "test": self._generate_examples(10)}
+
+        def _generate_examples(self, count):
+            for index in range(count):
+                yield index, {"image": np.full((32, 32, 3), index, np.uint8), "label": index % 2}
+
+    root = tmp_path_factory.mktemp("tfds")
+    Cifar10(data_dir=root).download_and_prepare()
+    return root
+
+
+@pytest.mark.parametrize("way", ["argument", "variable"])
+def test_a_prepared_directory_is_read_without_a_network(prepared, monkeypatch, way):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("the network was asked"))
+    if way == "variable":
+        monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    data = load_dataset("cifar10", prepared if way == "argument" else None)
+    assert data.image_size == (32, 32) and data.class_names == ("0", "1")
+    assert {name: split.size for name, split in data.splits.items()} == {"train": 30, "test": 10}
+    train = data.at_size(32, 32).splits["train"]
+    assert sorted(train.images[:, 0, 0, 0]) == list(range(30))
+    assert (train.images[:, 0, 0, 0] % 2 == train.labels).all()
+
+
+def test_records_stream_with_holdout_and_go_on_where_they_were_left(prepared):
+    data = load_dataset("cifar10", prepared).with_holdout(6)
+    streamed, held = data.at_size(32, 32, memory_limit=0), data.at_size(32, 32)
+    for name in ("train", "holdout"):
+        in_order = np.concatenate([images for images, _ in streamed.splits[name].in_order(7).as_numpy_iterator()])
+        assert (in_order == held.splits[name].images).all()
+
+    def values(first, batches):
+        stream = streamed.splits["train"].shuffled(4, seed=3, first=first).take(batches)
+        return np.concatenate([images[:, 0, 0, 0] for images, _ in stream.as_numpy_iterator()])
+
+    unbroken = values(0, 12)
+    assert sorted(unbroken[:24]) == sorted(held.splits["train"].images[:, 0, 0, 0])
+    assert (unbroken[:24] != unbroken[24:]).any()
+    assert (values(20, 5) == unbroken[20:40]).all()
+
+
+def test_the_real_cifar10(real_data):
+    data = load_dataset("cifar10", real_data / "tfds").at_size(32, 32)
+    assert data.class_names[:3] == ("airplane", "automobile", "bird") and data.flips_keep_labels
+    # 5,000 of the 50,000 training images: the means are near the published ones of all (125.3, 123.0, 113.9).
+    np.testing.assert_allclose(data.splits["train"].images.mean((0, 1, 2)), (125.3, 123.0, 113.9), atol=1.5)
+
+
+def test_photographs_keep_their_shape_in_the_centre_view(real_data):
+    data = load_dataset(real_data / "ants_bees")
+    assert {name: split.size for name, split in data.splits.items()} == {"train": 245, "val": 153}
+    first = data.splits["val"].paths[0]
+    with Image.open(first) as photograph:
+        scale = 64 / min(photograph.size)
+        small = photograph.convert("RGB").resize([round(side * scale) for side in photograph.size], Image.BILINEAR)
+    left, top = (small.width - 64) // 2, (small.height - 64) // 2
+    expected = np.asarray(small.crop((left, top, left + 64, top + 64)), int)
+    got = next(iter(data.at_size(64, 64).splits["val"].in_order(1)))[0][0].numpy().astype(int)
+    # Pillow rounds between its two passes and rounds the kernel; a wrong crop or an aliased resize differs by tens.
+    assert np.abs(got - expected).mean() < 1.0
+    assert np.abs(got - expected).max() <= 8
+
+
+def test_arrays_that_are_no_images_are_refused():
+    with pytest.raises(UserError, match=r"must be \[n, height, width, 3\]"):
+        ArraySplit(np.zeros((3, 8, 8), np.uint8), np.zeros(3))
+
+
+def test_decoding_is_pillows(tmp_path):
+    """The accurate integer DCT: equal to Pillow's decoder, to the level."""
+    from keras_convnets._tf_ops import decode_image
+
+    photograph = sklearn_datasets.load_sample_image("china.jpg")
+    encoded = io.BytesIO()
+    Image.fromarray(photograph).save(encoded, "JPEG", quality=90, subsampling=0)
+    pillow = np.asarray(Image.open(encoded).convert("RGB"), int)
+    ours = decode_image(tf.constant(encoded.getvalue())).numpy().astype(int)
+    assert np.abs(ours - pillow).max() <= 1
+
+
+@pytest.mark.parametrize("mode, kind", [("L", "PNG"), ("RGBA", "PNG"), ("RGB", "BMP"), ("P", "GIF"), ("L", "JPEG")])
+def test_other_kinds_of_image_become_rgb(mode, kind):
+    from keras_convnets._tf_ops import decode_image
+
+    encoded = io.BytesIO()
+    Image.new("RGB", (20, 10), (51, 51, 51)).convert(mode).save(encoded, kind)
+    image = decode_image(tf.constant(encoded.getvalue())).numpy()
+    assert image.shape == (10, 20, 3) and np.abs(image.astype(int) - 51).max() <= 2

@@ -1,0 +1,64 @@
+"""The wheel carries all three rooms and stands on its own, away from the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    # A copy, so that building leaves nothing in the checkout.
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    source = folder / "source"
+    for name in tracked:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_rooms_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {
+        "keras_convnets/py.typed",
+        "keras_convnets/training/trainer.py",
+        "keras_convnets/export/serving/rest.py",
+    } <= set(names)
+    tops = {name.split("/")[0] for name in names}
+    assert len(tops) == 2 and "keras_convnets" in tops  # the package and its dist-info
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    shipped = {name for name in tracked if name.split("/")[0] in ("keras_convnets", "training", "export")}
+    inside = {name if name.startswith("keras_convnets") else f"keras_convnets/{name}" for name in shipped}
+    assert inside == {name for name in names if name.endswith(".py")}
+
+
+def test_the_installed_wheel_runs_the_command_line_elsewhere(wheel, tmp_path, run_python):
+    target = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    # A user's own files of these names must not shadow ours.
+    (tmp_path / "export.py").write_text("raise SystemExit('shadowed')")
+    (tmp_path / "training").mkdir()
+    script = (
+        "import keras_convnets, keras_convnets.training as t, keras_convnets.export as e;"
+        "print(keras_convnets.__file__, t.__file__, e.__file__, t.load_dataset('digits').name, e.publish.__name__)"
+    )
+    process = run_python("-c", script, cwd=tmp_path, env={"PYTHONPATH": str(target)})
+    assert process.returncode == 0, process.stderr
+    *files, name, function = process.stdout.split()
+    assert all(file.startswith(str(target)) for file in files) and (name, function) == ("digits", "publish")
+    process = run_python("-m", "keras_convnets", "models", "ResNet2*", cwd=tmp_path, env={"PYTHONPATH": str(target)})
+    assert process.returncode == 0 and "269,722" in process.stdout
+    assert (target / "bin" / "keras-convnets").is_file()

@@ -1,0 +1,95 @@
+"""Recipes: the paper's numbers, schedules in fractions, and what a --set refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from keras_convnets.errors import UserError
+from keras_convnets.training.recipes import RECIPES, get_recipe
+
+
+def test_the_cifar_recipe_is_the_papers():
+    recipe = get_recipe("resnet_cifar")
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay, recipe.weight_decay_scope) == (
+        128,
+        0.9,
+        1e-4,
+        "all",
+    )
+    assert recipe.total_steps(50_000) == 64_000
+    rates = {step: recipe.learning_rate_at(step, 64_000) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)}
+    assert list(rates.values()) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("depth, warm", [(20, False), (56, False), (110, True), (1202, True)])
+def test_the_warm_up_is_for_the_deepest(depth, warm):
+    recipe = get_recipe("resnet_cifar").for_network(depth)
+    assert recipe.warmup is warm
+    assert recipe.warmup_learning_rate() == pytest.approx(0.01)
+    assert recipe.warmup_until_error == 0.8
+
+
+def test_a_warm_up_that_is_set_stays():
+    assert get_recipe("resnet_cifar", {"warmup": "true"}).for_network(20).warmup is True
+    assert get_recipe("resnet_cifar", {"warmup": "no"}).for_network(110).warmup is False
+
+
+def test_a_shortened_run_keeps_its_shape():
+    recipe = get_recipe("resnet_cifar", {"epochs": "3"})
+    assert recipe.iterations is None
+    assert recipe.total_steps(5000) == 118  # 3 * 5000 / 128 = 117.2: the last images are seen too
+    assert [recipe.learning_rate_at(step, 118) for step in (58, 59, 88)] == pytest.approx([0.1, 0.01, 0.001])
+    assert get_recipe(recipe, {"iterations": 7}).epochs is None
+
+
+def test_the_rate_follows_the_batch_unless_it_is_set():
+    assert get_recipe("resnet_cifar", {"batch_size": "64"}).base_learning_rate() == pytest.approx(0.05)
+    both = get_recipe("resnet_cifar", {"batch_size": "64", "learning_rate": "0.2"})
+    assert both.base_learning_rate() == pytest.approx(0.2)
+
+
+def test_texts_are_read_as_the_fields_type():
+    values = {"drops": "0.25,0.5,0.75", "flip": "no", "pad": "none", "seed": "3", "weight_decay": "5e-4"}
+    recipe = get_recipe("resnet_cifar", values)
+    assert (recipe.drops, recipe.flip, recipe.pad, recipe.seed, recipe.weight_decay) == (
+        (0.25, 0.5, 0.75),
+        False,
+        None,
+        3,
+        5e-4,
+    )
+
+
+@pytest.mark.parametrize("values, sentence", [
+    ({"epoch": "3"}, r"unknown field of recipe resnet_cifar 'epoch'; the nearest valid names? (is|are) epochs"),
+    ({"epochs": "many"}, r"epochs is 'many'; it must be a value of type number \(length in passes"),
+    ({"batch_size": "0"}, r"batch_size is 0; it must be a number, at least 1"),
+    ({"batch_size": "1.5"}, r"batch_size is '1.5'; it must be a value of type whole number"),
+    ({"momentum": "1.5"}, r"momentum is 1.5; it must be a number, at least 0 and at most 1"),
+    ({"learning_rate": "nan"}, r"learning_rate is nan"),
+    ({"weight_decay_scope": "some"}, r"weight_decay_scope is 'some'; it must be one of all, kernels"),
+    ({"flip": "maybe"}, r"flip is 'maybe'; it must be a value of type true or false"),
+    ({"epochs": "3", "iterations": "5"}, r"they are alternatives"),
+    ({"drops": "0.5,x"}, r"drops is '0.5,x'"),
+    ({"drops": "0.5,1.5"}, r"drops is \(0.5, 1.5\)"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_sentence(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        get_recipe("resnet_cifar", values)
+
+
+def test_unknown_recipes_name_the_nearest():
+    with pytest.raises(UserError, match="unknown recipe 'resnet_cfar'; the nearest valid name is resnet_cifar"):
+        get_recipe("resnet_cfar")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_frozen_plain_data_with_documented_fields(name):
+    recipe = get_recipe(name)
+    assert recipe.to_dict()["name"] == name
+    assert all(field.metadata["doc"] for field in dataclasses.fields(recipe))
+    assert f"--recipe {name}" in __import__(type(recipe).__module__, fromlist=["x"]).__doc__
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.seed = 1
