@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import keras
@@ -40,7 +41,7 @@ def image_input(
         images = input_tensor if keras.backend.is_keras_tensor(input_tensor) else keras.Input(tensor=input_tensor)
         shape = tuple(images.shape[1:])
     else:
-        shape = tuple(input_shape) if input_shape is not None else default_shape
+        shape = _as_shape(input_shape) if input_shape is not None else default_shape
         images = None
     _check_shape(shape, minimum, preprocessing)
     if images is None:
@@ -50,9 +51,24 @@ def image_input(
     return images, ImageNormalization(preprocessing, name="preprocessing")(images)
 
 
+def source_input(inputs: Any) -> Any:
+    """Return the input tensor that a tensor goes back to; a list only where there are several."""
+    sources = keras.utils.get_source_inputs(inputs)
+    return sources[0] if len(sources) == 1 else sources
+
+
+def _as_shape(input_shape: Any) -> tuple[int | None, ...]:
+    """Return a shape with its sides as Python integers, whatever kind of integers came."""
+    try:
+        return tuple(None if side is None else operator.index(side) for side in input_shape)
+    except TypeError:
+        raise UserError(
+            f"input_shape is {input_shape!r}; it must be (height, width, channels), such as (32, 32, 3)."
+        ) from None
+
+
 def _check_shape(shape: tuple[int | None, ...], minimum: int, preprocessing: Preprocessing | None) -> None:
-    sizes_ok = len(shape) == 3 and all(side is None or isinstance(side, int) for side in shape)
-    if not sizes_ok or shape[2] is None:
+    if len(shape) != 3 or not shape[2] or shape[2] < 1:
         raise UserError(f"input_shape is {shape}; it must be (height, width, channels), such as (32, 32, 3).")
     if any(side is not None and side < minimum for side in shape[:2]):
         raise UserError(

@@ -79,7 +79,7 @@ class ModelCard:
             values["class_names"] = tuple(values["class_names"])
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where} is not a whole model card: {error} is missing or wrong.") from error
 
     @classmethod
@@ -131,11 +131,16 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
     Raises:
         UserError: if the model is of another form.
     """
-    shape, outputs = tuple(model.input_shape[1:]), model.output_shape
-    if len(shape) != 3 or None in shape or not isinstance(outputs, tuple) or len(outputs) != 2:
+    shape, outputs = model.input_shape, model.output_shape
+    if not _is_image_shape(shape) or not isinstance(outputs, tuple) or len(outputs) != 2:
         raise UserError(
             f"{model.name} takes {shape} and gives {outputs}; a classifier takes images of one fixed size "
             "(height, width, 3) and gives (batch, classes): build it with include_top=True and an input_shape."
+        )
+    shape = tuple(shape[1:])
+    if class_names is not None and len(class_names) != outputs[1]:
+        raise UserError(
+            f"{model.name} has {outputs[1]} classes and {len(class_names)} class names came; give one for each."
         )
     first = next((layer for layer in model.layers if hasattr(layer, "preprocessing")), None)
     preprocessing = first.preprocessing if first else Preprocessing(mean=(0.0, 0.0, 0.0))
@@ -148,6 +153,10 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         view=center_view(shape[0], shape[1]),
         versions=current_versions(),
     )
+
+
+def _is_image_shape(shape: Any) -> bool:
+    return isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:] and shape[3] == 3
 
 
 def center_view(height: int, width: int) -> dict[str, Any]:

@@ -80,8 +80,10 @@ def read_json(path: str | os.PathLike, what: str) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"there is no {what} at {path}.") from None
+    except OSError as error:
+        raise UserError(f"the {what} {path} can't be read ({error.strerror}).") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a {what}: it does not hold JSON ({error}).") from error
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_convnets.errors import UserError
 from keras_convnets.preprocessing import Preprocessing
 
 
@@ -26,9 +27,7 @@ class ImageNormalization(keras.layers.Layer):
     def __init__(self, preprocessing: Preprocessing | dict[str, Any], **kwargs):
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
-        if not isinstance(preprocessing, Preprocessing):
-            preprocessing = Preprocessing.from_dict(preprocessing)
-        self.preprocessing = preprocessing
+        self.preprocessing = Preprocessing.of(preprocessing)
 
     def call(self, images):
         """Return the normalised images, float32."""
@@ -69,6 +68,14 @@ class ShortcutA(keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters = filters
         self.stride = stride
+
+    def build(self, input_shape):
+        """Refuse to lose channels."""
+        if input_shape[-1] > self.filters:
+            raise UserError(
+                f"ShortcutA gets {input_shape[-1]} channels and filters={self.filters}; it drops none: "
+                "give at least as many filters as channels."
+            )
 
     def call(self, x):
         """Return the subsampled and padded feature map."""

@@ -75,6 +75,19 @@ class Preprocessing:
             return self.mean_image
         return np.asarray(self.mean, np.float32)
 
+    @classmethod
+    def of(cls, value: Preprocessing | Mapping[str, Any]) -> Preprocessing:
+        """Return a preprocessing, or what `to_dict` made of one, as a preprocessing.
+
+        Raises:
+            UserError: if it is neither.
+        """
+        if isinstance(value, Preprocessing):
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(f"preprocessing is {value!r}; give a keras_convnets.Preprocessing.")
+        return cls.from_dict(value)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON; the mean image as base64 of little-endian float32."""
         plain: dict[str, Any] = {"order": self.order, "mean": list(self.mean), "std": list(self.std)}

@@ -131,7 +131,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in ARCHITECTURES if fnmatch.fnmatchcase(name.lower(), pattern)]
 
 
-def get_model(name: str, **arguments: Any) -> keras.Model:
+def get_model(name: str, /, **arguments: Any) -> keras.Model:
     """Build a registered network by its name.
 
     Args:

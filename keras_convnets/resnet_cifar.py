@@ -17,11 +17,11 @@ import keras
 from keras import layers
 
 from keras_convnets import preprocessing as presets
-from keras_convnets.assembly import classifier, image_input
+from keras_convnets.assembly import classifier, image_input, source_input
 from keras_convnets.errors import UserError
 from keras_convnets.layers import ShortcutA
 from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.weights import load_weights
+from keras_convnets.weights import choose_preprocessing, load_weights
 
 # (stage, filters, stride of its first convolution); conv1, the one layer more of the first column, stands before.
 STAGES = (("conv2", 16, 1), ("conv3", 32, 2), ("conv4", 64, 2))
@@ -108,7 +108,7 @@ def _network(
             "Take one of these."
         )
     if include_preprocessing:
-        preprocessing = preprocessing or presets.CIFAR10
+        preprocessing = choose_preprocessing(preprocessing, weights, presets.CIFAR10)
     elif preprocessing is not None:
         raise UserError("preprocessing was given with include_preprocessing=False; give one of the two.")
     inputs, x = image_input(input_tensor, input_shape, (32, 32, 3), MINIMUM_SIDE, preprocessing)
@@ -123,8 +123,7 @@ def _network(
         activation=classifier_activation,
         initializer=_he_normal(),
     )
-    source = inputs if input_tensor is None else keras.utils.get_source_inputs(inputs)
-    model = keras.Model(source, x, name=name)
+    model = keras.Model(source_input(inputs), x, name=name)
     load_weights(model, weights)
     return model
 
@@ -141,7 +140,8 @@ _ARGUMENTS = """
         classifier_activation: "softmax", or None for logits.
         name: the model's name.
         include_preprocessing: whether the first layer normalises RGB 0-255; else the bare network.
-        preprocessing: the `Preprocessing` of that layer; by default minus CIFAR-10's channel means.
+        preprocessing: the `Preprocessing` of that layer; by default that of the .keras file given as weights, else
+            minus CIFAR-10's channel means.
 
     Returns:
         A functional `keras.Model`: [batch, H, W, 3], RGB in 0-255, uint8 or float, to probabilities
@@ -149,6 +149,11 @@ _ARGUMENTS = """
 
     Raises:
         UserError: a depth, shape, pooling or weights file that does not fit.
+
+    Source: arXiv:1512.03385, section 4.2.
+
+    Example:
+        >>> model = {builder}(classes=100, input_shape=(64, 64, 3))
 """
 
 
@@ -187,9 +192,8 @@ def _family(residual: bool) -> Callable[..., keras.Model]:
     build.__name__ = build.__qualname__ = f"CIFAR{kind}"
     described = "residual network, option-A shortcuts" if residual else "plain network, no shortcuts"
     depth_line = "    Args:\n        depth: number of weighted layers, 6n+2.\n"
-    build.__doc__ = f"The {described}, of He et al. 2015, section 4.2, at any depth 6n+2." + _ARGUMENTS.replace(
-        "    Args:\n", depth_line
-    )
+    arguments = _ARGUMENTS.replace("    Args:\n", depth_line).replace("{builder}(", f"{build.__name__}(26, ")
+    build.__doc__ = f"The {described}, of He et al. 2015, section 4.2, at any depth 6n+2." + arguments
     return build
 
 
@@ -229,7 +233,9 @@ def _variant(family: Callable[..., keras.Model], depth: int) -> Callable[..., ke
         )
 
     build.__name__ = build.__qualname__ = f"{kind}{depth}"
-    build.__doc__ = f"{kind}-{depth} of He et al. 2015, section 4.2 (n = {(depth - 2) // 6})." + _ARGUMENTS
+    build.__doc__ = f"{kind}-{depth} of He et al. 2015, section 4.2 (n = {(depth - 2) // 6})." + _ARGUMENTS.replace(
+        "{builder}", build.__name__
+    )
     return build
 
 

@@ -1,0 +1,540 @@
+"""Files that appear whole or not at all, model cards, picture files, and names for scores."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_convnets import CIFARResNet, ModelCard, Preprocessing
+from keras_convnets.card import FILE_NAME, card_of_model, center_view, current_git_revision, current_versions
+from keras_convnets.classifier import Classifier, name_scores
+from keras_convnets.errors import UserError
+from keras_convnets.files import only_one, read_json, sha256, whole_file, whole_folder, write_json, write_text
+from keras_convnets.images import ORIENTATION, encode_png, find_images, read_image, upright
+
+
+def visible(folder):
+    """Return the names that a user or TF Serving sees: those that do not begin with a dot."""
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def test_a_whole_file_appears_when_it_is_finished(tmp_path):
+    path = tmp_path / "best.weights.h5"
+    with whole_file(path) as temporary:
+        assert temporary.parent == tmp_path  # a rename is one step on one file system only
+        assert temporary.name.endswith(".weights.h5")  # Keras chooses its format by the suffix
+        temporary.write_text("new")
+        assert visible(tmp_path) == []
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_whole_file_that_fails_leaves_the_old_one(tmp_path, error):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(error), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_whole_file_replaces_the_old_one(tmp_path):
+    path = tmp_path / "file.txt"
+    for text in ("first", "second"):
+        write_text(path, text)
+        assert path.read_text() == text
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_whole_file_that_was_not_written_is_an_error(tmp_path):
+    (tmp_path / "file.txt").write_text("old")
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "file.txt"):
+        pass
+    assert (tmp_path / "file.txt").read_text() == "old"
+
+
+@contextlib.contextmanager
+def child(code, *arguments):
+    """Run code in a fresh process, yield it once it has printed a line, and kill it without mercy at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+# Each holds something half done until it is killed; it ends by itself when this process is gone.
+WRITES_A_FILE = """
+import sys
+from keras_convnets.files import whole_file
+with whole_file(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+FILLS_A_FOLDER = """
+import sys
+from keras_convnets.files import whole_folder
+with whole_folder(sys.argv[1]) as temporary:
+    (temporary / "half").write_text("half")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+HOLDS_A_LOCK = """
+import sys
+from keras_convnets.files import only_one
+with only_one(sys.argv[1], "trained in"):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with child(WRITES_A_FILE, path):
+        assert len(os.listdir(tmp_path)) == 2  # it is indeed in the middle
+        assert path.read_text() == "old"
+    assert path.read_text() == "old" and visible(tmp_path) == ["file.txt"]
+    write_text(path, "new")
+    assert path.read_text() == "new"
+
+
+def test_a_writer_that_is_killed_leaves_no_folder(tmp_path):
+    path = tmp_path / "1"
+    with child(FILLS_A_FOLDER, path):
+        assert len(os.listdir(tmp_path)) == 1
+    assert visible(tmp_path) == []
+    with whole_folder(path) as temporary:
+        (temporary / "whole").touch()
+    assert visible(tmp_path) == ["1"] and os.listdir(path) == ["whole"]
+
+
+def test_a_whole_folder_appears_when_it_is_finished(tmp_path):
+    path = tmp_path / "models" / "1"
+    with whole_folder(path) as temporary:
+        (temporary / "variables").mkdir()
+        (temporary / "variables" / "data").write_text("data")
+        assert temporary.parent == path.parent and visible(path.parent) == []
+    assert (path / "variables" / "data").read_text() == "data"
+    assert os.listdir(path.parent) == ["1"]
+    assert path.stat().st_mode & 0o777 == 0o755  # another account, such as TF Serving's, reads it
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_whole_folder_that_fails_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), whole_folder(tmp_path / "1") as temporary:
+        (temporary / "half").write_text("half")
+        raise error
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [[], ["old"]], ids=["empty", "filled"])
+def test_a_whole_folder_overwrites_nothing(tmp_path, content):
+    path = tmp_path / "1"
+    path.mkdir()
+    for name in content:
+        (path / name).write_text(name)
+    with pytest.raises(FileExistsError, match="exists already"), whole_folder(path) as temporary:
+        (temporary / "new").write_text("new")
+    assert os.listdir(tmp_path) == ["1"] and os.listdir(path) == content
+
+
+def test_only_one_holder_in_a_process(tmp_path):
+    with only_one(tmp_path, "trained in"):
+        with pytest.raises(UserError, match="is being trained in by another process"), only_one(tmp_path, "trained in"):
+            pytest.fail("two hold the lock")
+    with only_one(tmp_path, "trained in"):  # it is free again
+        pass
+
+
+def test_the_lock_goes_with_its_process(tmp_path):
+    with child(HOLDS_A_LOCK, tmp_path):
+        with pytest.raises(UserError, match="another process"), only_one(tmp_path, "trained in"):
+            pytest.fail("two hold the lock")
+    with only_one(tmp_path, "trained in"):
+        pass
+
+
+def test_an_error_in_its_holder_frees_the_lock(tmp_path):
+    with pytest.raises(RuntimeError), only_one(tmp_path, "trained in"):
+        raise RuntimeError
+    with only_one(tmp_path, "trained in"):
+        pass
+
+
+def test_json_round_trip(tmp_path):
+    data = {"é": [1, 2.5, None, True], "nested": {"猫": "cat"}}
+    write_json(tmp_path / "file.json", data)
+    assert read_json(tmp_path / "file.json", "file") == data
+    text = (tmp_path / "file.json").read_text(encoding="utf-8")
+    assert "猫" in text and text.endswith("}\n")
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, 1)
+    with pytest.raises(TypeError):
+        write_json(path, object())
+    assert read_json(path, "file") == 1
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [(None, "there is no model card at"), (b"{", "is not a model card"), (b"\xff\xfe{}", "is not a model card")],
+    ids=["missing", "broken", "not text"],
+)
+def test_json_that_is_not_there_or_broken(tmp_path, content, sentence):
+    path = tmp_path / "model.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_json(path, "model card")
+    assert str(path) in str(caught.value)
+
+
+def test_sha256(tmp_path):
+    content = os.urandom(3_000_000)  # longer than a reader's buffer
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def filled_card():
+    """A card with something of its own in every field."""
+    return ModelCard(
+        architecture="ResNet20",
+        arguments={"classes": 2, "input_shape": [8, 8, 3]},
+        class_names=("猫", "dog"),
+        preprocessing=Preprocessing(
+            (1.5, 2.5, 3.5), (2.0, 3.0, 4.0), "BGR", np.random.default_rng(0).uniform(size=(8, 8, 3))
+        ),
+        view=center_view(8, 8),
+        trained=True,
+        data={"name": "animals", "train": 10},
+        recipe={"epochs": 3, "learning_rate": 0.1},
+        metrics={"animals/test/center": {"top1": 0.1, "n": 4}},
+        seed=7,
+        weights={"file": "best.keras", "sha256": "0" * 64},
+        versions=current_versions(),
+        git_revision="f" * 40,
+        export={"onnx": 1e-7},
+    )
+
+
+@pytest.mark.parametrize("whole_path", [False, True], ids=["folder", "file"])
+def test_card_round_trip(tmp_path, whole_path):
+    card = filled_card()
+    empty = ModelCard("", {}, (), card.preprocessing, {})
+    for field in dataclasses.fields(card)[5:]:  # those with a default: each must differ from it to show a loss
+        assert getattr(card, field.name) != getattr(empty, field.name)
+    card.write(tmp_path)
+    assert os.listdir(tmp_path) == [FILE_NAME] == ["model.json"]
+    back = ModelCard.read(tmp_path / FILE_NAME if whole_path else tmp_path)
+    for field in dataclasses.fields(card):
+        assert getattr(back, field.name) == getattr(card, field.name), field.name
+    assert isinstance(back.class_names, tuple)
+
+
+def test_a_card_with_fields_of_a_later_version_is_read():
+    assert ModelCard.from_dict({**filled_card().to_dict(), "colour": "blue"}) == filled_card()
+
+
+def test_metrics_are_added_to_a_card():
+    card = filled_card()
+    more = card.with_metrics("animals/val/center", {"top1": 0.2, "n": 5})
+    assert more.metrics == {
+        "animals/test/center": {"top1": 0.1, "n": 4},
+        "animals/val/center": {"top1": 0.2, "n": 5},
+    }
+    assert card == filled_card()
+
+
+@pytest.mark.parametrize("plain", [[], {}, "card", {**filled_card().to_dict(), "format": 2}])
+def test_a_card_of_another_format_is_refused(tmp_path, plain):
+    write_json(tmp_path / FILE_NAME, plain)
+    with pytest.raises(UserError, match="is not a model card of format 1") as caught:
+        ModelCard.read(tmp_path)
+    assert str(tmp_path / FILE_NAME) in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["architecture", "arguments", "class_names", "preprocessing", "view"])
+def test_a_card_that_lacks_a_field_is_refused(field):
+    plain = filled_card().to_dict()
+    del plain[field]
+    with pytest.raises(UserError, match=f"is not a whole model card.*{field}"):
+        ModelCard.from_dict(plain)
+
+
+def test_a_folder_without_a_card(tmp_path):
+    with pytest.raises(UserError, match="there is no model card at"):
+        ModelCard.read(tmp_path)
+
+
+def test_versions_name_what_a_result_depends_on():
+    versions = current_versions()
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert versions["keras"] == keras.__version__ and versions["numpy"] == np.__version__
+    assert {"tensorflow", "keras-convnets"} <= set(versions)
+
+
+def test_git_revision_is_a_revision_or_nothing():
+    revision = current_git_revision()
+    assert revision is None or (len(revision) == 40 and set(revision) <= set("0123456789abcdef"))
+
+
+def test_no_git_is_no_error(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert current_git_revision() is None
+
+
+def test_card_of_a_model():
+    preset = Preprocessing((1.0, 2.0, 3.0), order="BGR")
+    model = CIFARResNet(8, classes=3, input_shape=(12, 8, 3), preprocessing=preset)
+    card = card_of_model(model)
+    assert (card.architecture, card.trained) == ("resnet8", False)
+    assert card.arguments == {"classes": 3, "input_shape": [12, 8, 3]}
+    assert card.class_names == ("0", "1", "2") and card.preprocessing == preset
+    # The shorter side of a picture becomes the input's shorter side, and its centre is kept.
+    assert (card.view["name"], card.view["resize"], card.view["crop"]) == ("center", 8, [12, 8])
+    assert ModelCard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+    assert card_of_model(model, ("a", "b", "c")).class_names == ("a", "b", "c")
+
+
+def test_card_of_a_model_that_does_not_normalise():
+    inputs = keras.Input((4, 4, 3))
+    outputs = keras.layers.GlobalAveragePooling2D()(inputs)
+    assert card_of_model(keras.Model(inputs, outputs)).preprocessing == Preprocessing((0, 0, 0))
+
+
+def two_outputs():
+    inputs = keras.Input((4, 4, 3))
+    return keras.Model(inputs, [keras.layers.GlobalAveragePooling2D()(inputs), inputs])
+
+
+def two_inputs():
+    first, second = keras.Input((4, 4, 3)), keras.Input((4, 4, 3))
+    return keras.Model([first, second], keras.layers.GlobalAveragePooling2D()(first + second))
+
+
+def of_grey_images():
+    inputs = keras.Input((4, 4, 1))
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(inputs))
+
+
+def of_vectors():
+    inputs = keras.Input((7,))
+    return keras.Model(inputs, keras.layers.Dense(2)(inputs))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: CIFARResNet(8, include_top=False),
+        lambda: CIFARResNet(8, input_shape=(None, None, 3)),
+        lambda: CIFARResNet(8, input_shape=(8, None, 3)),
+        two_outputs,
+        two_inputs,
+        of_vectors,
+        of_grey_images,
+    ],
+    ids=["feature map", "any size", "any width", "two outputs", "two inputs", "vectors", "grey images"],
+)
+def test_a_model_that_is_no_classifier_of_images_has_no_card(build):
+    with pytest.raises(UserError, match="a classifier takes images of one fixed size"):
+        card_of_model(build())
+
+
+def test_a_model_with_fewer_classes_than_names_has_no_card():
+    with pytest.raises(UserError, match="2.*3|3.*2"):
+        card_of_model(CIFARResNet(8, classes=3), ("a", "b"))
+
+
+def save(path, size=(4, 3), **arguments):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 30, 40)).save(path, **arguments)
+    return str(path)
+
+
+def test_find_images(tmp_path):
+    folder = tmp_path / "pictures"
+    inside = [save(folder / name) for name in ("b.png", "a.JPG", "deeper/c.gif", "d.bmp", "e.jpeg")]
+    (folder / "notes.txt").write_text("no image")
+    (folder / "folder.png").mkdir()
+    single = save(tmp_path / "single.png")
+    url = "https://example.org/cat.jpg"
+    assert find_images([url, str(folder), single]) == [url, *sorted(inside), single]
+    # A file that is named outright is taken at its word, whatever its suffix.
+    assert find_images([str(folder / "notes.txt")]) == [str(folder / "notes.txt")]
+
+
+def test_find_images_in_an_empty_folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(UserError, match="holds no images") as caught:
+        find_images([str(tmp_path)])
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_find_images_where_nothing_is(tmp_path):
+    with pytest.raises(UserError, match="there is no image or folder"):
+        find_images([str(tmp_path / "nothing.png")])
+
+
+def decoded(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def lying_jpeg(orientation, mode="RGB"):
+    """A JPEG, 48 wide and 32 high: above red, below blue; EXIF says how it is to be turned."""
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:16, :, 0] = pixels[16:, :, 2] = 255
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "JPEG", exif=exif, quality=95)
+    return buffer.getvalue()
+
+
+def test_a_photograph_on_its_side_is_turned():
+    data = lying_jpeg(6)  # EXIF: "the 0th row is the right-hand side of the image"
+    assert decoded(data).shape == (32, 48, 3)
+    turned = decoded(upright(data))
+    assert turned.shape == (48, 32, 3)
+    assert tuple(turned[24, 28] > 128) == (True, False, False)  # red on the right
+    assert tuple(turned[24, 4] > 128) == (False, False, True)  # blue on the left
+    np.testing.assert_array_equal(turned, np.rot90(decoded(data), k=-1))  # and no pixel is lost
+
+
+@pytest.mark.parametrize(
+    "orientation, turn",
+    [
+        (2, lambda x: x[:, ::-1]),
+        (3, lambda x: x[::-1, ::-1]),
+        (4, lambda x: x[::-1]),
+        (5, lambda x: x.swapaxes(0, 1)),
+        (7, lambda x: x[::-1, ::-1].swapaxes(0, 1)),
+        (8, lambda x: np.rot90(x)),
+    ],
+)
+def test_every_orientation_of_exif(orientation, turn):
+    data = lying_jpeg(orientation)
+    np.testing.assert_array_equal(decoded(upright(data)), turn(decoded(data)))
+
+
+def test_a_turned_image_is_not_turned_again():
+    once = upright(lying_jpeg(6))
+    assert upright(once) == once
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_photograph_of_another_kind_is_turned_too(mode):
+    assert decoded(upright(lying_jpeg(6, mode))).shape == (48, 32, 3)
+
+
+def test_an_upright_images_bytes_come_back_as_they_are(tmp_path):
+    for path in (save(tmp_path / "a.jpg", quality=50), save(tmp_path / "b.png"), save(tmp_path / "c.gif")):
+        with open(path, "rb") as file:
+            assert read_image(path) == file.read()
+    data = lying_jpeg(1)
+    assert upright(data) == data
+
+
+def test_read_image_sets_upright(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(lying_jpeg(6))
+    assert decoded(read_image(str(tmp_path / "photo.jpg"))).shape == (48, 32, 3)
+
+
+def test_encode_png_keeps_every_pixel():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    np.testing.assert_array_equal(decoded(encode_png(pixels)), pixels)
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (None, "can't be read"),
+        (b"", "no known image format"),
+        (b"this is text", "no known image format"),
+        (lying_jpeg(1)[:400], "is not a readable image"),
+        (lying_jpeg(6)[:-200], "is not a readable image"),
+    ],
+    ids=["missing", "empty", "text", "header only", "truncated"],
+)
+def test_an_unreadable_image_is_named(tmp_path, content, sentence):
+    path = tmp_path / "photo.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_image(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(UserError, match="can't be read"):
+        read_image(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "probabilities, k, found",
+    [
+        ([0.1, 0.6, 0.3], 2, [("b", 0.6), ("c", 0.3)]),
+        ([0.1, 0.6, 0.3], 1, [("b", 0.6)]),
+        ([0.1, 0.6, 0.3], 9, [("b", 0.6), ("c", 0.3), ("a", 0.1)]),
+        ([0.25, 0.5, 0.25], 3, [("b", 0.5), ("a", 0.25), ("c", 0.25)]),
+        ([0.25, 0.25, 0.5], 2, [("c", 0.5), ("a", 0.25)]),
+    ],
+)
+def test_name_scores(probabilities, k, found):
+    probabilities = np.array(probabilities, np.float64)
+    assert name_scores(probabilities, ("a", "b", "c"), k) == found
+
+
+def test_name_scores_breaks_many_ties_by_index():
+    # So many that a sort which is not stable shows.
+    names = [str(index) for index in range(1000)]
+    probabilities = np.array([1e-3, 2e-3] * 500, np.float32)
+    assert [name for name, _ in name_scores(probabilities, names, 1000)] == names[1::2] + names[::2]
+
+
+def test_scores_are_plain_floats_for_json():
+    (pair,) = name_scores(np.array([0.5], np.float32), ("a",), 1)
+    assert json.loads(json.dumps(pair)) == ["a", 0.5]
+
+
+def test_a_classifier_names_what_it_sees():
+    card = dataclasses.replace(filled_card(), class_names=("dark", "bright"))
+
+    def brightness(images):
+        assert images.shape[1:] == (8, 8, 3) and images.dtype == np.uint8
+        bright = images.mean((1, 2, 3)) / 255
+        return np.stack([1 - bright, bright], -1)
+
+    classifier = Classifier(card, brightness)
+    encoded = [encode_png(np.full((20, 30, 3), value, np.uint8)) for value in (0, 255)]
+    assert classifier.top_k(encoded, 1) == [[("dark", 1.0)], [("bright", 1.0)]]
+    np.testing.assert_array_equal(classifier(np.full((1, 8, 8, 3), 255, np.uint8)), [[0, 1]])
+    with pytest.raises(UserError, match="image 1 is not readable"):
+        classifier.predict([encoded[0], b"text"])
+
+
+def test_a_classifier_that_decodes_by_itself_is_let():
+    card = dataclasses.replace(filled_card(), class_names=("a", "b"))
+    classifier = Classifier(card, lambda images: pytest.fail("decoded here"), lambda encoded: np.array([[0.25, 0.75]]))
+    assert classifier.top_k([b"anything"], 1) == [[("b", 0.75)]]

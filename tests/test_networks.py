@@ -1,0 +1,708 @@
+"""The networks of the registry as they are built: their size, their shapes, their arithmetic, and what is saved."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import keras_convnets
+from keras_convnets import CIFARPlainNet, CIFARResNet, Preprocessing, get_model, model_info, resnet_cifar
+from keras_convnets.errors import UserError
+from keras_convnets.registry import ARCHITECTURES
+
+# Keras' own reading of its variables into NumPy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+DEEPEST = "ResNet1202"
+ALL = [pytest.param(name, marks=pytest.mark.timeout(300)) for name in ARCHITECTURES]
+# ResNet1202 takes ten seconds to build, so it is built once and has its own tests below.
+QUICK = [name for name in ARCHITECTURES if name != DEEPEST]
+FAMILIES = {"residual": CIFARResNet, "plain": CIFARPlainNet}
+both_families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+
+@functools.cache
+def built(name):
+    """A registered network as its builder gives it; tests that change its weights randomise them."""
+    return get_model(name)
+
+
+def as_numpy(x):
+    return keras.ops.convert_to_numpy(x)
+
+
+def images_of(height, width, count=2, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def leaves(model):
+    """The layers of a network, those of the models inside it included, in order."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from leaves(layer)
+        else:
+            yield layer
+
+
+def randomise(model, seed=0):
+    """Give every weight but the convolutions' a random value, statistics included, as training would.
+
+    The second batch normalisation of a residual block is scaled down: what the blocks add grows with their number, and
+    at 1202 layers an untrained network's output is infinite.
+    """
+    rng = np.random.default_rng(seed)
+    blocks = sum(isinstance(layer, keras.layers.Add) for layer in leaves(model))
+    for layer in leaves(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape
+            scale = min(1.0, 2.0 / blocks) if blocks and layer.name.endswith("_2_bn") else 1.0
+            layer.gamma.assign(rng.uniform(0.7, 1.3, size) * scale)
+            layer.beta.assign(rng.normal(0, 0.3, size) * scale)
+            # The first one sees pixels.
+            pixels = 50.0 if layer.name == "conv1_bn" else 1.0
+            layer.moving_mean.assign(rng.normal(0, 0.3, size) * pixels)
+            layer.moving_variance.assign(rng.uniform(0.5, 2.0, size) * pixels**2)
+        elif isinstance(layer, keras.layers.Dense):
+            layer.kernel.assign(rng.normal(0, 0.3, layer.kernel.shape))
+            layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
+
+
+def digest(model):
+    """One number for all weights, in order."""
+    return hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()
+
+
+# The size of each network, counted from what was built.
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_built_is_what_the_registry_says(name):
+    entry, info = ARCHITECTURES[name], model_info(built(name))
+    assert (info.parameters, info.multiply_adds, info.depth) == (entry.parameters, entry.multiply_adds, entry.depth)
+    assert (info.input_shape, info.output_shape) == (entry.input_shape, (entry.classes,))
+    # Keras' own counting.
+    weights = built(name).trainable_weights
+    assert sum(int(np.prod(weight.shape)) for weight in weights) == entry.parameters
+    assert info.parameters + info.statistics == built(name).count_params()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_network_has_the_layers_of_the_papers_table(name):
+    depth = int(re.sub(r"\D", "", name))
+    n = (depth - 2) // 6
+    found = {}
+    for layer in leaves(built(name)):
+        if isinstance(layer, keras.layers.Conv2D):
+            assert layer.kernel_size == (3, 3) and not layer.use_bias and layer.groups == 1
+            key = (layer.output.shape[1:3], layer.filters)
+            found[key] = found.get(key, 0) + 1
+        if isinstance(layer, keras.layers.BatchNormalization):
+            assert (layer.momentum, layer.epsilon, layer.center, layer.scale) == (0.9, 1e-5, True, True)
+    assert found == {((32, 32), 16): 1 + 2 * n, ((16, 16), 32): 2 * n, ((8, 8), 64): 2 * n}
+    # "totally 3n shortcuts"
+    additions = sum(isinstance(layer, keras.layers.Add) for layer in leaves(built(name)))
+    assert additions == (3 * n if name.startswith("ResNet") else 0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_stages_and_outputs_bear_the_papers_names(name):
+    n = (int(re.sub(r"\D", "", name)) - 2) // 6
+    model = built(name)
+    assert model.name == name.lower()
+    assert model.input.name == "images"
+    assert model.output_names == ["probabilities"]
+    assert keras.backend.standardize_dtype(model.output.dtype) == "float32"
+    wanted = ["conv1_conv"]
+    for stage in ("conv2", "conv3", "conv4"):
+        wanted += [f"{stage}_block{block}_{layer}_conv" for block in range(1, n + 1) for layer in (1, 2)]
+    convolutions = [layer.name for layer in leaves(model) if isinstance(layer, keras.layers.Conv2D)]
+    assert convolutions == wanted
+    names = [layer.name for layer in leaves(model) if not isinstance(layer, keras.layers.InputLayer)]
+    assert len(set(names)) == len(names)
+    normalisations = [layer.name for layer in leaves(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    assert normalisations == [re.sub("_conv$", "_bn", layer) for layer in wanted]
+    assert {"conv1_relu", f"conv4_block{n}_out", "avg_pool", "predictions"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    # The number of places in each stage's maps, by hand: strides of 2 round up.
+    "size, classes, places",
+    [((8, 8), 10, (64, 16, 4)), ((9, 5), 7, (45, 15, 6)), ((4, 4), 1, (16, 4, 1))],
+)
+@both_families
+def test_model_info_at_another_size(family, size, classes, places):
+    info = model_info(family(8, input_shape=(*size, 3), classes=classes))
+    kernels = (9 * (3 * 16 + 2 * 16 * 16), 9 * (16 * 32 + 32 * 32), 9 * (32 * 64 + 64 * 64))
+    channels = 3 * 16 + 2 * 32 + 2 * 64
+    assert info.multiply_adds == np.dot(kernels, places) + 64 * classes
+    assert info.parameters == sum(kernels) + 2 * channels + 64 * classes + classes
+    assert info.statistics == 2 * channels
+    assert info.depth == 8 and info.output_shape == (classes,)
+
+
+def test_model_info_takes_a_name_and_refuses_an_unknown_size():
+    assert model_info("resnet20", classes=3).output_shape == (3,)
+    with pytest.raises(UserError, match="fixed height and width"):
+        model_info("ResNet20", input_shape=(None, 32, 3))
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_every_builder_passes_its_arguments_on(name):
+    builder = getattr(keras_convnets, name)
+    model = builder(
+        input_shape=(9, 8, 3),
+        classes=7,
+        classifier_activation=None,
+        name="mine",
+        preprocessing=Preprocessing((1, 2, 3)),
+    )
+    assert (model.name, model.input_shape, model.output_shape) == ("mine", (None, 9, 8, 3), (None, 7))
+    assert model.get_layer("preprocessing").preprocessing == Preprocessing((1, 2, 3))
+    assert model.layers[-1].name == "predictions"
+    model = builder(include_top=False, pooling="max", input_shape=(None, None, 5), include_preprocessing=False)
+    assert (model.name, model.input_shape, model.output_shape) == (name.lower(), (None, None, None, 5), (None, 64))
+
+
+def test_get_model_passes_every_argument_on():
+    model = get_model("ResNet20", name="mine", classes=4)
+    assert (model.name, model.output_shape) == ("mine", (None, 4))
+
+
+@both_families
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (32, 32), (40, 24), (33, 35), (5, 7)])
+def test_any_size_at_least_4(family, size):
+    of_any_size = any_size_network(family)
+    fixed = family(8, input_shape=(*size, 3))
+    fixed.set_weights(of_any_size.get_weights())
+    images = images_of(*size)
+    probabilities = as_numpy(fixed(images))
+    assert probabilities.shape == (2, 10) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=0, atol=1e-5)
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-5  # it looks at the image
+    np.testing.assert_allclose(as_numpy(of_any_size(images)), probabilities, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(as_numpy(fixed(images.astype(np.float32))), probabilities, rtol=1e-5, atol=1e-7)
+
+
+@functools.cache
+def any_size_network(family):
+    model = family(8, input_shape=(None, None, 3))
+    assert model.input_shape == (None, None, None, 3)
+    randomise(model)
+    return model
+
+
+@both_families
+@pytest.mark.parametrize("size", [(8, 8), (33, 35), (4, 40)])
+def test_without_top(family, size):
+    shape = (*size, 3)
+    maps = family(8, include_top=False, input_shape=shape)
+    randomise(maps)
+    # Strides of 2 with padding 1 round up.
+    height, width = (math.ceil(math.ceil(side / 2) / 2) for side in size)
+    assert maps.output_shape == (None, height, width, 64)
+    images = images_of(*size)
+    values = as_numpy(maps(images))
+    assert values.shape == (2, height, width, 64) and values.max() > 0
+    for pooling, reduce in (("avg", np.mean), ("max", np.max)):
+        pooled = family(8, include_top=False, pooling=pooling, input_shape=shape)
+        pooled.set_weights(maps.get_weights())
+        assert pooled.output_shape == (None, 64)
+        np.testing.assert_allclose(as_numpy(pooled(images)), reduce(values, axis=(1, 2)), rtol=1e-4, atol=1e-5)
+
+
+@both_families
+@pytest.mark.parametrize("activation", [None, "linear", "sigmoid"])
+def test_classifier_activation(family, activation):
+    shape = (8, 8, 3)
+    reference = family(8, input_shape=shape)
+    randomise(reference)
+    logits = keras.Model(reference.input, reference.get_layer("predictions").output)
+    model = family(8, input_shape=shape, classifier_activation=activation)
+    model.set_weights(reference.get_weights())
+    images = images_of(8, 8)
+    expected = as_numpy(logits(images))
+    softmax = np.exp(expected - expected.max(-1, keepdims=True))
+    softmax /= softmax.sum(-1, keepdims=True)
+    np.testing.assert_allclose(as_numpy(reference(images)), softmax, rtol=1e-4, atol=1e-6)
+    if activation == "sigmoid":
+        expected = 1 / (1 + np.exp(-expected))
+    np.testing.assert_allclose(as_numpy(model(images)), expected, rtol=1e-4, atol=1e-6)
+
+
+@both_families
+def test_input_tensor(family):
+    images = keras.Input((16, 12, 3), name="mine")
+    model = family(8, input_tensor=images)
+    assert model.input_shape == (None, 16, 12, 3) and model.inputs[0] is images
+    # On top of layers of the user's own, which become part of the network.
+    halved = keras.layers.AveragePooling2D(2, name="halve")(images)
+    longer = family(8, input_tensor=halved)
+    assert longer.input_shape == (None, 16, 12, 3) and longer.get_layer("halve")
+    short = family(8, input_shape=(8, 6, 3))
+    randomise(short)
+    longer.set_weights(short.get_weights())
+    # Whole numbers after halving, so that both see the same.
+    small = images_of(8, 6)
+    large = small.repeat(2, 1).repeat(2, 2)
+    np.testing.assert_allclose(as_numpy(longer(large)), as_numpy(short(small)), rtol=1e-4, atol=1e-6)
+
+
+@both_families
+def test_a_bare_network_takes_any_channels(family):
+    model = family(8, input_shape=(8, 8, 5), include_preprocessing=False)
+    assert model.get_layer("conv1_conv").kernel.shape == (3, 3, 5, 16)
+    assert as_numpy(model(np.zeros((1, 8, 8, 5), np.float32))).shape == (1, 10)
+
+
+@both_families
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"input_shape": (3, 32, 3)}, "at least 4x4"),
+        ({"input_shape": (32, 3, 3)}, "at least 4x4"),
+        ({"input_shape": (None, 3, 3)}, "at least 4x4"),
+        ({"input_shape": (0, 0, 3)}, "at least 4x4"),
+        ({"input_shape": (32, 32)}, r"\(height, width, channels\)"),
+        ({"input_shape": (1, 32, 32, 3)}, r"\(height, width, channels\)"),
+        ({"input_shape": (32, 32, None)}, r"\(height, width, channels\)"),
+        ({"input_shape": (32.0, 32.0, 3)}, r"\(height, width, channels\)"),
+        ({"input_shape": (32, 32, 1)}, "3 channels"),
+        ({"input_shape": (3, 32, 32)}, "at least 4x4"),
+        ({"include_top": False, "pooling": "mean"}, "'mean'; it must be None, 'avg' or 'max'"),
+        ({"classes": 0}, "classes is 0"),
+        ({"classes": -1}, "classes is -1"),
+        ({"classes": 2.5}, "classes is 2.5"),
+        ({"classes": True}, "classes is True"),
+        ({"classes": "10"}, "classes is '10'"),
+        ({"classes": None}, "classes is None"),
+        ({"weights": "imagenet"}, "'imagenet'.*no published weights"),
+        ({"weights": "nowhere.keras"}, "no weights file nowhere.keras"),
+        ({"weights": "nowhere.weights.h5"}, "no weights file nowhere.weights.h5"),
+        ({"include_preprocessing": False, "preprocessing": Preprocessing((0, 0, 0))}, "one of the two"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_told_in_one_sentence(family, arguments, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        family(8, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@both_families
+@pytest.mark.parametrize("depth", [0, 1, 2, -4, 3, 18, 21, 34, 49, 51, 8.0, "20", None, True])
+def test_depth_is_6n_plus_2(family, depth):
+    with pytest.raises(UserError, match=re.escape(f"depth is {depth!r}") + ".*6n\\+2"):
+        family(depth)
+
+
+@both_families
+@pytest.mark.parametrize("depth", [8, 14, 26])
+def test_depths_the_paper_does_not_use(family, depth):
+    model = family(depth)
+    assert model_info(model).depth == depth
+    assert model.name == {CIFARResNet: "resnet", CIFARPlainNet: "plainnet"}[family] + str(depth)
+
+
+def test_channels_first_is_refused():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(UserError, match="channels_last"):
+            CIFARResNet(8)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+# The arithmetic, against the paper.
+
+
+def convolve(x, kernel, stride):
+    """3x3 cross-correlation with one row or column of zeros on every side."""
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[1] - 2, x.shape[2] - 2
+    places = [
+        x[:, row : row + height : stride, column : column + width : stride] @ kernel[row, column]
+        for row in range(3)
+        for column in range(3)
+    ]
+    return sum(places)
+
+
+def paper_network(weights, images, *, residual, preset):
+    """Section 4.2 in NumPy and float64: the feature maps after each stage, the logits and the probabilities.
+
+    `weights` has the convolutions of the network in order, each with its batch normalisation, then the linear layer.
+    """
+    weights = list(weights)
+
+    def layer(x, stride=1):
+        kernel, gamma, beta, mean, variance = weights.pop(0)
+        return (convolve(x, kernel, stride) - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+    def relu(x):
+        return np.maximum(x, 0)
+
+    x = images.astype(np.float64)
+    if preset.order == "BGR":
+        x = x[..., ::-1]
+    same_size = preset.mean_image is not None and preset.mean_image.shape == x.shape[1:]
+    x = (x - (preset.mean_image.astype(np.float64) if same_size else np.array(preset.mean))) / np.array(preset.std)
+    x = relu(layer(x))
+    n = (len(weights) - 1) // 6
+    results = []
+    for filters, first_stride in ((16, 1), (32, 2), (64, 2)):
+        for block in range(n):
+            stride = first_stride if block == 0 else 1
+            shortcut = x[:, ::stride, ::stride]
+            shortcut = np.concatenate([shortcut, np.zeros((*shortcut.shape[:3], filters - x.shape[3]))], axis=3)
+            x = layer(relu(layer(x, stride)))
+            x = relu(x + shortcut if residual else x)
+        results.append(x)
+    kernel, bias = weights.pop(0)
+    assert not weights
+    logits = x.mean((1, 2)) @ kernel + bias
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return [*results, logits, exponentials / exponentials.sum(-1, keepdims=True)]
+
+
+def weights_in_order(model):
+    """The weights as `paper_network` takes them."""
+    convolutions, normalisations = [], []
+    for layer in leaves(model):
+        if isinstance(layer, keras.layers.Conv2D):
+            convolutions.append(layer.kernel)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            normalisations.append((layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance))
+        elif isinstance(layer, keras.layers.Dense):
+            linear = (layer.kernel, layer.bias)
+    groups = [(kernel, *rest) for kernel, rest in zip(convolutions, normalisations, strict=True)]
+    return [[as_numpy(weight).astype(np.float64) for weight in group] for group in (*groups, linear)]
+
+
+def assert_close(results, references):
+    """Within 1e-4 of the largest value.
+
+    A float32 sum of 9 * 64 products is off by about 6e-8 * sqrt(576) = 1.4e-6 of its size; 20 layers add up to at
+    most 3e-5. A wrong epsilon, stride or border shows at 1e-3 and more.
+    """
+    for result, reference in zip(results, references, strict=True):
+        assert result.shape == reference.shape
+        np.testing.assert_allclose(result, reference, rtol=0, atol=1e-4 * np.abs(reference).max())
+
+
+def own_preset(kind, size):
+    mean_image = np.random.default_rng(3).uniform(80, 160, (*size, 3))
+    return {
+        "means": Preprocessing((120.0, 110.0, 100.0)),
+        "mean image": Preprocessing((120.0, 110.0, 100.0), mean_image=mean_image),
+        "BGR, std and mean image": Preprocessing((120.0, 110.0, 100.0), (2.0, 1.5, 3.0), "BGR", mean_image),
+    }[kind]
+
+
+@both_families
+@pytest.mark.parametrize("depth", [8, 20])
+# An even side that gets odd half-way, and odd ones: where to pad at stride 2 differs between them.
+@pytest.mark.parametrize("size", [(8, 8), (9, 11), (10, 6)])
+@pytest.mark.parametrize("kind", ["means", "mean image", "BGR, std and mean image"])
+def test_forward_pass_is_the_papers(family, depth, size, kind):
+    preset = own_preset(kind, size)
+    model = family(depth, input_shape=(*size, 3), preprocessing=preset)
+    randomise(model, seed=depth)
+    last = (depth - 2) // 6
+    names = [*(f"conv{stage}_block{last}_out" for stage in (2, 3, 4)), "predictions", "probabilities"]
+    probe = keras.Model(model.input, [model.get_layer(name).output for name in names])
+    images = images_of(*size)
+    references = paper_network(weights_in_order(model), images, residual=family is CIFARResNet, preset=preset)
+    # The comparison must not be one of dead feature maps or of saturated probabilities.
+    assert all((reference > 0).mean() > 0.05 for reference in references[:3])
+    assert references[4].max() < 0.9999
+    assert_close([as_numpy(output) for output in probe(images)], references)
+
+
+@both_families
+def test_a_nested_network_computes_the_same(family, monkeypatch, tmp_path):
+    # Five blocks a stage in inner models of two, two and one, as ResNet1202 has them by the fifty.
+    monkeypatch.setattr(resnet_cifar, "DEEPEST_FLAT", 20)
+    monkeypatch.setattr(resnet_cifar, "BLOCKS_PER_NEST", 2)
+    model = family(32, input_shape=(8, 8, 3), classifier_activation=None)
+    assert sum(isinstance(layer, keras.Model) for layer in model.layers) == 9
+    randomise(model)
+    preset = model.get_layer("preprocessing").preprocessing
+    images = images_of(8, 8)
+    logits = paper_network(weights_in_order(model), images, residual=family is CIFARResNet, preset=preset)[3]
+    assert_close([as_numpy(model(images))], [logits])
+    assert model_info(model).depth == 32
+    model.save_weights(tmp_path / "nested.weights.h5")
+    copy = family(32, weights=tmp_path / "nested.weights.h5", input_shape=(8, 8, 3), classifier_activation=None)
+    assert digest(copy) == digest(model)
+    monkeypatch.undo()
+    flat = family(32, input_shape=(8, 8, 3), classifier_activation=None)
+    assert not any(isinstance(layer, keras.Model) for layer in flat.layers)
+    assert dataclasses.replace(model_info(model), name="") == dataclasses.replace(model_info(flat), name="")
+
+
+# Initialisation.
+
+
+@both_families
+def test_he_initialisation(family):
+    model = family(20)
+    kernels = {layer.name: layer.kernel for layer in model.layers if hasattr(layer, "kernel")}
+    assert len(kernels) == 20
+    for name, kernel in kernels.items():
+        values = as_numpy(kernel)
+        fan_in = values.size // values.shape[-1]
+        std = np.sqrt(2 / fan_in)
+        # The spread of a standard deviation over N draws is 1 / sqrt(2N) of it: five times that, 2 % at 36,864 draws.
+        assert values.std() == pytest.approx(std, rel=5 / np.sqrt(2 * values.size)), name
+        assert abs(values.mean()) < 5 * std / np.sqrt(values.size), name
+    # A Gaussian that is not cut off has values beyond 3 standard deviations; Keras' he_normal ends at 2.3.
+    large = as_numpy(kernels["conv4_block2_1_conv"])
+    assert np.abs(large).max() > 3 * large.std()
+
+
+@both_families
+def test_layers_of_one_shape_get_different_weights(family):
+    kernels = [as_numpy(layer.kernel) for layer in family(20).layers if isinstance(layer, keras.layers.Conv2D)]
+    first_values = [kernel.flat[0] for kernel in kernels]
+    assert len(set(first_values)) == len(kernels) == 19
+
+
+@both_families
+def test_a_seed_makes_builds_equal(family):
+    digests = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        digests.append(digest(family(14)))
+    assert digests[0] == digests[1] != digests[2]
+
+
+# Saving and loading.
+
+LOAD = """
+import hashlib, json, sys
+import {first}
+import {second}
+import numpy as np
+images = np.load(sys.argv[1])
+found = {{}}
+for path in sys.argv[2:]:
+    model = keras.saving.load_model(path)
+    weights = b"".join(weight.tobytes() for weight in model.get_weights())
+    outputs = np.asarray(model(images)).tolist()
+    structure = hashlib.sha256(model.to_json().encode()).hexdigest()
+    found[path] = [hashlib.sha256(weights).hexdigest(), outputs, structure]
+print(json.dumps([found, sys.getrecursionlimit()]))
+"""
+
+
+def load_in_a_fresh_process(images, paths, first="keras_convnets", second="keras"):
+    """Return by .keras file its weights' digest, its outputs, its structure's digest; and the recursion limit."""
+    images_file = paths[0].with_name("images.npy")
+    np.save(images_file, images)
+    command = [sys.executable, "-c", LOAD.format(first=first, second=second), str(images_file), *map(str, paths)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Every network but the deepest, with random weights, saved and loaded in a process that knows nothing of it."""
+    folder = tmp_path_factory.mktemp("saved")
+    images = images_of(32, 32)
+    paths = []
+    for seed, name in enumerate(QUICK):
+        randomise(built(name), seed)
+        paths.append(folder / f"{name}.keras")
+        built(name).save(paths[-1])
+    found, _ = load_in_a_fresh_process(images, paths)
+    return folder, images, {path.stem: found[str(path)] for path in paths}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_keras_file_in_a_fresh_process(name, saved):
+    _, images, found = saved
+    weights, outputs, structure = found[name]
+    assert weights == digest(built(name))
+    assert structure == hashlib.sha256(built(name).to_json().encode()).hexdigest()
+    np.testing.assert_allclose(outputs, as_numpy(built(name)(images)), rtol=1e-4, atol=1e-6)
+
+
+def test_keras_imported_first_finds_the_layers_too(tmp_path):
+    model = CIFARResNet(8, input_shape=(8, 8, 3), preprocessing=own_preset("BGR, std and mean image", (8, 8)))
+    randomise(model)
+    model.save(tmp_path / "model.keras")
+    images = images_of(8, 8)
+    found, _ = load_in_a_fresh_process(images, [tmp_path / "model.keras"], first="keras", second="keras_convnets")
+    weights, outputs, _ = found[str(tmp_path / "model.keras")]
+    assert weights == digest(model)
+    np.testing.assert_allclose(outputs, as_numpy(model(images)), rtol=1e-4, atol=1e-6)
+
+
+# The others differ in depth alone, and their files are read back above.
+FEW = ("ResNet20", "PlainNet20")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.heavy) for name in QUICK]
+)
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_weights_argument(name, suffix, kind, saved, tmp_path):
+    path = saved[0] / f"{name}.keras"
+    if suffix == ".weights.h5":
+        path = tmp_path / "file.weights.h5"
+        built(name).save_weights(path)
+    assert digest(get_model(name, weights=kind(path))) == digest(built(name))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files that are not what ResNet20 with ten classes wants."""
+    folder = tmp_path_factory.mktemp("files")
+    built("ResNet32").save_weights(folder / "deeper.weights.h5")
+    CIFARResNet(14).save_weights(folder / "shallower.weights.h5")
+    get_model("ResNet20", classes=3).save_weights(folder / "classes.weights.h5")
+    get_model("ResNet20", include_top=False).save_weights(folder / "headless.weights.h5")
+    built("ResNet32").save(folder / "deeper.keras")
+    # It has the same weights, but adds no shortcuts.
+    built("PlainNet20").save(folder / "plain.keras")
+    for name in ("broken.weights.h5", "broken.keras"):
+        (folder / name).write_bytes(b"this is no weights file")
+    (folder / "folder.keras").mkdir()
+    (folder / "other.txt").write_text("text")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deeper.weights.h5",
+        "shallower.weights.h5",
+        "classes.weights.h5",
+        "headless.weights.h5",
+        "deeper.keras",
+        "plain.keras",
+        "broken.weights.h5",
+        "broken.keras",
+        "folder.keras",
+        "other.txt",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_another_networks_weights_are_refused(files, name):
+    with pytest.raises(UserError) as caught:
+        get_model("ResNet20", weights=files / name)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_keras_files_preprocessing_comes_with_its_weights(tmp_path):
+    preset = own_preset("BGR, std and mean image", (8, 8))
+    model = CIFARResNet(8, input_shape=(8, 8, 3), preprocessing=preset)
+    model.save(tmp_path / "model.keras")
+
+    def loaded(**arguments):
+        return CIFARResNet(8, weights=tmp_path / "model.keras", input_shape=(8, 8, 3), **arguments)
+
+    assert loaded().get_layer("preprocessing").preprocessing == preset
+    # Unless another is asked for.
+    own = Preprocessing((1, 2, 3))
+    assert loaded(preprocessing=own).get_layer("preprocessing").preprocessing == own
+    assert digest(loaded(include_preprocessing=False)) == digest(model)
+
+
+# ResNet1202: once for all tests, because building it takes ten seconds.
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    loss: float
+    unchanged: list[str]
+    not_finite: list[str]
+
+
+@pytest.fixture(scope="module")
+def trained_1202():
+    """ResNet1202 after one step of training from its initialisation, as it comes; and what the step did.
+
+    Eagerly: tracing and compiling 1202 layers takes minutes, and gives the same step.
+    """
+    model = built(DEEPEST)
+    before = [weight.numpy() for weight in model.weights]
+    model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy", run_eagerly=True)
+    loss = float(model.train_on_batch(images_of(32, 32), np.array([3, 8])))
+    after = [weight.numpy() for weight in model.weights]
+    paths = [weight.path for weight in model.weights]
+    return model, Step(
+        loss,
+        [path for path, old, new in zip(paths, before, after, strict=True) if np.array_equal(old, new)],
+        [path for path, new in zip(paths, after, strict=True) if not np.isfinite(new).all()],
+    )
+
+
+@pytest.fixture(scope="module")
+def saved_1202(trained_1202, tmp_path_factory):
+    model, _ = trained_1202
+    randomise(model)
+    path = tmp_path_factory.mktemp("deepest") / "resnet1202.keras"
+    model.save(path)
+    return model, path
+
+
+def test_1202_is_nested():
+    model = built(DEEPEST)
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    # 200 blocks a stage, fifty to an inner model.
+    assert [layer.name for layer in inner] == [
+        f"{stage}_blocks{first}_{first + 49}" for stage in ("conv2", "conv3", "conv4") for first in (1, 51, 101, 151)
+    ]
+    for layer in inner:
+        assert sum(isinstance(part, keras.layers.Add) for part in layer.layers) == 50
+        assert not any(isinstance(part, keras.Model) for part in layer.layers)
+    assert len(model.layers) < 30
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_others_are_flat(name):
+    assert not any(isinstance(layer, keras.Model) for layer in built(name).layers)
+
+
+def test_1202_leaves_the_recursion_limit_alone(saved_1202):
+    # 1000 is Python's own; what another library may have set, we must not have raised.
+    before = sys.getrecursionlimit()
+    CIFARResNet(116)
+    assert sys.getrecursionlimit() == before <= 1000
+
+
+@pytest.mark.timeout(300)
+def test_1202_takes_a_training_step(trained_1202):
+    _, step = trained_1202
+    assert np.isfinite(step.loss)
+    assert step.not_finite == []
+    # Kernels, gamma, beta and statistics of 1201 convolutions, and the linear layer.
+    assert step.unchanged == []
+
+
+@pytest.mark.timeout(300)
+def test_1202_loads_in_a_fresh_process(saved_1202):
+    model, path = saved_1202
+    images = images_of(32, 32)
+    found, recursion_limit = load_in_a_fresh_process(images, [path])
+    weights, outputs, _ = found[str(path)]
+    assert recursion_limit == 1000
+    assert weights == digest(model)
+    expected = as_numpy(model(images))
+    assert np.isfinite(expected).all() and np.abs(expected[0] - expected[1]).max() > 1e-3
+    np.testing.assert_allclose(outputs, expected, rtol=1e-3, atol=1e-5)

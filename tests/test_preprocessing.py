@@ -1,0 +1,243 @@
+"""Preprocessing as a value and as a network's first layer, and the package's other layer, against NumPy."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_convnets import CIFARResNet, Preprocessing, preprocess_input
+from keras_convnets.errors import UserError
+from keras_convnets.layers import ImageNormalization, ShortcutA
+from keras_convnets.preprocessing import CIFAR10
+
+MEAN = (120.5, 110.25, 100.75)
+STD = (60.0, 50.0, 40.0)
+MEAN_IMAGE = np.random.default_rng(0).uniform(90, 130, (6, 5, 3)).astype(np.float32)
+OWN_SIZE, OTHER_SIZE = (6, 5), (5, 6)
+
+PRESETS = {
+    "means": Preprocessing(MEAN),
+    "means and std": Preprocessing(MEAN, STD),
+    "BGR": Preprocessing(MEAN, order="BGR"),
+    "BGR and std": Preprocessing(MEAN, STD, "BGR"),
+    "mean image": Preprocessing(MEAN, mean_image=MEAN_IMAGE),
+    "all": Preprocessing(MEAN, STD, "BGR", MEAN_IMAGE),
+}
+
+
+def random_images(size, dtype, seed=1):
+    """Images in 0-255; the float ones have fractions that half precision cannot hold."""
+    rng = np.random.default_rng(seed)
+    if dtype == "uint8":
+        return rng.integers(0, 256, (2, *size, 3), np.uint8)
+    return rng.uniform(0, 255, (2, *size, 3)).astype(dtype)
+
+
+def by_hand(images, preset):
+    """What a preset means, in float64 and channel by channel."""
+    result = np.empty(images.shape, np.float64)
+    for channel in range(3):
+        source = 2 - channel if preset.order == "BGR" else channel
+        mean = preset.mean[channel]
+        if preset.mean_image is not None and images.shape[1:3] == preset.mean_image.shape[:2]:
+            mean = preset.mean_image[:, :, channel]
+        result[..., channel] = (images[..., source].astype(np.float64) - mean) / preset.std[channel]
+    return result
+
+
+@pytest.fixture
+def mixed_float16():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize("size", [OWN_SIZE, OTHER_SIZE])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_value_and_layer_compute_what_the_preset_says(preset, dtype, size):
+    images = random_images(size, dtype)
+    layer = ImageNormalization(preset)
+    for result in (preset(images), keras.ops.convert_to_numpy(layer(images))):
+        assert result.dtype == np.float32
+        # float32 keeps 255 to 1.5e-5, and a subtraction rounds once more.
+        np.testing.assert_allclose(result, by_hand(images, preset), rtol=0, atol=5e-5)
+    assert tuple(layer.compute_output_shape(images.shape)) == images.shape
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_uint8_and_float_images_agree(preset):
+    images = random_images(OWN_SIZE, "uint8")
+    layer = ImageNormalization(preset)
+    as_bytes, as_floats = (keras.ops.convert_to_numpy(layer(x)) for x in (images, images.astype(np.float32)))
+    np.testing.assert_array_equal(as_bytes, as_floats)
+    np.testing.assert_array_equal(preset(images), preset(images.astype(np.float32)))
+
+
+def test_the_mean_image_is_used_at_its_own_size_only():
+    preset = PRESETS["mean image"]
+    at_own_size, at_other_size = (preset(np.zeros((1, *size, 3), np.uint8))[0] for size in (OWN_SIZE, OTHER_SIZE))
+    np.testing.assert_array_equal(at_own_size, -MEAN_IMAGE)
+    np.testing.assert_array_equal(at_other_size, np.broadcast_to(-np.float32(MEAN), (*OTHER_SIZE, 3)))
+
+
+def test_a_single_image_and_a_batch_get_the_same():
+    images = random_images(OWN_SIZE, "uint8")
+    preset = PRESETS["all"]
+    np.testing.assert_array_equal(preset(images)[1], preset(images[1]))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("preset", [*PRESETS.values(), Preprocessing((0, 0, 0))])
+def test_the_argument_stays_as_it_was(preset, dtype):
+    images = random_images(OWN_SIZE, dtype)
+    before = images.copy()
+    result = preset(images)
+    result += 1.0
+    np.testing.assert_array_equal(images, before)
+
+
+def test_the_mean_image_is_a_copy_that_nobody_changes():
+    source = MEAN_IMAGE.copy()
+    preset = Preprocessing(MEAN, mean_image=source)
+    source += 1.0
+    np.testing.assert_array_equal(preset.mean_image, MEAN_IMAGE)
+    with pytest.raises(ValueError):
+        preset.mean_image[0] = 0.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preset.mean = STD
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_json_round_trip_is_exact(preset):
+    back = Preprocessing.from_dict(json.loads(json.dumps(preset.to_dict())))
+    assert back == preset and hash(back) == hash(preset)
+    for field in ("mean", "std", "order"):
+        assert getattr(back, field) == getattr(preset, field)
+    if preset.mean_image is None:
+        assert back.mean_image is None
+    else:
+        np.testing.assert_array_equal(back.mean_image, preset.mean_image)
+
+
+def test_presets_that_differ_are_not_equal():
+    presets = list(PRESETS.values())
+    assert all((one == other) == (one is other) for one in presets for other in presets)
+    assert Preprocessing(MEAN, mean_image=MEAN_IMAGE) != Preprocessing(MEAN, mean_image=MEAN_IMAGE + 1)
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"mean": MEAN, "order": "GRB"}, "'RGB' or 'BGR'"),
+        ({"mean": (1.0,)}, "mean has 1 values"),
+        ({"mean": MEAN, "std": (1.0, 2.0)}, "std has 2 values"),
+        ({"mean": MEAN, "std": (1.0, 0.0, 1.0)}, "must be positive"),
+        ({"mean": MEAN, "std": (1.0, float("nan"), 1.0)}, "must be positive"),
+        ({"mean": MEAN, "mean_image": np.zeros((4, 4))}, r"\(height, width, 3\)"),
+        ({"mean": MEAN, "mean_image": np.zeros((4, 4, 1))}, r"\(height, width, 3\)"),
+    ],
+)
+def test_a_wrong_preset_is_refused(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Preprocessing(**arguments)
+
+
+def test_preprocess_input_changes_nothing():
+    images = random_images(OWN_SIZE, "float32")
+    before = images.copy()
+    assert preprocess_input(images) is images
+    assert preprocess_input(images, data_format="channels_last") is images
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_normalisation_is_float32_under_mixed_precision(preset, mixed_float16):
+    images = random_images(OWN_SIZE, "float32")
+    # The images must be such that rounding them to half precision would show.
+    assert np.abs(images.astype(np.float16).astype(np.float32) - images).max() > 0.01
+    network = CIFARResNet(8, input_shape=(*OWN_SIZE, 3), preprocessing=preset)
+    first = network.get_layer("preprocessing")
+    for compute in (first, keras.Model(network.input, first.output)):
+        result = keras.ops.convert_to_numpy(compute(images))
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, by_hand(images, preset), rtol=0, atol=5e-5)
+
+
+def test_head_is_float32_under_mixed_precision(mixed_float16):
+    network = CIFARResNet(8, input_shape=(*OWN_SIZE, 3))
+    assert network.get_layer("conv4_block1_2_conv").compute_dtype == "float16"
+    for name in ("predictions", "probabilities"):
+        assert network.get_layer(name).compute_dtype == "float32"
+        assert keras.backend.standardize_dtype(network.get_layer(name).output.dtype) == "float32"
+    probabilities = keras.ops.convert_to_numpy(network(random_images(OWN_SIZE, "uint8")))
+    assert probabilities.dtype == np.float32
+    # In half precision a sum of ten would be off by about 1e-3.
+    np.testing.assert_allclose(probabilities.sum(-1), 1.0, rtol=0, atol=1e-6)
+
+
+def test_a_network_normalises_with_cifar10s_means_unless_told():
+    network = CIFARResNet(8)
+    assert network.get_layer("preprocessing").preprocessing == CIFAR10
+    assert CIFAR10.order == "RGB" and CIFAR10.std == (1.0, 1.0, 1.0)
+    # The means of CIFAR-10's training images, as fractions of 255, are known to everyone as .4914 .4822 .4465.
+    np.testing.assert_allclose(np.array(CIFAR10.mean) / 255, (0.4914, 0.4822, 0.4465), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_bare_network_takes_what_the_preset_gives(preset):
+    # Logits, because an untrained network's softmax is 0 or 1 whatever it sees.
+    arguments = {"input_shape": (*OWN_SIZE, 3), "classifier_activation": None}
+    whole = CIFARResNet(8, preprocessing=preset, **arguments)
+    bare = CIFARResNet(8, include_preprocessing=False, **arguments)
+    assert not any(isinstance(layer, ImageNormalization) for layer in bare.layers)
+    bare.set_weights(whole.get_weights())
+    images = random_images(OWN_SIZE, "uint8")
+    from_images, from_preset, without = (
+        keras.ops.convert_to_numpy(x) for x in (whole(images), bare(preset(images)), bare(images.astype(np.float32)))
+    )
+    scale = np.abs(from_images).max()
+    np.testing.assert_allclose(from_images, from_preset, rtol=0, atol=1e-5 * scale)
+    # Without its preset the bare network must see something else, else the comparison above shows nothing.
+    assert np.abs(without - from_images).max() > 1e-2 * scale
+
+
+def round_trip(layer):
+    """Return the layer that its configuration, sent through JSON, gives."""
+    plain = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
+    assert plain["registered_name"] == f"keras_convnets>{type(layer).__name__}"
+    return keras.saving.deserialize_keras_object(plain)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_image_normalization_round_trip(preset, policy, request):
+    if policy == "mixed_float16":
+        request.getfixturevalue("mixed_float16")
+    layer = ImageNormalization(preset, name="mine")
+    back = round_trip(layer)
+    assert isinstance(back, ImageNormalization)
+    assert (back.name, back.compute_dtype, back.preprocessing) == ("mine", "float32", preset)
+    images = random_images(OWN_SIZE, "uint8")
+    np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(one(images)) for one in (layer, back)))
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 1)])
+@pytest.mark.parametrize("filters, stride", [(4, 2), (7, 2), (7, 1), (4, 1), (9, 3)])
+def test_shortcut_a_subsamples_and_appends_zero_channels(size, filters, stride):
+    x = np.random.default_rng(2).normal(size=(2, *size, 4)).astype(np.float32)
+    layer = ShortcutA(filters, stride, name="mine")
+    back = round_trip(layer)
+    assert isinstance(back, ShortcutA) and (back.name, back.filters, back.stride) == ("mine", filters, stride)
+    wanted = np.zeros((2, -(-size[0] // stride), -(-size[1] // stride), filters), np.float32)
+    for row in range(wanted.shape[1]):
+        for column in range(wanted.shape[2]):
+            wanted[:, row, column, :4] = x[:, row * stride, column * stride]
+    for one in (layer, back):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(one(x)), wanted)
+        assert tuple(one.compute_output_shape(x.shape)) == wanted.shape
+    assert tuple(layer.compute_output_shape((None, None, None, 4))) == (None, None, None, filters)
+    assert layer.count_params() == 0
