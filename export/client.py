@@ -140,6 +140,13 @@ class Client:
         """
         return self._transport.metadata()
 
+    def image_size(self) -> tuple[int, int] | None:
+        """Return (height, width) of the images that signature `predict_images` takes; None where it does not say."""
+        signatures = self.metadata()["metadata"]["signature_def"]["signature_def"]
+        shape = signatures.get("predict_images", {}).get("inputs", {}).get("images", {}).get("tensor_shape", {})
+        sides = [int(dim["size"]) for dim in shape.get("dim", [])][1:3]
+        return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
+
     def close(self) -> None:
         """Close the connections."""
         self._transport.close()

@@ -16,14 +16,20 @@ class Classifier:
     """Something that classifies, and its card.
 
     Attributes:
-        card: class names, view and all else.
+        card: class names, view and all else; None of an endpoint, which does not tell.
         predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
         predict_encoded: encoded images to probabilities, where the thing decodes by itself; else it is done here.
+        image_size: (height, width) of the input; by default the card's.
     """
 
-    card: ModelCard
+    card: ModelCard | None
     predict_images: Callable[[np.ndarray], np.ndarray]
     predict_encoded: Callable[[Sequence[bytes]], np.ndarray] | None = None
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.image_size is None and self.card is not None:
+            object.__setattr__(self, "image_size", tuple(self.card.view["crop"]))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities of images of the input's size, uint8 [n, H, W, 3]."""

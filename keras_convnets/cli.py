@@ -111,6 +111,9 @@ def _load_tensorflow() -> None:
     with contextlib.nullcontext() if "--debug" in sys.argv else _hushed():
         import tensorflow as tf
 
+        # Otherwise one process takes a GPU's whole memory, and a quickstart's endpoint finds none left.
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
         tf.config.list_logical_devices()
     tf.get_logger().setLevel(logging.ERROR)
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -277,7 +280,7 @@ def _evaluate_one(source: str, args: argparse.Namespace):
             data = data.with_holdout(run.config()["recipe"]["holdout"])
         data = data.at_size(*_input_size(source, classifier, data))
         _check_classes(source, classifier, data)
-        with Progress(transient=True, disable=bool(args.json)) as progress:
+        with Progress(transient=True, disable=bool(args.json) or not sys.stdout.isatty()) as progress:
             task = progress.add_task(f"evaluating {source}", total=None)
             result = training.evaluate(
                 classifier,
@@ -315,14 +318,13 @@ def _data_of(source: str, run, args: argparse.Namespace) -> DataSet:
 
 
 def _input_size(source: str, classifier: Classifier, data: DataSet) -> tuple[int, int]:
-    if classifier.card is not None:
-        return tuple(classifier.card.view["crop"])
-    if data.image_size is None:
+    size = classifier.image_size or data.image_size
+    if size is None:
         raise UserError(
             f"{data.name} has images of many sizes and {source} does not say which it takes; "
             "evaluate the exported version itself."
         )
-    return data.image_size
+    return size
 
 
 def _print_evaluation(source: str, result) -> None:
@@ -351,7 +353,11 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
         from keras_convnets.images import encode_png
 
         with export.Client(source) as client:
-            yield Classifier(None, lambda images: client.predict([encode_png(image) for image in images])), None
+
+            def predict(images):
+                return client.predict([encode_png(image) for image in images])
+
+            yield Classifier(None, predict, client.predict, client.image_size()), None
     elif (path / "config.json").is_file():
         from keras_convnets.training import Run
 

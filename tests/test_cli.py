@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from keras_convnets.cli import COMMANDS, main
+from keras_convnets.export import Client
 from keras_convnets.export.serving import ModelServer
 
 
@@ -243,6 +244,11 @@ def test_predict_and_evaluate_over_the_wire(cli, trained_run, published, samples
         local = json.loads(cli("evaluate", trained_run, "--json")[1])[str(trained_run)]
         remote = json.loads(cli("evaluate", rest, "--dataset", "digits", "--json")[1])[rest]
         assert remote["confusion"] == local["confusion"]
+        # Images of another size than the input's are brought to the size that the endpoint's metadata tells.
+        with Client(rest) as client:
+            assert client.image_size() == (8, 8)
+        with Client(grpc) as client:
+            assert client.image_size() == (8, 8)
         status, _, err = cli("predict", samples[0], "--url", rest.replace("digits", "digts"))
         assert status == 2 and "digts" in err
     status, _, err = cli("predict", samples[0], "--url", rest)

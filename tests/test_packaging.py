@@ -62,3 +62,16 @@ def test_the_installed_wheel_runs_the_command_line_elsewhere(wheel, tmp_path, ru
     process = run_python("-m", "keras_convnets", "models", "ResNet2*", cwd=tmp_path, env={"PYTHONPATH": str(target)})
     assert process.returncode == 0 and "269,722" in process.stdout
     assert (target / "bin" / "keras-convnets").is_file()
+
+
+@pytest.mark.heavy
+def test_a_clean_environment_with_the_wheel_alone_does_the_main_job(wheel, tmp_path):
+    """What a dependency brought here by chance would hide: only the wheel's own requirements are installed."""
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    pip = [str(environment / "bin" / "pip"), "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    subprocess.run([*pip, f"{wheel}[serving]"], check=True, capture_output=True)
+    command = [str(environment / "bin" / "keras-convnets"), "quickstart"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "over REST (n=360)" in process.stdout.splitlines()[-1]
