@@ -5,8 +5,8 @@ Importing this package imports neither Keras nor a backend: builders resolve on 
 Example:
     >>> import keras_convnets
     >>> model = keras_convnets.ResNet20(classes=10)
-    >>> keras_convnets.list_models("ResNet*")
-    ['ResNet20', 'ResNet32', 'ResNet44', 'ResNet56', 'ResNet110', 'ResNet1202']
+    >>> keras_convnets.list_models("VGG*")
+    ['VGG11', 'VGG13', 'VGG16', 'VGG19']
 """
 
 from __future__ import annotations
@@ -20,11 +20,26 @@ from keras_convnets.registry import ARCHITECTURES, get_model, list_models
 from keras_convnets.version import __version__
 
 if TYPE_CHECKING:
+    from keras_convnets.alexnet import AlexNet as AlexNet
+    from keras_convnets.alexnet import AlexNetOneTower as AlexNetOneTower
+    from keras_convnets.alexnet import AlexNetSixConvs as AlexNetSixConvs
     from keras_convnets.card import ModelCard as ModelCard
+    from keras_convnets.googlenet import GoogLeNet as GoogLeNet
+    from keras_convnets.googlenet import without_auxiliary as without_auxiliary
     from keras_convnets.info import ModelInfo as ModelInfo
     from keras_convnets.info import model_info as model_info
     from keras_convnets.preprocessing import Preprocessing as Preprocessing
     from keras_convnets.preprocessing import preprocess_input as preprocess_input
+    from keras_convnets.resnet import PlainNet18 as PlainNet18
+    from keras_convnets.resnet import PlainNet34 as PlainNet34
+    from keras_convnets.resnet import ResNet18 as ResNet18
+    from keras_convnets.resnet import ResNet34 as ResNet34
+    from keras_convnets.resnet import ResNet50 as ResNet50
+    from keras_convnets.resnet import ResNet50v1_5 as ResNet50v1_5
+    from keras_convnets.resnet import ResNet101 as ResNet101
+    from keras_convnets.resnet import ResNet101v1_5 as ResNet101v1_5
+    from keras_convnets.resnet import ResNet152 as ResNet152
+    from keras_convnets.resnet import ResNet152v1_5 as ResNet152v1_5
     from keras_convnets.resnet_cifar import CIFARPlainNet as CIFARPlainNet
     from keras_convnets.resnet_cifar import CIFARResNet as CIFARResNet
     from keras_convnets.resnet_cifar import PlainNet20 as PlainNet20
@@ -38,6 +53,14 @@ if TYPE_CHECKING:
     from keras_convnets.resnet_cifar import ResNet56 as ResNet56
     from keras_convnets.resnet_cifar import ResNet110 as ResNet110
     from keras_convnets.resnet_cifar import ResNet1202 as ResNet1202
+    from keras_convnets.surgery import Stage as Stage
+    from keras_convnets.surgery import features as features
+    from keras_convnets.surgery import fully_convolutional as fully_convolutional
+    from keras_convnets.surgery import stages as stages
+    from keras_convnets.vgg import VGG11 as VGG11
+    from keras_convnets.vgg import VGG13 as VGG13
+    from keras_convnets.vgg import VGG16 as VGG16
+    from keras_convnets.vgg import VGG19 as VGG19
 
 # Where each public name lives; a module here is imported when one of its names is first used.
 _HOMES = {
@@ -46,8 +69,13 @@ _HOMES = {
     "ModelCard": "keras_convnets.card",
     "ModelInfo": "keras_convnets.info",
     "Preprocessing": "keras_convnets.preprocessing",
+    "Stage": "keras_convnets.surgery",
+    "features": "keras_convnets.surgery",
+    "fully_convolutional": "keras_convnets.surgery",
     "model_info": "keras_convnets.info",
     "preprocess_input": "keras_convnets.preprocessing",
+    "stages": "keras_convnets.surgery",
+    "without_auxiliary": "keras_convnets.googlenet",
     **{architecture.name: architecture.module for architecture in ARCHITECTURES.values()},
 }
 

@@ -1,7 +1,8 @@
-"""The TensorFlow ops that several rooms share: this module alone of the package may import TensorFlow.
+"""The TensorFlow ops that layers and rooms share: this module alone of the package may import TensorFlow.
 
-Decoding and the plain view are the same ops in training, in evaluation and inside an exported SavedModel, so that a
-picture gives the same numbers everywhere.
+Grouped convolution and response normalisation as the single ops that train on every device and convert to single ONNX
+operators. Decoding and the plain view are the same ops in training, in evaluation and inside an exported SavedModel, so
+that a picture gives the same numbers everywhere.
 """
 
 from __future__ import annotations
@@ -9,6 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tensorflow as tf
+
+
+def grouped_convolution(x: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int], padding: str) -> tf.Tensor:
+    """Convolve with as many groups as the kernel's depth says: [b, H, W, C] with [k, k, C / groups, filters].
+
+    Keras wraps grouped convolutions in a compiled function of its own, which has no ONNX conversion.
+    """
+    return tf.nn.conv2d(x, kernel, strides=list(strides), padding=padding.upper())
+
+
+def response_normalization(x: tf.Tensor, n: int, k: float, alpha: float, beta: float) -> tf.Tensor:
+    """Divide by (k + alpha * sum of squares over n neighbouring maps) ** beta, in float32."""
+    y = tf.nn.local_response_normalization(tf.cast(x, tf.float32), depth_radius=n // 2, bias=k, alpha=alpha, beta=beta)
+    return tf.cast(y, x.dtype)
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:

@@ -1,8 +1,15 @@
-"""What every builder does before and after its own table: the input, the head, and the weights."""
+"""What every network has in common: the applications' arguments, the input, the head, and the weights at the end.
+
+A family's file holds the paper's table and one function `network(common, ...)` that builds it; `application` makes the
+public builders of it, all with the signature of keras.applications.
+"""
 
 from __future__ import annotations
 
+import inspect
 import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -11,48 +18,193 @@ from keras import layers
 from keras_convnets.errors import UserError
 from keras_convnets.layers import ImageNormalization
 from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.weights import choose_preprocessing, load_weights
 
 
-def image_input(
-    input_tensor: Any,
-    input_shape: tuple[int | None, ...] | None,
-    default_shape: tuple[int, int, int],
-    minimum: int,
-    preprocessing: Preprocessing | None,
-) -> tuple[Any, Any]:
-    """Return the model's input tensor, and the normalised tensor that the network starts from.
+@dataclass(frozen=True)
+class Common:
+    """The arguments that every builder takes; `application` documents them."""
+
+    include_top: bool
+    weights: Any
+    input_tensor: Any
+    input_shape: Any
+    pooling: str | None
+    classes: int
+    classifier_activation: Any
+    name: str
+    include_preprocessing: bool
+    preprocessing: Preprocessing | None
+
+    def start(self, default_shape: tuple[int, int, int], minimum: int, default: Preprocessing) -> tuple[Any, Any]:
+        """Return the input tensor, and the normalised tensor that the network starts from.
+
+        Args:
+            default_shape: the paper's input size.
+            minimum: the smallest side the network accepts.
+            default: the preprocessing where neither the arguments nor the weights file say another.
+
+        Raises:
+            UserError: if an argument does not fit; the sentence says which.
+        """
+        self._check()
+        preprocessing = None
+        if self.include_preprocessing:
+            preprocessing = choose_preprocessing(self.preprocessing, self.weights, default)
+        if self.input_tensor is None:
+            shape, inputs = default_shape if self.input_shape is None else _as_shape(self.input_shape), None
+        else:
+            is_keras = keras.backend.is_keras_tensor(self.input_tensor)
+            inputs = self.input_tensor if is_keras else keras.Input(tensor=self.input_tensor)
+            shape = tuple(inputs.shape[1:])
+        _check_shape(shape, minimum, preprocessing)
+        if inputs is None:
+            inputs = keras.Input(shape, name="images")
+        if preprocessing is None:
+            return inputs, inputs
+        return inputs, ImageNormalization(preprocessing, name="preprocessing")(inputs)
+
+    def _check(self) -> None:
+        if keras.config.image_data_format() != "channels_last":
+            raise UserError(
+                "keras.config.image_data_format() is 'channels_first'; these networks are NHWC only: "
+                "call keras.config.set_image_data_format('channels_last') first."
+            )
+        if self.preprocessing is not None and not self.include_preprocessing:
+            raise UserError("preprocessing was given with include_preprocessing=False; give one of the two.")
+        if self.pooling not in (None, "avg", "max"):
+            raise UserError(f"pooling is {self.pooling!r}; it must be None, 'avg' or 'max'.")
+        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 1:
+            raise UserError(f"classes is {self.classes!r}; it must be a whole number of at least 1.")
+
+    def without_top(self, x: Any) -> Any:
+        """Return the features as `pooling` says: the map itself, or its mean or maximum over all places."""
+        pools = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
+        return pools[self.pooling](name=f"{self.pooling}_pool")(x) if self.pooling else x
+
+    def classifier(self, x: Any, initializer: Any, logits: str = "predictions", outputs: str = "probabilities") -> Any:
+        """Add the linear layer and the softmax, layers of their own and in float32 under every policy.
+
+        The linear layer's output, the logits, is what training works on.
+        """
+        x = layers.Dense(self.classes, kernel_initializer=initializer, dtype="float32", name=logits)(x)
+        if self.classifier_activation in (None, "linear"):
+            return x
+        return layers.Activation(self.classifier_activation, dtype="float32", name=outputs)(x)
+
+    def finish(self, inputs: Any, outputs: Any) -> keras.Model:
+        """Return the model, with its weights loaded."""
+        model = keras.Model(_source_input(inputs), outputs, name=self.name)
+        load_weights(model, self.weights)
+        return model
+
+
+def check_fixed_size(x: Any, what: str) -> None:
+    """Refuse a feature map of unknown size before a fully connected layer."""
+    if None in tuple(x.shape[1:3]):
+        raise UserError(
+            f"{what} has fully connected layers and needs a fixed input size; give input_shape=(height, width, 3), "
+            "or build it at its own size and use keras_convnets.fully_convolutional."
+        )
+
+
+def he_normal() -> keras.initializers.Initializer:
+    """He et al. 2015 (arXiv:1502.01852), eq. 10: Gaussian, not truncated, variance 2 / fan-in."""
+    return keras.initializers.VarianceScaling(scale=2.0, mode="fan_in", distribution="untruncated_normal")
+
+
+def application(
+    network: Callable[..., keras.Model],
+    name: str,
+    summary: str,
+    *,
+    classes: int = 1000,
+    documented: str = "",
+    leading: tuple[str, ...] = (),
+    stem: str | None = None,
+    fixed: dict[str, Any] | None = None,
+    **extras: Any,
+) -> Callable[..., keras.Model]:
+    """Return a builder with the signature of keras.applications.
 
     Args:
-        input_tensor: a Keras tensor to build on, or None.
-        input_shape: (height, width, channels), sides may be None; None takes the default.
-        default_shape: the input size of the paper.
-        minimum: the smallest side the network accepts.
-        preprocessing: what the first layer does; None builds the bare network.
+        network: builds it: `network(common, **fixed, **extras)`.
+        name: of the builder; in lower case the default name of its models.
+        summary: the first line of its docstring, with the source.
+        classes: the default number of classes.
+        documented: docstring lines of the extra arguments.
+        leading: names of arguments without default that stand before the common ones.
+        stem: what a model's default name begins with, before the leading arguments; by default the builder's name.
+        fixed: arguments of `network` that make this one of its variants.
+        **extras: names and defaults of its keyword-only arguments.
+    """
+    kinds = inspect.Parameter
+    common = {
+        "include_top": True,
+        "weights": None,
+        "input_tensor": None,
+        "input_shape": None,
+        "pooling": None,
+        "classes": classes,
+        "classifier_activation": "softmax",
+        "name": None if leading else name.lower(),
+    }
+    keyword_only = {**extras, "include_preprocessing": True, "preprocessing": None}
+    signature = inspect.Signature(
+        [kinds(key, kinds.POSITIONAL_OR_KEYWORD) for key in leading]
+        + [kinds(key, kinds.POSITIONAL_OR_KEYWORD, default=value) for key, value in common.items()]
+        + [kinds(key, kinds.KEYWORD_ONLY, default=value) for key, value in keyword_only.items()],
+        return_annotation=keras.Model,
+    )
+
+    def builder(*args: Any, **kwargs: Any) -> keras.Model:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}() {error}") from None
+        bound.apply_defaults()
+        values = dict(bound.arguments)
+        own = {key: values.pop(key) for key in (*leading, *extras)}
+        if values["name"] is None:
+            values["name"] = (stem or name.lower()) + "".join(str(own[key]) for key in leading)
+        return network(Common(**values), **(fixed or {}), **own)
+
+    builder.__name__ = builder.__qualname__ = name
+    builder.__module__ = network.__module__
+    builder.__signature__ = signature
+    example = f"{name}({'26, ' if leading else ''}classes=5)"
+    builder.__doc__ = _DOCSTRING.format(summary=summary, documented=documented, classes=classes, example=example)
+    return builder
+
+
+_DOCSTRING = """{summary}
+
+    Args:
+        include_top: whether the classifier is there: from the last pooling to the softmax.
+        weights: None (initialised as the family's module says) or the path of a .weights.h5 or .keras file.
+        input_tensor: a Keras tensor to use as the input.
+        input_shape: (height, width, 3); by default the paper's. Sides may be None where nothing is fully connected.
+        pooling: without top: None for the feature map, "avg" or "max" for a vector.
+        classes: number of classes; {classes} by default.
+        classifier_activation: "softmax", or None for logits.
+        name: the model's name.{documented}
+        include_preprocessing: whether the first layer normalises RGB 0-255; else the bare network.
+        preprocessing: the `Preprocessing` of that layer; by default that of the .keras file given as weights, else
+            minus the channel means of the family's data.
+
+    Returns:
+        A functional `keras.Model`: [batch, H, W, 3], RGB in 0-255, uint8 or float, to probabilities
+        [batch, classes], float32.
 
     Raises:
-        UserError: if the shape is not three numbers, too small, or not RGB where RGB is normalised.
-    """
-    if keras.config.image_data_format() != "channels_last":
-        raise UserError(
-            "keras.config.image_data_format() is 'channels_first'; these networks are NHWC only: "
-            "call keras.config.set_image_data_format('channels_last') first."
-        )
-    if input_tensor is not None:
-        images = input_tensor if keras.backend.is_keras_tensor(input_tensor) else keras.Input(tensor=input_tensor)
-        shape = tuple(images.shape[1:])
-    else:
-        shape = _as_shape(input_shape) if input_shape is not None else default_shape
-        images = None
-    _check_shape(shape, minimum, preprocessing)
-    if images is None:
-        images = keras.Input(shape, name="images")
-    if preprocessing is None:
-        return images, images
-    return images, ImageNormalization(preprocessing, name="preprocessing")(images)
+        UserError: an argument, shape or weights file that does not fit.
+
+    Example:
+        >>> model = {example}
+"""
 
 
-def source_input(inputs: Any) -> Any:
-    """Return the input tensor that a tensor goes back to; a list only where there are several."""
+def _source_input(inputs: Any) -> Any:
     sources = keras.utils.get_source_inputs(inputs)
     return sources[0] if len(sources) == 1 else sources
 
@@ -79,31 +231,3 @@ def _check_shape(shape: tuple[int | None, ...], minimum: int, preprocessing: Pre
             f"input_shape is {shape}; images are RGB, 3 channels. For {shape[2]} channels "
             "build with include_preprocessing=False and normalise them yourself."
         )
-
-
-def classifier(
-    x: Any,
-    *,
-    include_top: bool,
-    pooling: str | None,
-    classes: int,
-    activation: Any,
-    initializer: Any,
-) -> Any:
-    """Add global average pooling, the linear layer and the softmax; or, without top, what `pooling` says.
-
-    The linear layer and the softmax are layers of their own, in float32 under every policy: `predictions` gives the
-    logits (training works on them), `probabilities` the softmax.
-    """
-    if not include_top:
-        if pooling not in (None, "avg", "max"):
-            raise UserError(f"pooling is {pooling!r}; it must be None, 'avg' or 'max'.")
-        pools = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
-        return pools[pooling](name=f"{pooling}_pool")(x) if pooling else x
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-        raise UserError(f"classes is {classes!r}; it must be a whole number of at least 1.")
-    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    x = layers.Dense(classes, kernel_initializer=initializer, dtype="float32", name="predictions")(x)
-    if activation in (None, "linear"):
-        return x
-    return layers.Activation(activation, dtype="float32", name="probabilities")(x)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.arguments import Parser
 from keras_convnets.errors import UserError, unknown_name
-from keras_convnets.registry import ARCHITECTURES, get_architecture, list_models
+from keras_convnets.registry import ARCHITECTURES, PublishedError, get_architecture, list_models
 from keras_convnets.version import __version__
 
 if TYPE_CHECKING:
@@ -139,11 +139,11 @@ def _models(args: argparse.Namespace) -> None:
         facts = ("name", "depth", "parameters", "multiply_adds", "input_shape", "classes", "paper", "section")
         _print_json([{fact: getattr(row, fact) for fact in facts} for row in rows])
         return
-    print(f"{'network':<12} {'depth':>5} {'parameters':>11} {'multiply-adds':>14}  {'input':<11} published error")
+    print(f"{'network':<15} {'depth':>5} {'parameters':>11} {'multiply-adds':>15}  {'input':<12} published error")
     for row in rows:
         size = "x".join(map(str, row.input_shape))
-        error = "; ".join(f"{item.data} {item.top1:g} %" for item in row.published) or "-"
-        print(f"{row.name:<12} {row.depth:>5} {row.parameters:>11,} {row.multiply_adds:>14,}  {size:<11} {error}")
+        error = _shown_error(row.published[0]) if row.published else "-"
+        print(f"{row.name:<15} {row.depth:>5} {row.parameters:>11,} {row.multiply_adds:>15,}  {size:<12} {error}")
 
 
 def _models_flags(parser: Parser) -> None:
@@ -182,7 +182,14 @@ def _info(args: argparse.Namespace) -> None:
         print(f"{name.replace('_', ' '):<14} {shown}")
     for item in known.published:
         note = f" ({item.note})" if item.note else ""
-        print(f"{'published':<14} {item.top1:g} % top-1 error{note}, {item.data}, {item.protocol}; {item.source}")
+        print(f"{'published':<14} {_shown_error(item)}{note}; {item.source}")
+
+
+def _shown_error(item: PublishedError) -> str:
+    figures = (
+        f"{name} {error:g} %" for name, error in (("top-1", item.top1), ("top-5", item.top5)) if error is not None
+    )
+    return f"{', '.join(figures)} error, {item.data}, {item.protocol}"
 
 
 def _info_flags(parser: Parser) -> None:

@@ -11,6 +11,7 @@ from keras import layers
 
 from keras_convnets.errors import UserError
 from keras_convnets.registry import get_model
+from keras_convnets.surgery import along_paths
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,6 @@ def _multiply_adds(layer: keras.layers.Layer) -> int:
 
 
 def _depth(model: keras.Model) -> int:
-    """Return the number of weighted layers on the longest path from the input to the output."""
-    deepest: dict[int, int] = {}
-    for tensor in model.inputs:
-        deepest[id(tensor)] = 0
-    for operation in _in_order(model):
-        for node in operation._inbound_nodes:
-            before = max((deepest.get(id(tensor), -1) for tensor in node.input_tensors), default=-1)
-            if before < 0:
-                continue
-            own = _depth(operation) if isinstance(operation, keras.Model) else int(_is_weighted(operation))
-            for tensor in node.output_tensors:
-                deepest[id(tensor)] = before + own
-    return max(deepest.get(id(tensor), 0) for tensor in model.outputs)
-
-
-def _in_order(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return the layers so that each stands after those it takes its input from, as `model.layers` promises."""
-    return [layer for layer in model.layers if not isinstance(layer, layers.InputLayer)]
+    """Return the number of weighted layers on the longest path from the input to an output."""
+    depths = along_paths(model, lambda layer: int(_is_weighted(layer)), start=0, join=lambda before, own: before + own)
+    return max(depths[id(tensor)] for tensor in model.outputs)

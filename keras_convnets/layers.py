@@ -90,3 +90,68 @@ class ShortcutA(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the layer's configuration."""
         return {**super().get_config(), "filters": self.filters, "stride": self.stride}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class GroupedConv2D(keras.layers.Conv2D):
+    """A `Conv2D` whose groups train on CPU and GPU and convert to one ONNX `Conv`.
+
+    With TensorFlow it is one plain convolution op; on other backends it is Keras' own layer. The filters of a group see
+    the input maps of that group only: AlexNet's two towers (Krizhevsky et al. 2012, section 3.5) are `groups=2`.
+
+    Args: those of `keras.layers.Conv2D`; channels last, no dilation.
+
+    Example:
+        >>> GroupedConv2D(256, 5, padding="same", groups=2)
+    """
+
+    def convolution_op(self, inputs, kernel):
+        """Return the convolution without bias and activation."""
+        if keras.backend.backend() != "tensorflow" or self.dilation_rate != (1, 1):
+            return super().convolution_op(inputs, kernel)
+        from keras_convnets import _tf_ops
+
+        return _tf_ops.grouped_convolution(inputs, kernel, self.strides, self.padding)
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class LRN(keras.layers.Layer):
+    """Local response normalisation across neighbouring maps (Krizhevsky et al. 2012, section 3.3).
+
+    b[i] = a[i] / (k + alpha * sum of a[j]^2 over j from max(0, i - n/2) to min(N - 1, i + n/2)) ^ beta
+
+    The sum is not divided by n; Caffe's is, so its alpha is n times the one here.
+
+    Args:
+        n: number of neighbouring maps, odd.
+        k: added to the sum.
+        alpha: of the sum.
+        beta: the exponent.
+
+    Input shape: [batch, H, W, C]. Output shape: the same.
+    """
+
+    def __init__(self, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75, **kwargs):
+        super().__init__(**kwargs)
+        if n < 1 or n % 2 == 0:
+            raise UserError(f"LRN n is {n}; it must be an odd number of maps, such as 5.")
+        self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
+
+    def call(self, x):
+        """Return the normalised maps."""
+        if keras.backend.backend() == "tensorflow":
+            from keras_convnets import _tf_ops
+
+            return _tf_ops.response_normalization(x, self.n, self.k, self.alpha, self.beta)
+        maps, radius = x.shape[-1], self.n // 2
+        squares = ops.pad(ops.square(ops.cast(x, "float32")), [[0, 0], [0, 0], [0, 0], [radius, radius]])
+        total = sum(squares[..., shift : shift + maps] for shift in range(self.n))
+        return ops.cast(ops.cast(x, "float32") / (self.k + self.alpha * total) ** self.beta, x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        """Return the input's shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the layer's configuration."""
+        return {**super().get_config(), "n": self.n, "k": self.k, "alpha": self.alpha, "beta": self.beta}

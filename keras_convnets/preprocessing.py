@@ -111,6 +111,8 @@ class Preprocessing:
         return hash((self.mean, self.std, self.order))
 
 
+# The channel means of ImageNet's training images that VGG and ResNet subtract, RGB.
+IMAGENET = Preprocessing(mean=(123.68, 116.779, 103.939))
 # The channel means of CIFAR-10's 50,000 training images, RGB.
 CIFAR10 = Preprocessing(mean=(125.30691805, 122.95039414, 113.86538318))
 
