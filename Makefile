@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test test-heavy lint benchmark wheel constraints clean
+.PHONY: quickstart test test-heavy lint docs benchmark wheel constraints clean
 
 quickstart: .venv/installed
 	$(BIN)/keras-convnets quickstart
@@ -18,6 +18,9 @@ test-heavy: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: .venv/installed
+	$(BIN)/python docs/make_models_page.py
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/training_throughput.py

@@ -3,8 +3,8 @@
 Figure 2: conv1 96 of 11x11 stride 4; conv2 256 of 5x5 in two groups; conv3 384 of 3x3; conv4 384 and conv5 256 of 3x3
 in two groups: the two towers, each on its GPU. Response normalisation follows the ReLUs of conv1 and conv2 (section
 3.3), overlapping 3x3/2 pooling follows both and conv5 (section 3.4). Two hidden fully connected layers of 4096 with
-dropout 0.5. Weights from a Gaussian of standard deviation 0.01; biases 1 in conv2, conv4, conv5 and the hidden layers, 0
-elsewhere (section 5).
+dropout 0.5. Weights from a Gaussian of standard deviation 0.01; biases 1 in conv2, conv4, conv5 and the hidden layers,
+0 elsewhere (section 5).
 
 The paper's 224x224 input gives its 55x55 maps only with padding: (1, 2) on the sides; 227x227 needs none. At any size
 conv1 is padded by the 0 to 3 pixels that let its windows cover the image exactly, the odd one on the right and below.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.arguments import Parser
 from keras_convnets.errors import UserError, unknown_name
-from keras_convnets.registry import ARCHITECTURES, PublishedError, get_architecture, list_models
+from keras_convnets.registry import ARCHITECTURES, PublishedError, get_architecture, get_model, list_models
 from keras_convnets.version import __version__
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _models_flags(parser: Parser) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    """Show what is known of a network, and its size at another input or class count."""
+    """Show what is known of a network and its layers, also at another input size or class count."""
     known = get_architecture(args.model)
     facts = {
         "name": known.name,
@@ -164,16 +164,19 @@ def _info(args: argparse.Namespace) -> None:
         "input_shape": known.input_shape,
         "classes": known.classes,
     }
-    if args.classes is not None or args.image_size is not None:
-        _load_tensorflow()
-        from keras_convnets.info import model_info
+    _load_tensorflow()
+    from keras_convnets.info import layer_table, model_info
 
-        shape = (args.image_size, args.image_size, 3) if args.image_size is not None else known.input_shape
-        facts["classes"] = known.classes if args.classes is None else args.classes
-        counted = model_info(known.name, classes=facts["classes"], input_shape=shape)
-        facts |= {name: getattr(counted, name) for name in ("depth", "parameters", "multiply_adds", "input_shape")}
+    facts["classes"] = known.classes if args.classes is None else args.classes
+    shape = known.input_shape if args.image_size is None else (args.image_size, args.image_size, 3)
+    model = get_model(known.name, classes=facts["classes"], input_shape=shape)
+    counted = model_info(model)
+    facts |= {name: getattr(counted, name) for name in ("depth", "parameters", "multiply_adds", "input_shape")}
+    rows = layer_table(model)
     if args.json:
-        _print_json({**facts, "published": [vars(item) for item in known.published]})
+        _print_json(
+            {**facts, "published": [vars(item) for item in known.published], "layers": [vars(row) for row in rows]}
+        )
         return
     for name, value in facts.items():
         shown = (
@@ -181,15 +184,21 @@ def _info(args: argparse.Namespace) -> None:
         )
         print(f"{name.replace('_', ' '):<14} {shown}")
     for item in known.published:
-        note = f" ({item.note})" if item.note else ""
+        note = f", {item.note}" if item.note else ""
         print(f"{'published':<14} {_shown_error(item)}{note}; {item.source}")
+    _print_layers(rows)
+
+
+def _print_layers(rows) -> None:
+    width = max(len(row.name) for row in rows)
+    print(f"\n{'layer':<{width}}  {'kind':<26} {'output':<12} {'parameters':>11} {'multiply-adds':>14}")
+    for row in rows:
+        size = "x".join(map(str, row.output_shape))
+        print(f"{row.name:<{width}}  {row.kind:<26} {size:<12} {row.parameters:>11,} {row.multiply_adds:>14,}")
 
 
 def _shown_error(item: PublishedError) -> str:
-    figures = (
-        f"{name} {error:g} %" for name, error in (("top-1", item.top1), ("top-5", item.top5)) if error is not None
-    )
-    return f"{', '.join(figures)} error, {item.data}, {item.protocol}"
+    return f"{item.figures()} error, {item.data}, {item.protocol}"
 
 
 def _info_flags(parser: Parser) -> None:
@@ -379,8 +388,6 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
 
 def _open_model(source: str):
     """Return the network of MODEL, MODEL:WEIGHTS or a .keras file."""
-    from keras_convnets.registry import get_model
-
     if source.endswith(".keras") and ":" not in source:
         import keras
 

@@ -74,6 +74,48 @@ def model_info(model: str | keras.Model, **arguments: Any) -> ModelInfo:
     )
 
 
+@dataclass(frozen=True)
+class LayerRow:
+    """A weighted layer of a network.
+
+    Attributes:
+        name: the layer's name.
+        kind: what it is, such as "3x3 conv, stride 2, 2 groups" or "fully connected".
+        output_shape: of one image.
+        parameters: kernel and bias.
+        multiply_adds: of one image.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+def layer_table(model: keras.Model) -> list[LayerRow]:
+    """Return the weighted layers of a network of fixed input size, in order, nested ones included."""
+    return [
+        LayerRow(
+            name=layer.name,
+            kind=_kind(layer),
+            output_shape=tuple(layer.output.shape[1:]),
+            parameters=layer.count_params(),
+            multiply_adds=_multiply_adds(layer),
+        )
+        for layer in _leaf_layers(model)
+        if _is_weighted(layer)
+    ]
+
+
+def _kind(layer: keras.layers.Layer) -> str:
+    if not isinstance(layer, layers.Conv2D):
+        return "fully connected"
+    stride, groups = layer.strides[0], layer.groups
+    details = [f"stride {stride}"] * (stride > 1) + [f"{groups} groups"] * (groups > 1)
+    return ", ".join(["x".join(map(str, layer.kernel_size)) + " conv", *details])
+
+
 def _leaf_layers(model: keras.Model):
     for layer in model.layers:
         if isinstance(layer, keras.Model):

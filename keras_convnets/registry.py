@@ -49,6 +49,11 @@ class PublishedError:
     note: str = ""
     top5: float | None = None
 
+    def figures(self) -> str:
+        """Return the figures with their names, such as "top-1 39.0 %, top-5 16.6 %"."""
+        known = [(name, error) for name, error in (("top-1", self.top1), ("top-5", self.top5)) if error is not None]
+        return ", ".join(f"{name} {error:.{1 if error == round(error, 1) else 2}f} %" for name, error in known)
+
 
 @dataclass(frozen=True)
 class Architecture:

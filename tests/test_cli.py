@@ -38,7 +38,7 @@ def samples(trained_run):
 
 
 def test_help_and_models_answer_without_keras_in_a_second(run_python, tmp_path):
-    for arguments in (["--help"], ["models"], ["train", "--help"], ["info", "ResNet20"]):
+    for arguments in (["--help"], ["models"], ["train", "--help"]):
         script = f"import sys; from keras_convnets.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
         began = time.monotonic()
         process = run_python(
@@ -52,12 +52,19 @@ def test_help_and_models_answer_without_keras_in_a_second(run_python, tmp_path):
 
 def test_models_and_info(cli):
     status, out, _ = cli("models", "plain*")
-    assert status == 0 and out.split("\n")[1].startswith("PlainNet20") and "ResNet20 " not in out
+    assert status == 0 and out.split("\n")[1].startswith("PlainNet18 ") and "ResNet20 " not in out
     everything = json.loads(cli("models", "--json")[1])
-    assert {"name": "ResNet1202", "depth": 1202}.items() <= everything[5].items()
-    assert "8.75 % top-1 error" in cli("info", "resnet20")[1]
+    deepest = max(everything, key=lambda row: row["depth"])
+    assert {"name": "ResNet1202", "depth": 1202}.items() <= deepest.items()
+    shown = cli("info", "resnet20")[1]
+    assert "top-1 8.75 % error, CIFAR-10 test" in shown
+    rows = [line for line in shown.splitlines() if " conv" in line or "fully connected" in line]
+    assert len(rows) == 20 and rows[7].split()[:4] == ["conv3_block1_1_conv", "3x3", "conv,", "stride"]
+    towers = cli("info", "AlexNet", "--image_size", 64, "--classes", 2)[1]
+    assert "5x5 conv, 2 groups" in towers and "11x11 conv, stride 4" in towers
     facts = json.loads(cli("info", "ResNet20", "--classes", 100, "--image-size", 64, "--json")[1])
     assert facts["input_shape"] == [64, 64, 3]
+    assert sum(row["multiply_adds"] for row in facts["layers"]) == facts["multiply_adds"]
     assert facts["parameters"] == 269_722 + 90 * 65
     assert facts["multiply_adds"] == 4 * (40_551_040 - 640) + 6400
 
