@@ -11,8 +11,9 @@ PAGE = Path(__file__).parent / "models.md"
 INTRODUCTION = """# The networks
 
 Made from the registry by `make docs`; `keras-convnets info MODEL` shows one with its layers. Parameters are the
-trainable weights, multiply-adds those of convolutions, projections and fully connected layers, both at the default input size and
-number of classes. The errors are the papers', with their protocols; no weights of ours stand behind them.
+trainable weights, multiply-adds those of convolutions, projections and fully connected layers, both at the default
+input size and number of classes. The errors are the papers', with their protocols; no weights of ours stand behind
+them.
 """
 
 

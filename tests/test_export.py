@@ -225,3 +225,32 @@ def test_a_foreign_onnx_file_is_refused(tmp_path):
     Path(tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(UserError, match="is not a model that ONNX Runtime loads"):
         export.load(tmp_path / "text.onnx")
+
+
+FAMILIES = [
+    ("GoogLeNet", 64, {}, {"Conv": 57, "LRN": 2, "Concat": 9}),
+    ("ResNet18", 64, {"shortcut": "A"}, {"Conv": 17, "Add": 8}),
+    pytest.param("ResNet50", 64, {}, {"Conv": 53, "Add": 16}, marks=pytest.mark.heavy),
+    pytest.param("PlainNet34", 64, {}, {"Conv": 33}, marks=pytest.mark.heavy),
+    pytest.param("AlexNet", 64, {}, {"Conv": 5, "LRN": 2, "MaxPool": 3}, marks=pytest.mark.heavy),
+    pytest.param("AlexNetSixConvs", 64, {}, {"Conv": 6, "LRN": 2}, marks=pytest.mark.heavy),
+    pytest.param("VGG11", 32, {}, {"Conv": 8, "MaxPool": 5}, marks=pytest.mark.heavy),
+]
+
+
+@pytest.mark.parametrize("name, side, arguments, operators", FAMILIES)
+def test_every_family_exports_as_plain_operators(name, side, arguments, operators, tmp_path):
+    """One Conv a convolution, the towers of AlexNet as groups, no batch normalisation left."""
+    import keras_convnets
+
+    model = keras_convnets.get_model(name, classes=5, input_shape=(side, side, 3), **arguments)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # Large variances keep an untrained deep network's answers away from 0 and 1.
+            layer.moving_variance.assign(np.random.default_rng(0).uniform(20, 50, layer.moving_variance.shape))
+    folder = export.publish(model, name="net", to=tmp_path)
+    nodes = onnx.load(folder / "model.onnx").graph.node
+    counts = Counter(node.op_type for node in nodes)
+    assert {kind: counts[kind] for kind in operators} == operators and counts["BatchNormalization"] == 0
+    groups = [a.i for node in nodes if node.op_type == "Conv" for a in node.attribute if a.name == "group"]
+    assert [group for group in groups if group > 1] == ([2, 2, 2] if name.startswith("AlexNet") else [])
