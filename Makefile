@@ -12,7 +12,7 @@ quickstart: .venv/installed
 test: .venv/installed lint
 	$(BIN)/python -m pytest -m "not heavy"
 
-test-heavy: .venv/installed
+test-heavy: .venv/backends
 	$(BIN)/python -m pytest -m heavy
 
 lint: .venv/installed
@@ -32,6 +32,11 @@ wheel: .venv/installed
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serving,dev]'
+	@touch $@
+
+# JAX and PyTorch, which only the heavy tests of Keras' other backends need: several GB where PyTorch brings CUDA.
+.venv/backends: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[backends]'
 	@touch $@
 
 # After editing setup.cfg: install the newest versions it allows and write them down.

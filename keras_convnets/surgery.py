@@ -21,6 +21,9 @@ STAGE_ENDS = (
     (re.compile(r"(block\d)_conv\d"), "{}"),  # VGG
     (re.compile(r"(inception_\d[a-e])"), "{}"),
 )
+# What stands between the last pooling or flattening and the probabilities; not the auxiliary heads.
+HIDDEN = ("fc1", "fc1_dropout", "fc2", "fc2_dropout", "fc6", "fc6_dropout", "fc7", "fc7_dropout", "dropout")
+CLASSIFIER = (*HIDDEN, "predictions", "probabilities")
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def fully_convolutional(model: keras.Model) -> keras.Model:
         x = layers.AveragePooling2D(window, strides=1, name="avg_pool")(x)
         window = (1, 1)
     carried = []
-    for layer in _classifier_layers(model, first):
+    for layer in (layer for layer in model.layers if layer.name in CLASSIFIER):
         if isinstance(layer, layers.Dense):
             convolution = _as_convolution(layer, window)
             x = convolution(x)
@@ -132,12 +135,6 @@ def fully_convolutional(model: keras.Model) -> keras.Model:
         kernel, bias = dense.get_weights()
         convolution.set_weights([kernel.reshape(convolution.kernel.shape), bias])
     return fully
-
-
-def _classifier_layers(model: keras.Model, first: str) -> list[keras.layers.Layer]:
-    """Return what stands between the last pooling or flattening and the probabilities, heads on the side left out."""
-    main = ("fc1", "fc1_dropout", "fc2", "fc2_dropout", "fc6", "fc6_dropout", "fc7", "fc7_dropout")
-    return [layer for layer in model.layers if layer.name in (*main, "dropout", "predictions", "probabilities")]
 
 
 def _as_convolution(dense: keras.layers.Dense, window: tuple[int, int]) -> keras.layers.Conv2D:
