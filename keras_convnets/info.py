@@ -21,8 +21,8 @@ class ModelInfo:
     Attributes:
         name: the model's name.
         input_shape: (height, width, channels).
-        output_shape: shape of one result.
-        parameters: weights that training changes: kernels, biases, gamma and beta.
+        output_shape: shape of one result; of several outputs, by their names.
+        parameters: weights that training changes: kernels, biases, gamma and beta; auxiliary heads included.
         statistics: the moving means and variances of batch normalisation.
         multiply_adds: of one image; convolutions, projections and fully connected layers, no biases, no BN.
         depth: weighted layers (convolutions and fully connected) on the longest path.
@@ -30,7 +30,7 @@ class ModelInfo:
 
     name: str
     input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    output_shape: tuple[int, ...] | dict[str, tuple[int, ...]]
     parameters: int
     statistics: int
     multiply_adds: int
@@ -53,7 +53,8 @@ def model_info(model: str | keras.Model, **arguments: Any) -> ModelInfo:
     """
     if isinstance(model, str):
         model = get_model(model, **arguments)
-    input_shape, output_shape = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+    input_shape = tuple(model.input_shape[1:])
+    output_shape = keras.tree.map_structure(lambda tensor: tuple(tensor.shape[1:]), model.output)
     if None in input_shape:
         raise UserError(f"the input shape of {model.name} is {input_shape}; counting needs a fixed height and width.")
     weighted = list(_leaf_layers(model))

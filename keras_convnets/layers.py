@@ -34,10 +34,20 @@ class ImageNormalization(keras.layers.Layer):
         x = ops.cast(images, "float32")
         if self.preprocessing.order == "BGR":
             x = ops.flip(x, axis=-1)
-        x = x - ops.convert_to_tensor(self.preprocessing.mean_for(x.shape[1:3]), "float32")
+        x = self._minus_mean(x)
         if any(value != 1 for value in self.preprocessing.std):
             x = x / ops.convert_to_tensor(np.asarray(self.preprocessing.std, np.float32))
         return x
+
+    def _minus_mean(self, x):
+        mean_image = self.preprocessing.mean_image
+        channels = ops.convert_to_tensor(np.asarray(self.preprocessing.mean, np.float32))
+        if mean_image is None or None not in x.shape[1:3]:
+            return x - ops.convert_to_tensor(self.preprocessing.mean_for(x.shape[1:3]), "float32")
+        # A size that is known only when images come, as in a fully convolutional network.
+        height, width = ops.shape(x)[1:3]
+        has_size = ops.logical_and(height == mean_image.shape[0], width == mean_image.shape[1])
+        return ops.cond(has_size, lambda: x - ops.convert_to_tensor(mean_image), lambda: x - channels)
 
     def compute_output_shape(self, input_shape):
         """Return the input's shape."""

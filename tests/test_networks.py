@@ -9,13 +9,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
 
 import keras_convnets
-from keras_convnets import CIFARPlainNet, CIFARResNet, Preprocessing, get_model, model_info, resnet_cifar
+from keras_convnets import (
+    CIFARPlainNet,
+    CIFARResNet,
+    GoogLeNet,
+    Preprocessing,
+    get_model,
+    model_info,
+    resnet_cifar,
+    without_auxiliary,
+)
 from keras_convnets.errors import UserError
 from keras_convnets.registry import ARCHITECTURES
 
@@ -23,17 +33,96 @@ from keras_convnets.registry import ARCHITECTURES
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 DEEPEST = "ResNet1202"
-ALL = [pytest.param(name, marks=pytest.mark.timeout(300)) for name in ARCHITECTURES]
+CIFAR = [name for name, entry in ARCHITECTURES.items() if entry.module == "keras_convnets.resnet_cifar"]
+IMAGENET = [name for name in ARCHITECTURES if name not in CIFAR]
+ALL_CIFAR = [pytest.param(name, marks=pytest.mark.timeout(300)) for name in CIFAR]
 # ResNet1202 takes ten seconds to build, so it is built once and has its own tests below.
-QUICK = [name for name in ARCHITECTURES if name != DEEPEST]
+QUICK = [name for name in CIFAR if name != DEEPEST]
+# The smallest side that leaves every layer a pixel, by hand: AlexNet's three unpadded poolings need 15 places after
+# conv1, VGG halves five times, GoogLeNet's poolings round up. ResNet and plain nets ask for their five halvings.
+SMALLEST = {"alexnet": 64, "vgg": 32, "googlenet": 31, "resnet": 32, "resnet_cifar": 4}
 FAMILIES = {"residual": CIFARResNet, "plain": CIFARPlainNet}
 both_families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
 @functools.cache
 def built(name):
-    """A registered network as its builder gives it; tests that change its weights randomise them."""
+    """A CIFAR network as its builder gives it; tests that change its weights randomise them."""
     return get_model(name)
+
+
+def family_of(name):
+    return ARCHITECTURES[name].module.removeprefix("keras_convnets.")
+
+
+def smallest(name):
+    return SMALLEST[family_of(name)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is kept of a network at its default size: half a gigabyte of weights is not."""
+
+    info: object
+    trainable: int
+    counted: int
+    name: str
+    input_name: str
+    output_names: list
+    layers: dict  # by name, in order: class name, configuration, output shape, names of the layers before
+
+
+@functools.cache
+def facts(name):
+    """A registered network's facts, built once; its memory is given back.
+
+    Counting needs no random numbers, and drawing 144 million takes seconds.
+    """
+    if name in CIFAR:
+        model = built(name)
+    else:
+        zeros = functools.partialmethod(lambda self, shape, dtype=None: keras.ops.zeros(shape, dtype))
+        with (
+            mock.patch.object(keras.initializers.VarianceScaling, "__call__", zeros),
+            mock.patch.object(keras.initializers.RandomNormal, "__call__", zeros),
+        ):
+            model = get_model(name)
+    layers = {}
+    for layer in leaves(model):
+        before = [tensor._keras_history.operation.name for tensor in layer._inbound_nodes[0].input_tensors]
+        layers[layer.name] = (type(layer).__name__, layer.get_config(), layer.output.shape[1:], before)
+    return Facts(
+        info=model_info(model),
+        trainable=sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        counted=model.count_params(),
+        name=model.name,
+        input_name=model.input.name,
+        output_names=model.output_names,
+        layers=layers,
+    )
+
+
+@pytest.fixture(scope="module")
+def small(request):
+    """An ImageNet network at its smallest size with three classes.
+
+    pytest runs the tests of one network together, so that only one is in memory.
+    """
+    name = request.param
+    model = get_model(name, input_shape=(smallest(name), smallest(name), 3), classes=3)
+    randomise(model)
+    unsaturate(model)
+    return name, model
+
+
+def over_imagenet(quick):
+    """Run a test with `small` over the networks named, and in the heavy run over all."""
+    names = [name if name in quick else pytest.param(name, marks=pytest.mark.heavy) for name in IMAGENET]
+    return pytest.mark.parametrize("small", names, indirect=True)
+
+
+# One network of each kind; the others differ from these in depth alone.
+ONE_OF_EACH = ["AlexNet", "VGG11", "GoogLeNet", "ResNet18", "ResNet50", "PlainNet18"]
 
 
 def as_numpy(x):
@@ -56,24 +145,37 @@ def leaves(model):
 def randomise(model, seed=0):
     """Give every weight but the convolutions' a random value, statistics included, as training would.
 
-    The second batch normalisation of a residual block is scaled down: what the blocks add grows with their number, and
-    at 1202 layers an untrained network's output is infinite.
+    The second batch normalisation of a residual block, and the third, is scaled down: what the blocks add grows with
+    their number, and at 1202 layers an untrained network's output is infinite. Networks without normalisation keep
+    their kernels, whose scale they depend on.
     """
     rng = np.random.default_rng(seed)
+    normalised = any(isinstance(layer, keras.layers.BatchNormalization) for layer in leaves(model))
     blocks = sum(isinstance(layer, keras.layers.Add) for layer in leaves(model))
     for layer in leaves(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             size = layer.gamma.shape
-            scale = min(1.0, 2.0 / blocks) if blocks and layer.name.endswith("_2_bn") else 1.0
+            last = layer.name.endswith(("_2_bn", "_3_bn"))
+            scale = min(1.0, 2.0 / blocks) if blocks and last else 1.0
             layer.gamma.assign(rng.uniform(0.7, 1.3, size) * scale)
             layer.beta.assign(rng.normal(0, 0.3, size) * scale)
             # The first one sees pixels.
             pixels = 50.0 if layer.name == "conv1_bn" else 1.0
             layer.moving_mean.assign(rng.normal(0, 0.3, size) * pixels)
             layer.moving_variance.assign(rng.uniform(0.5, 2.0, size) * pixels**2)
-        elif isinstance(layer, keras.layers.Dense):
-            layer.kernel.assign(rng.normal(0, 0.3, layer.kernel.shape))
+        elif isinstance(layer, keras.layers.Dense) and normalised:
+            layer.kernel.assign(rng.normal(0, min(0.3, 2.4 / np.sqrt(layer.kernel.shape[0])), layer.kernel.shape))
             layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
+        elif getattr(layer, "bias", None) is not None:
+            layer.bias.assign_add(rng.normal(0, 0.1, layer.bias.shape))
+
+
+def unsaturate(model):
+    """Scale every head's logits to about one: saturated probabilities do not show the image and have no gradient."""
+    images = images_of(*model.input_shape[1:3])
+    for head in [layer for layer in model.layers if layer.name.endswith("predictions")]:
+        logits = as_numpy(keras.Model(model.input, head.output)(images))
+        head.kernel.assign(head.kernel * (2 / np.ptp(logits)))
 
 
 def digest(model):
@@ -84,18 +186,21 @@ def digest(model):
 # The size of each network, counted from what was built.
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.timeout(300)) for name in ARCHITECTURES])
 def test_what_is_built_is_what_the_registry_says(name):
-    entry, info = ARCHITECTURES[name], model_info(built(name))
+    entry, found = ARCHITECTURES[name], facts(name)
+    info = found.info
     assert (info.parameters, info.multiply_adds, info.depth) == (entry.parameters, entry.multiply_adds, entry.depth)
     assert (info.input_shape, info.output_shape) == (entry.input_shape, (entry.classes,))
     # Keras' own counting.
-    weights = built(name).trainable_weights
-    assert sum(int(np.prod(weight.shape)) for weight in weights) == entry.parameters
-    assert info.parameters + info.statistics == built(name).count_params()
+    assert found.trainable == entry.parameters
+    assert info.parameters + info.statistics == found.counted
+    assert (found.name, found.input_name, found.output_names) == (name.lower(), "images", ["probabilities"])
+    dtypes = {name: str(found.layers[name][1]["dtype"]) for name in ("predictions", "probabilities")}
+    assert all("float32" in dtype for dtype in dtypes.values())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL_CIFAR)
 def test_a_network_has_the_layers_of_the_papers_table(name):
     depth = int(re.sub(r"\D", "", name))
     n = (depth - 2) // 6
@@ -113,7 +218,7 @@ def test_a_network_has_the_layers_of_the_papers_table(name):
     assert additions == (3 * n if name.startswith("ResNet") else 0)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL_CIFAR)
 def test_stages_and_outputs_bear_the_papers_names(name):
     n = (int(re.sub(r"\D", "", name)) - 2) // 6
     model = built(name)
@@ -131,6 +236,94 @@ def test_stages_and_outputs_bear_the_papers_names(name):
     normalisations = [layer.name for layer in leaves(model) if isinstance(layer, keras.layers.BatchNormalization)]
     assert normalisations == [re.sub("_conv$", "_bn", layer) for layer in wanted]
     assert {"conv1_relu", f"conv4_block{n}_out", "avg_pool", "predictions"} <= set(names)
+
+
+# Side and number of maps where the papers print them: figure 2 of AlexNet, table 1 of the others.
+MAPS = {
+    "alexnet": {"conv1": (55, 96), "pool1": (27, 96), "conv2": (27, 256), "pool2": (13, 256), "pool5": (6, 256)},
+    "vgg": {f"block{block}_pool": (224 >> block, min(32 << block, 512)) for block in range(1, 6)},
+    "googlenet": {
+        "conv1": (112, 64),
+        "pool1": (56, 64),
+        "conv2": (56, 192),
+        "pool2": (28, 192),
+        **{f"inception_{row}": (28, maps) for row, maps in (("3a", 256), ("3b", 480))},
+        **{f"inception_4{row}": (14, maps) for row, maps in zip("abcde", (512, 512, 512, 528, 832), strict=True)},
+        **{f"inception_{row}": (7, maps) for row, maps in (("5a", 832), ("5b", 1024))},
+    },
+    "resnet": {"conv1_relu": (112, 64), "pool1_pool": (56, 64)},
+}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_maps_have_the_papers_sizes(name):
+    wanted = dict(MAPS[family_of(name)])
+    if family_of(name) == "resnet":
+        counts = BLOCKS[ARCHITECTURES[name].depth]
+        widen = 4 if ARCHITECTURES[name].depth >= 50 else 1
+        for stage, count in enumerate(counts, start=2):
+            wanted |= {f"conv{stage}_block{n}_out": (224 >> stage, widen * (16 << stage)) for n in range(1, count + 1)}
+        assert f"conv5_block{counts[-1] + 1}_out" not in facts(name).layers
+    found = {layer: facts(name).layers[layer][2] for layer in wanted}
+    assert found == {layer: (side, side, maps) for layer, (side, maps) in wanted.items()}
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_bottlenecks_stride_is_on_its_first_layer_unless_the_name_says_otherwise(name):
+    convolutions = {layer: config for layer, (_, config, _, _) in facts(name).layers.items() if "strides" in config}
+    strides = {layer: config["strides"][0] for layer, config in convolutions.items() if "_block" in layer}
+    halving = {layer for layer, stride in strides.items() if stride == 2}
+    if family_of(name) != "resnet":
+        assert not halving
+        return
+    layer = 2 if name.endswith("v1_5") else 1
+    wanted = {f"conv{stage}_block1_{layer}_conv" for stage in (3, 4, 5)}
+    if name.startswith("ResNet"):
+        wanted |= {f"conv{stage}_block1_0_conv" for stage in (3, 4, 5)}
+    assert halving == wanted
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_dropout_is_where_the_paper_has_it(name):
+    found = [(config["rate"], before) for kind, config, _, before in facts(name).layers.values() if kind == "Dropout"]
+    wanted = {"alexnet": ("fc6", "fc7"), "vgg": ("fc1", "fc2")}.get(family_of(name), ())
+    if name == "GoogLeNet":
+        assert found == [(0.4, ["avg_pool"])]
+    else:
+        assert found == [(0.5, [layer]) for layer in wanted]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AlexNet", "VGG11", "ResNet18", *(pytest.param(n, marks=pytest.mark.heavy) for n in ("VGG16", "ResNet50"))],
+)
+def test_initial_values_are_the_papers(name):
+    # Small, because only the fans count.
+    model = get_model(name, input_shape=(smallest(name), smallest(name), 3))
+    ones = {"conv2", "conv4", "conv5", "fc6", "fc7"} if name == "AlexNet" else set()
+    for layer in model.layers:
+        if not hasattr(layer, "kernel"):
+            continue
+        has_bias = family_of(name) != "resnet" or layer.name == "predictions"
+        assert layer.use_bias == has_bias
+        assert not has_bias or (as_numpy(layer.bias) == (layer.name in ones)).all(), layer.name
+        kernel = as_numpy(layer.kernel)
+        gaussian = name == "AlexNet" or (family_of(name) == "vgg" and isinstance(layer, keras.layers.Dense))
+        # The fan-in is of Gaussians that are not cut off: He et al. 2015, equation 10.
+        wanted = 0.01 if gaussian else np.sqrt(2 / math.prod(kernel.shape[:-1]))
+        # Five times the spread of a standard deviation over so many draws.
+        assert kernel.std() == pytest.approx(wanted, rel=5 / np.sqrt(2 * kernel.size)), layer.name
+        assert abs(kernel.mean()) < 5 * wanted / np.sqrt(kernel.size), layer.name
+
+
+@pytest.mark.parametrize("size, pad", [(224, ((1, 2), (1, 2))), (227, ((0, 0), (0, 0)))])
+@pytest.mark.parametrize("name", [name for name in IMAGENET if family_of(name) == "alexnet"])
+def test_alexnet_has_55x55_maps_from_224_and_227(name, size, pad):
+    model = get_model(name, input_shape=(size, size, 3), include_top=False)
+    assert model.get_layer("conv1").output.shape[1:] == (55, 55, 96)
+    assert model.get_layer("conv1_pad").padding == pad
+    assert model.output_shape == (None, 6, 6, 256)
 
 
 @pytest.mark.parametrize(
@@ -158,21 +351,222 @@ def test_model_info_takes_a_name_and_refuses_an_unknown_size():
 # Arguments.
 
 
-@pytest.mark.parametrize("name", QUICK)
+FEATURES = {"alexnet": 256, "vgg": 512, "googlenet": 1024, "resnet_cifar": 64}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK + ONE_OF_EACH else pytest.param(name, marks=pytest.mark.heavy) for name in ARCHITECTURES],
+)
 def test_every_builder_passes_its_arguments_on(name):
     builder = getattr(keras_convnets, name)
+    side = smallest(name)
     model = builder(
-        input_shape=(9, 8, 3),
+        input_shape=(side + 5, side, 3),
         classes=7,
         classifier_activation=None,
         name="mine",
         preprocessing=Preprocessing((1, 2, 3)),
     )
-    assert (model.name, model.input_shape, model.output_shape) == ("mine", (None, 9, 8, 3), (None, 7))
+    assert (model.name, model.input_shape, model.output_shape) == ("mine", (None, side + 5, side, 3), (None, 7))
     assert model.get_layer("preprocessing").preprocessing == Preprocessing((1, 2, 3))
     assert model.layers[-1].name == "predictions"
     model = builder(include_top=False, pooling="max", input_shape=(None, None, 5), include_preprocessing=False)
-    assert (model.name, model.input_shape, model.output_shape) == (name.lower(), (None, None, None, 5), (None, 64))
+    maps = FEATURES.get(family_of(name), 2048 if ARCHITECTURES[name].depth >= 50 else 512)
+    assert (model.name, model.input_shape, model.output_shape) == (name.lower(), (None, None, None, 5), (None, maps))
+
+
+@over_imagenet(ONE_OF_EACH)
+def test_the_smallest_size_works(small):
+    name, model = small
+    side = smallest(name)
+    assert (model.input_shape, model.output_shape) == ((None, side, side, 3), (None, 3))
+    images = images_of(side, side)
+    probabilities = as_numpy(model(images))
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=0, atol=1e-5)
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-5  # it looks at the image
+    np.testing.assert_allclose(as_numpy(model(images.astype(np.float32))), probabilities, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("include_top", [True, False])
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_smaller_size_is_refused(name, include_top):
+    side = smallest(name)
+    for shape in ((side - 1, side, 3), (None, side - 1, 3)):
+        with pytest.raises(UserError, match=f"at least {side}x{side}") as caught:
+            get_model(name, input_shape=shape, include_top=include_top)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGENET if family_of(name) in ("alexnet", "vgg")])
+def test_fully_connected_layers_need_a_fixed_size(name):
+    with pytest.raises(UserError, match="fixed input size.*fully_convolutional"):
+        get_model(name, input_shape=(None, None, 3))
+
+
+@over_imagenet(["GoogLeNet", "ResNet18", "PlainNet18"])
+def test_without_fully_connected_layers_any_size_works(small):
+    name, model = small
+    if family_of(name) in ("alexnet", "vgg"):
+        return  # the test above
+    of_any_size = get_model(name, input_shape=(None, None, 3), classes=3)
+    of_any_size.set_weights(model.get_weights())
+    images = images_of(*model.input_shape[1:3])
+    np.testing.assert_allclose(as_numpy(of_any_size(images)), as_numpy(model(images)), rtol=1e-4, atol=1e-6)
+    assert as_numpy(of_any_size(images_of(45, 38))).shape == (2, 3)
+
+
+@over_imagenet(["AlexNet", "VGG11", "GoogLeNet", "ResNet18"])
+def test_without_top_and_pooled(small):
+    name, model = small
+    # Twice the smallest side, so that there is more than one place to pool.
+    shape = (2 * smallest(name), 2 * smallest(name) + 3, 3)
+    maps = get_model(name, include_top=False, input_shape=shape)
+    # They are the weights of the classifier but its fully connected layers, which come last.
+    maps.set_weights(model.get_weights()[: len(maps.get_weights())])
+    images = images_of(*shape[:2])
+    values = as_numpy(maps(images))
+    assert values.shape == (2, *maps.output_shape[1:]) and values.shape[1] * values.shape[2] > 1
+    for pooling, reduce in (("avg", np.mean), ("max", np.max)):
+        pooled = get_model(name, include_top=False, pooling=pooling, input_shape=shape)
+        pooled.set_weights(maps.get_weights())
+        expected = reduce(values, axis=(1, 2))
+        np.testing.assert_allclose(as_numpy(pooled(images)), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@over_imagenet(ONE_OF_EACH)
+def test_logits_instead_of_probabilities(small):
+    name, model = small
+    side = smallest(name)
+    logits = get_model(name, input_shape=(side, side, 3), classes=3, classifier_activation=None)
+    assert logits.output_names == ["predictions"]
+    logits.set_weights(model.get_weights())
+    images = images_of(side, side)
+    values = as_numpy(logits(images)).astype(np.float64)
+    softmax = np.exp(values - values.max(-1, keepdims=True))
+    softmax /= softmax.sum(-1, keepdims=True)
+    np.testing.assert_allclose(as_numpy(model(images)), softmax, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def mixed_float16():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@over_imagenet(ONE_OF_EACH)
+def test_mixed_precision_gives_float32_probabilities(small, mixed_float16):
+    name, model = small
+    side = smallest(name)
+    mixed = get_model(name, input_shape=(side, side, 3), classes=3)
+    mixed.set_weights(model.get_weights())
+    kernels = [layer for layer in mixed.layers if hasattr(layer, "kernel") and layer.name != "predictions"]
+    assert {layer.compute_dtype for layer in kernels} == {"float16"}
+    images = images_of(side, side)
+    probabilities = as_numpy(mixed(images))
+    assert probabilities.dtype == np.float32
+    # In half precision a sum of three would be off by about 1e-3.
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=0, atol=1e-6)
+    # Eleven bits a product, over as many layers as there are.
+    np.testing.assert_allclose(probabilities, as_numpy(model(images)), rtol=0, atol=0.05)
+
+
+# The deepest take ten seconds and more to trace.
+@over_imagenet(["AlexNet", "VGG11", "GoogLeNet", "ResNet18"])
+def test_plain_compile_fit_evaluate(small):
+    name, model = small
+    model = keras.models.clone_model(model)  # the other tests want the weights as they were
+    model.set_weights(small[1].get_weights())
+    model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    images, labels = images_of(smallest(name), smallest(name), count=4), np.array([0, 1, 2, 0])
+    history = model.fit(images, labels, batch_size=4, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()] == []
+    # Every weight learns: what a layer lost on the way would stay.
+    pairs = zip(model.weights, small[1].get_weights(), strict=True)
+    assert [weight.path for weight, old in pairs if "seed" not in weight.path and (weight.numpy() == old).all()] == []
+    loss, accuracy = model.evaluate(images, labels, batch_size=4, verbose=0)
+    assert np.isfinite(loss) and 0 <= accuracy <= 1
+
+
+# GoogLeNet's auxiliary heads.
+
+HEADS = {"probabilities": 1.0, "aux1": 0.3, "aux2": 0.3}
+
+
+@pytest.fixture(scope="module")
+def auxiliary():
+    model = GoogLeNet(auxiliary=True, input_shape=(79, 79, 3), classes=3)
+    randomise(model)
+    unsaturate(model)
+    return model
+
+
+def test_auxiliary_heads_are_the_papers(auxiliary):
+    assert {name: tensor.shape for name, tensor in auxiliary.output.items()} == dict.fromkeys(HEADS, (None, 3))
+    for head, stage in (("aux1", "inception_4a"), ("aux2", "inception_4d")):
+        pool, fc = auxiliary.get_layer(f"{head}_pool"), auxiliary.get_layer(f"{head}_fc")
+        assert pool.input is auxiliary.get_layer(stage).output
+        assert (pool.pool_size, pool.strides, pool.padding) == ((5, 5), (3, 3), "valid")
+        assert (auxiliary.get_layer(f"{head}_conv").filters, fc.units) == (128, 1024)
+        assert auxiliary.get_layer(f"{head}_dropout").rate == 0.7
+        assert auxiliary.get_layer(f"{head}_dropout").input is fc.output
+    assert auxiliary.get_layer("dropout").rate == 0.4
+    # "resulting in an 4x4x512 output for the (4a), and 4x4x528 for the (4d) stage"
+    at_224 = GoogLeNet(auxiliary=True)
+    sizes = [at_224.get_layer(f"{head}_pool").output.shape[1:] for head in ("aux1", "aux2")]
+    assert sizes == [(4, 4, 512), (4, 4, 528)]
+
+
+def test_auxiliary_heads_need_larger_images():
+    with pytest.raises(UserError, match="at least 79x79"):
+        GoogLeNet(auxiliary=True, input_shape=(78, 79, 3))
+    # Without the classifier there are no heads and no such need.
+    assert GoogLeNet(auxiliary=True, include_top=False, input_shape=(31, 31, 3)).output_shape == (None, 1, 1, 1024)
+
+
+def test_auxiliary_heads_train_with_the_papers_weights(auxiliary):
+    model = keras.models.clone_model(auxiliary)
+    model.set_weights(auxiliary.get_weights())
+    model.compile(
+        keras.optimizers.SGD(1e-3),
+        loss=dict.fromkeys(HEADS, "sparse_categorical_crossentropy"),
+        loss_weights=HEADS,
+    )
+    images, labels = images_of(79, 79), np.array([0, 2])
+    before = {head: model.get_layer(f"{head}_fc").kernel.numpy() for head in ("aux1", "aux2")}
+    # Each head's loss of the network as it is, dropout off.
+    outputs = {head: as_numpy(output) for head, output in model(images).items()}
+    targets = dict.fromkeys(HEADS, labels)
+    found = model.evaluate(images, targets, verbose=0, return_dict=True)
+    wanted = {head: -np.log(output[[0, 1], labels]).mean() for head, output in outputs.items()}
+    for head, loss in wanted.items():
+        assert found[f"{head}_loss"] == pytest.approx(loss, rel=1e-4)
+    total = wanted["probabilities"] + 0.3 * wanted["aux1"] + 0.3 * wanted["aux2"]
+    assert found["loss"] == pytest.approx(total, rel=1e-4)
+    history = {key: values[0] for key, values in model.fit(images, targets, verbose=0).history.items()}
+    assert history["loss"] == pytest.approx(
+        sum(weight * history[f"{head}_loss"] for head, weight in HEADS.items()), rel=1e-4
+    )
+    assert all((model.get_layer(f"{head}_fc").kernel.numpy() != old).any() for head, old in before.items())
+
+
+@pytest.mark.parametrize("reloaded", [False, True], ids=["built", "loaded"])
+def test_without_auxiliary_is_the_main_output(auxiliary, reloaded, tmp_path):
+    model = auxiliary
+    if reloaded:
+        auxiliary.save(tmp_path / "auxiliary.keras")
+        model = keras.saving.load_model(tmp_path / "auxiliary.keras")
+    single = without_auxiliary(model)
+    images = images_of(79, 79)
+    np.testing.assert_array_equal(as_numpy(single(images)), as_numpy(model(images)["probabilities"]))
+    plain = GoogLeNet(input_shape=(79, 79, 3), classes=3)
+    assert single.count_params() == plain.count_params()
+    assert single.name == plain.name and single.output_names == plain.output_names
+    assert not any("aux" in layer.name for layer in single.layers)
 
 
 def test_get_model_passes_every_argument_on():
@@ -500,7 +894,8 @@ found = {{}}
 for path in sys.argv[2:]:
     model = keras.saving.load_model(path)
     weights = b"".join(weight.tobytes() for weight in model.get_weights())
-    outputs = np.asarray(model(images)).tolist()
+    height, width = model.input_shape[1:3]
+    outputs = np.asarray(model(images[:, :height, :width])).tolist()
     structure = hashlib.sha256(model.to_json().encode()).hexdigest()
     found[path] = [hashlib.sha256(weights).hexdigest(), outputs, structure]
 print(json.dumps([found, sys.getrecursionlimit()]))
@@ -538,6 +933,34 @@ def test_keras_file_in_a_fresh_process(name, saved):
     assert weights == digest(built(name))
     assert structure == hashlib.sha256(built(name).to_json().encode()).hexdigest()
     np.testing.assert_allclose(outputs, as_numpy(built(name)(images)), rtol=1e-4, atol=1e-6)
+
+
+# One VGG and one AlexNet are files of a hundred megabytes already.
+FILES = ["AlexNet", "VGG11", "GoogLeNet", "ResNet18"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [FILES, *(pytest.param([name], marks=pytest.mark.heavy) for name in IMAGENET if name not in FILES)],
+    ids="-".join,
+)
+def test_keras_files_of_imagenet_networks_in_a_fresh_process(names, tmp_path):
+    images, expected = images_of(64, 64), {}
+    for name in names:
+        side = smallest(name)
+        model = get_model(name, input_shape=(side, side, 3), classes=3)
+        randomise(model)
+        unsaturate(model)
+        path = tmp_path / f"{name}.keras"
+        model.save(path)
+        structure = hashlib.sha256(model.to_json().encode()).hexdigest()
+        expected[str(path)] = (digest(model), as_numpy(model(images[:, :side, :side])), structure)
+    found, _ = load_in_a_fresh_process(images, [Path(path) for path in expected])
+    for path, (weights, outputs, structure) in expected.items():
+        assert found[path][0] == weights, path
+        assert found[path][2] == structure, path
+        np.testing.assert_allclose(found[path][1], outputs, rtol=1e-4, atol=1e-6, err_msg=path)
+        Path(path).unlink()  # pytest keeps what is left
 
 
 def test_keras_imported_first_finds_the_layers_too(tmp_path):

@@ -1,4 +1,4 @@
-"""Preprocessing as a value and as a network's first layer, and the package's other layer, against NumPy."""
+"""Preprocessing as a value and as a network's first layer, and the package's other layers, against NumPy."""
 
 import dataclasses
 import json
@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import pytest
 
-from keras_convnets import CIFARResNet, Preprocessing, preprocess_input
+from keras_convnets import CIFARResNet, Preprocessing, get_model, preprocess_input
 from keras_convnets.errors import UserError
-from keras_convnets.layers import ImageNormalization, ShortcutA
-from keras_convnets.preprocessing import CIFAR10
+from keras_convnets.layers import LRN, GroupedConv2D, ImageNormalization, ShortcutA
+from keras_convnets.preprocessing import CIFAR10, IMAGENET
 
 MEAN = (120.5, 110.25, 100.75)
 STD = (60.0, 50.0, 40.0)
@@ -187,6 +187,14 @@ def test_a_network_normalises_with_cifar10s_means_unless_told():
     np.testing.assert_allclose(np.array(CIFAR10.mean) / 255, (0.4914, 0.4822, 0.4465), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["AlexNet", "VGG11", "GoogLeNet", "ResNet18", "PlainNet18"])
+def test_imagenet_networks_normalise_with_imagenets_means(name):
+    first = get_model(name, include_top=False).get_layer("preprocessing").preprocessing
+    assert first == IMAGENET and (first.order, first.std) == ("RGB", (1.0, 1.0, 1.0))
+    # The means of ImageNet's training images, as fractions of 255, are known to everyone as .485 .456 .406.
+    np.testing.assert_allclose(np.array(first.mean) / 255, (0.485, 0.456, 0.406), rtol=0, atol=3e-3)
+
+
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_the_bare_network_takes_what_the_preset_gives(preset):
     # Logits, because an untrained network's softmax is 0 or 1 whatever it sees.
@@ -241,3 +249,73 @@ def test_shortcut_a_subsamples_and_appends_zero_channels(size, filters, stride):
         assert tuple(one.compute_output_shape(x.shape)) == wanted.shape
     assert tuple(layer.compute_output_shape((None, None, None, 4))) == (None, None, None, filters)
     assert layer.count_params() == 0
+
+
+# The paper's constants, Caffe's of AlexNet, and ones whose every part shows.
+@pytest.mark.parametrize("constants", [{}, {"k": 1, "alpha": 2e-5}, {"n": 3, "k": 0.5, "alpha": 0.1, "beta": 0.6}])
+@pytest.mark.parametrize("maps", [1, 3, 8])
+def test_lrn_is_the_papers_formula(constants, maps):
+    x = np.random.default_rng(4).normal(0, 30, (2, 3, 4, maps)).astype(np.float32)
+    layer = LRN(**constants, name="mine")
+    n, k, alpha, beta = ({"n": 5, "k": 2, "alpha": 1e-4, "beta": 0.75} | constants).values()
+    wanted = np.empty(x.shape)
+    for i in range(maps):
+        near = x[..., max(0, i - n // 2) : min(maps - 1, i + n // 2) + 1].astype(np.float64)
+        wanted[..., i] = x[..., i] / (k + alpha * (near**2).sum(-1)) ** beta
+    back = round_trip(layer)
+    assert isinstance(back, LRN) and back.get_config() == layer.get_config()
+    for one in (layer, back):
+        result = keras.ops.convert_to_numpy(one(x))
+        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
+    assert tuple(layer.compute_output_shape((None, None, None, maps))) == (None, None, None, maps)
+
+
+def test_lrn_sums_in_float32_under_mixed_precision(mixed_float16):
+    # 300 squared is more than half precision holds.
+    x = np.full((1, 2, 2, 5), 300, np.float16)
+    result = keras.ops.convert_to_numpy(LRN()(x))
+    assert result.dtype == np.float16
+    assert result[0, 0, 0, 2] == pytest.approx(300 / (2 + 1e-4 * 5 * 300**2) ** 0.75, rel=1e-3)
+
+
+@pytest.mark.parametrize("n", [0, 4, -1])
+def test_lrn_refuses_an_even_number_of_maps(n):
+    with pytest.raises(UserError, match=f"n is {n}; it must be an odd number"):
+        LRN(n=n)
+
+
+@pytest.mark.parametrize("strides, padding", [(1, "same"), (1, "valid"), (2, "valid")])
+def test_a_grouped_convolution_is_one_convolution_a_tower(strides, padding):
+    x = np.random.default_rng(5).normal(size=(2, 7, 6, 8)).astype(np.float32)
+    layer = GroupedConv2D(6, 3, strides=strides, padding=padding, groups=2, activation="relu", name="mine")
+    layer.build(x.shape)
+    assert layer.kernel.shape == (3, 3, 4, 6) and layer.count_params() == 3 * 3 * 4 * 6 + 6
+    layer.bias.assign(np.linspace(-1, 1, 6))
+    kernel, bias = layer.get_weights()
+    towers = []
+    for tower in range(2):
+        own = slice(3 * tower, 3 * tower + 3)
+        towers.append(keras.ops.conv(x[..., 4 * tower : 4 * tower + 4], kernel[..., own], strides, padding) + bias[own])
+    wanted = np.maximum(np.concatenate([keras.ops.convert_to_numpy(tower) for tower in towers], -1), 0)
+    back = round_trip(layer)
+    assert isinstance(back, GroupedConv2D) and back.groups == 2
+    back.set_weights(layer.get_weights())
+    for one in (layer, back):
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(one(x)), wanted, rtol=1e-5, atol=1e-5)
+    assert tuple(layer.compute_output_shape(x.shape)) == wanted.shape
+
+
+def test_a_size_known_only_at_run_time_chooses_the_mean_too():
+    """Compiled for any size: the mean image at its own size, the channel means at another."""
+    import tensorflow as tf
+
+    from keras_convnets import Preprocessing
+    from keras_convnets.layers import ImageNormalization
+
+    rng = np.random.default_rng(0)
+    preprocessing = Preprocessing(mean=(10.0, 20.0, 30.0), mean_image=rng.uniform(0, 255, (6, 5, 3)))
+    layer = ImageNormalization(preprocessing)
+    compiled = tf.function(layer, input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)])
+    for size in ((6, 5), (5, 6), (8, 8)):
+        images = rng.uniform(0, 255, (2, *size, 3)).astype(np.float32)
+        np.testing.assert_allclose(compiled(images).numpy(), preprocessing(images), atol=1e-4)

@@ -49,7 +49,156 @@ def cifar_numbers(name):
     return parameters + 64 * 10 + 10, multiply_adds + 64 * 10, layers + 1
 
 
-FORMULAS = {"keras_convnets.resnet_cifar": cifar_numbers}
+def kernels(*rows):
+    """Sum (parameters, multiply-adds) over rows of (kernel side, maps in, maps out, side of the output map).
+
+    Every filter has one bias.
+    """
+    parameters = sum(kernel * kernel * before * after + after for kernel, before, after, _ in rows)
+    return parameters, sum(kernel * kernel * before * after * side * side for kernel, before, after, side in rows)
+
+
+def alexnet_numbers(name):
+    """AlexNet paper, figure 2: the kernels of conv2, conv4 and conv5 reach the maps of their own GPU only."""
+    towers = 1 if name == "AlexNetOneTower" else 2
+    rows = [
+        (11, 3, 96, 55),
+        (5, 96 // towers, 256, 27),
+        (3, 256, 384, 13),
+        (3, 384 // towers, 384, 13),
+        (3, 384 // towers, 256, 13),
+    ]
+    if name == "AlexNetSixConvs":
+        rows += [(3, 256, 256, 6)]
+    rows += [(1, 6 * 6 * 256, 4096, 1), (1, 4096, 4096, 1), (1, 4096, 1000, 1)]
+    return *kernels(*rows), len(rows)
+
+
+def vgg_numbers(name):
+    """VGG paper, table 1, columns A, B, D and E: the convolutions before each of the five poolings."""
+    columns = {
+        "VGG11": "64 | 128 | 256 256 | 512 512 | 512 512",
+        "VGG13": "64 64 | 128 128 | 256 256 | 512 512 | 512 512",
+        "VGG16": "64 64 | 128 128 | 256 256 256 | 512 512 512 | 512 512 512",
+        "VGG19": "64 64 | 128 128 | 256 256 256 256 | 512 512 512 512 | 512 512 512 512",
+    }
+    rows, channels = [], 3
+    for side, widths in zip((224, 112, 56, 28, 14), columns[name].split(" | "), strict=True):
+        for width in map(int, widths.split()):
+            rows.append((3, channels, width, side))
+            channels = width
+    rows += [(1, 7 * 7 * 512, 4096, 1), (1, 4096, 4096, 1), (1, 4096, 1000, 1)]
+    return *kernels(*rows), len(rows)
+
+
+# GoogLeNet paper, table 1: side, maps in, #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj; ops in millions.
+INCEPTION = {
+    "3a": ((28, 192, 64, 96, 128, 16, 32, 32), 128),
+    "3b": ((28, 256, 128, 128, 192, 32, 96, 64), 304),
+    "4a": ((14, 480, 192, 96, 208, 16, 48, 64), 73),
+    "4b": ((14, 512, 160, 112, 224, 24, 64, 64), 88),
+    "4c": ((14, 512, 128, 128, 256, 24, 64, 64), 100),
+    "4d": ((14, 512, 112, 144, 288, 32, 64, 64), 119),
+    "4e": ((14, 528, 256, 160, 320, 32, 128, 128), 170),
+    "5a": ((7, 832, 256, 160, 320, 32, 128, 128), 54),
+    "5b": ((7, 832, 384, 192, 384, 48, 128, 128), 71),
+}
+
+
+def inception(side, before, n1, reduce3, n3, reduce5, n5, projection):
+    branches = ((1, before, n1), (1, before, reduce3), (3, reduce3, n3), (1, before, reduce5), (5, reduce5, n5))
+    return kernels(*((*branch, side) for branch in (*branches, (1, before, projection))))
+
+
+def googlenet_numbers(name):
+    """GoogLeNet paper, table 1: two layers to an Inception module, the auxiliary heads not counted."""
+    parts = [kernels((7, 3, 64, 112), (1, 64, 64, 56), (3, 64, 192, 56), (1, 1024, 1000, 1))]
+    parts += [inception(*row) for row, _ in INCEPTION.values()]
+    parameters, multiply_adds = map(sum, zip(*parts, strict=True))
+    return parameters, multiply_adds, 1 + 2 + 2 * len(INCEPTION) + 1
+
+
+def resnet_numbers(name):
+    """ResNet paper, table 1, option B: a projection where a stage's first block changes size or width."""
+    depth = int(re.match(r"(?:ResNet|PlainNet)(\d+)", name).group(1))
+    counts = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}[depth]
+    # (kernel side, maps in, maps out, side of the output map), none with a bias, each with gamma and beta
+    rows, projections = [(7, 3, 64, 112)], []
+    channels, before = 64, 56
+    for count, filters, side in zip(counts, (64, 128, 256, 512), (56, 28, 14, 7), strict=True):
+        for _ in range(count):
+            if depth < 50:
+                after = filters
+                rows += [(3, channels, filters, side), (3, filters, filters, side)]
+            else:
+                after = 4 * filters
+                # The variant's first 1x1 convolution still sees the larger map.
+                first = before if name.endswith("v1_5") else side
+                rows += [(1, channels, filters, first), (3, filters, filters, side), (1, filters, after, side)]
+            if channels != after and name.startswith("ResNet"):
+                projections.append((1, channels, after, side))
+            channels, before = after, side
+    parameters, multiply_adds = kernels(*rows, *projections)
+    # Beta is where the bias would be; gamma is one more.
+    parameters += sum(after for _, _, after, _ in rows + projections)
+    return parameters + channels * 1000 + 1000, multiply_adds + channels * 1000, len(rows) + 1
+
+
+FORMULAS = {
+    "keras_convnets.alexnet": alexnet_numbers,
+    "keras_convnets.vgg": vgg_numbers,
+    "keras_convnets.googlenet": googlenet_numbers,
+    "keras_convnets.resnet": resnet_numbers,
+    "keras_convnets.resnet_cifar": cifar_numbers,
+}
+
+# Multiply-adds as printed, 1e9: ResNet paper, table 1 and section 3.3.
+PRINTED_MULTIPLY_ADDS = {
+    "ResNet18": 1.8,
+    "ResNet34": 3.6,
+    "PlainNet34": 3.6,
+    "ResNet50": 3.8,
+    "ResNet101": 7.6,
+    "ResNet152": 11.3,
+    "VGG16": 15.3,
+    "VGG19": 19.6,
+}
+
+TEN, ONE = "ten crops", "one crop"
+SCALES = "fully convolutional at scales 224, 256, 384, 480, 640"
+
+# Errors on ImageNet 2012 val as printed: (protocol, top-1, top-5) in percent, table, what the note must say.
+PRINTED_ERRORS = {
+    "AlexNet": [(TEN, 40.7, 18.2, "Table 2", "1 CNN")],
+    "AlexNetOneTower": [],
+    "AlexNetSixConvs": [(TEN, 39.0, 16.6, "Table 2", "pre-trained")],
+    "VGG11": [],
+    "VGG13": [],
+    "VGG16": [(TEN, 28.07, 9.33, "He et al. 2015, table 3", "")],
+    "VGG19": [],
+    "GoogLeNet": [
+        (ONE, None, 10.07, "Table 3", ""),
+        (TEN, None, 9.15, "Table 3", ""),
+        ("144 crops", None, 7.89, "Table 3", ""),
+    ],
+    "ResNet18": [(TEN, 27.88, None, "Table 2", "shortcut A")],
+    "ResNet34": [
+        (TEN, 25.03, 7.76, "Table 3", "shortcut A"),
+        (TEN, 24.52, 7.46, "Table 3", "shortcut B"),
+        (TEN, 24.19, 7.40, "Table 3", "shortcut C"),
+        (SCALES, 21.84, 5.71, "Table 4", "shortcut B"),
+        (SCALES, 21.53, 5.60, "Table 4", "shortcut C"),
+    ],
+    "ResNet50": [(TEN, 22.85, 6.71, "Table 3", ""), (SCALES, 20.74, 5.25, "Table 4", "")],
+    "ResNet101": [(TEN, 21.75, 6.05, "Table 3", ""), (SCALES, 19.87, 4.60, "Table 4", "")],
+    "ResNet152": [(TEN, 21.43, 5.71, "Table 3", ""), (SCALES, 19.38, 4.49, "Table 4", "")],
+    "PlainNet18": [(TEN, 27.94, None, "Table 2", "")],
+    "PlainNet34": [(TEN, 28.54, 10.02, "Table 3", "")],
+    # No paper printed these.
+    "ResNet50v1_5": [],
+    "ResNet101v1_5": [],
+    "ResNet152v1_5": [],
+}
 
 # ResNet paper, Table 6: parameters in millions, error in percent.
 TABLE_6 = {
@@ -78,6 +227,41 @@ def test_numbers_agree_with_what_the_paper_prints(name):
     assert "single view" in published.protocol
 
 
+@pytest.mark.parametrize("name", PRINTED_MULTIPLY_ADDS)
+def test_multiply_adds_agree_with_what_the_paper_prints(name):
+    assert ARCHITECTURES[name].multiply_adds == pytest.approx(PRINTED_MULTIPLY_ADDS[name] * 1e9, rel=0.02)
+
+
+def test_alexnet_has_60_million_parameters():
+    assert ARCHITECTURES["AlexNet"].parameters == pytest.approx(60e6, rel=0.02)
+
+
+# The 54M printed for 5a are not what its row gives: it has the widths of 4e on 832 maps.
+@pytest.mark.parametrize("module", sorted(set(INCEPTION) - {"5a"}))
+def test_the_inception_formula_gives_the_papers_ops(module):
+    row, millions = INCEPTION[module]
+    assert inception(*row)[1] == pytest.approx(millions * 1e6, rel=0.02)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ARCHITECTURES.items() if entry.classes == 1000])
+def test_imagenet_errors_are_the_papers(name):
+    def row(error):
+        return error.protocol, error.top1, error.top5, error.source
+
+    published, printed = ARCHITECTURES[name].published, PRINTED_ERRORS[name]
+    assert {row(error) for error in published} == {wanted[:4] for wanted in printed}
+    assert len(published) == len(printed)
+    assert all(error.data == "ImageNet 2012 val" for error in published)
+    notes = {row(error): error.note for error in published}
+    assert all(wanted[4] in notes[wanted[:4]] for wanted in printed)
+
+
+def test_the_networks_for_imagenet_are_all_there():
+    found = {name for name, entry in ARCHITECTURES.items() if entry.module != "keras_convnets.resnet_cifar"}
+    assert found == set(PRINTED_ERRORS)
+    assert all(ARCHITECTURES[name].input_shape == (224, 224, 3) for name in found)
+
+
 def test_the_networks_of_section_4_2_are_all_there():
     depths = (20, 32, 44, 56, 110)
     wanted = {*(f"ResNet{depth}" for depth in (*depths, 1202)), *(f"PlainNet{depth}" for depth in depths)}
@@ -85,8 +269,9 @@ def test_the_networks_of_section_4_2_are_all_there():
     assert found == wanted
 
 
-def test_the_paper_gives_no_figures_for_plain_networks():
-    assert all(not ARCHITECTURES[name].published for name in list_models("PlainNet*"))
+def test_the_paper_gives_no_figures_for_plain_networks_on_cifar():
+    plain = [ARCHITECTURES[name] for name in list_models("PlainNet*") if ARCHITECTURES[name].classes == 10]
+    assert len(plain) == 5 and not any(entry.published for entry in plain)
     assert "6.61" in ARCHITECTURES["ResNet110"].published[0].note  # the mean of five runs stands beside their best
 
 
@@ -140,6 +325,8 @@ def test_one_near_name_is_told_in_the_singular():
     [
         ("*", NAMES),
         ("plain*0", ["PlainNet20", "PlainNet110"]),
+        ("vgg*", ["VGG11", "VGG13", "VGG16", "VGG19"]),
+        ("*v1_5", ["ResNet50v1_5", "ResNet101v1_5", "ResNet152v1_5"]),
         ("RESNET?2", ["ResNet32"]),
         ("resnet20", ["ResNet20"]),
         ("resnet2", []),
