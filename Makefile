@@ -24,6 +24,7 @@ docs: .venv/installed
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/training_throughput.py
+	$(BIN)/python benchmarks/networks.py
 
 wheel: .venv/installed
 	$(BIN)/python -m build --outdir dist .
