@@ -138,24 +138,7 @@ def application(
         fixed: arguments of `network` that make this one of its variants.
         **extras: names and defaults of its keyword-only arguments.
     """
-    kinds = inspect.Parameter
-    common = {
-        "include_top": True,
-        "weights": None,
-        "input_tensor": None,
-        "input_shape": None,
-        "pooling": None,
-        "classes": classes,
-        "classifier_activation": "softmax",
-        "name": None if leading else name.lower(),
-    }
-    keyword_only = {**extras, "include_preprocessing": True, "preprocessing": None}
-    signature = inspect.Signature(
-        [kinds(key, kinds.POSITIONAL_OR_KEYWORD) for key in leading]
-        + [kinds(key, kinds.POSITIONAL_OR_KEYWORD, default=value) for key, value in common.items()]
-        + [kinds(key, kinds.KEYWORD_ONLY, default=value) for key, value in keyword_only.items()],
-        return_annotation=keras.Model,
-    )
+    signature = _signature(leading, None if leading else name.lower(), classes, extras)
 
     def builder(*args: Any, **kwargs: Any) -> keras.Model:
         try:
@@ -175,6 +158,30 @@ def application(
     example = f"{name}({'26, ' if leading else ''}classes=5)"
     builder.__doc__ = _DOCSTRING.format(summary=summary, documented=documented, classes=classes, example=example)
     return builder
+
+
+def _signature(
+    leading: tuple[str, ...], default_name: str | None, classes: int, extras: dict[str, Any]
+) -> inspect.Signature:
+    """Return the signature of keras.applications, with arguments before it and keyword-only ones after."""
+    kinds = inspect.Parameter
+    common = {
+        "include_top": True,
+        "weights": None,
+        "input_tensor": None,
+        "input_shape": None,
+        "pooling": None,
+        "classes": classes,
+        "classifier_activation": "softmax",
+        "name": default_name,
+    }
+    keyword_only = {**extras, "include_preprocessing": True, "preprocessing": None}
+    return inspect.Signature(
+        [kinds(key, kinds.POSITIONAL_OR_KEYWORD) for key in leading]
+        + [kinds(key, kinds.POSITIONAL_OR_KEYWORD, default=value) for key, value in common.items()]
+        + [kinds(key, kinds.KEYWORD_ONLY, default=value) for key, value in keyword_only.items()],
+        return_annotation=keras.Model,
+    )
 
 
 _DOCSTRING = """{summary}
