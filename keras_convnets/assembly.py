@@ -231,7 +231,8 @@ def _check_shape(shape: tuple[int | None, ...], minimum: int, preprocessing: Pre
         raise UserError(f"input_shape is {shape}; it must be (height, width, channels), such as (32, 32, 3).")
     if any(side is not None and side < minimum for side in shape[:2]):
         raise UserError(
-            f"input_shape is {shape}; this network needs at least {minimum}x{minimum} pixels: use larger images."
+            f"input_shape is {shape}; this network needs at least {minimum}x{minimum} pixels: "
+            "use larger images (in a recipe: image_size)."
         )
     if preprocessing is not None and shape[2] != 3:
         raise UserError(

@@ -189,6 +189,13 @@ def test_a_finished_run_is_left_as_it_is_and_another_recipe_is_refused(trained_r
     assert (tmp_path / "notes.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_network_that_does_not_take_the_images_leaves_the_directory_free(tmp_path):
+    with pytest.raises(UserError, match="at least 32x32 pixels"):
+        training.fit("ResNet18", "digits", run=tmp_path / "run", overrides={"iterations": 1})
+    run = training.fit("ResNet18", "digits", run=tmp_path / "run", overrides={"iterations": 1, "image_size": 32})
+    assert run.finished
+
+
 def test_two_trainings_do_not_share_a_directory(tmp_path):
     tmp_path.joinpath("run").mkdir()
     with (

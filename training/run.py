@@ -87,9 +87,16 @@ class Run:
             _check_same(self.path, read_json(known, "run's configuration"), config)
         self.path.mkdir(parents=True, exist_ok=True)
         with only_one(self.path, "trained in"):
-            if not known.exists():
+            is_new = not known.exists()
+            if is_new:
                 write_json(known, {**config, "source": source})
-            yield
+            try:
+                yield
+            except UserError:
+                # Nothing was trained, and the mended command has another configuration.
+                if is_new:
+                    known.unlink()
+                raise
 
     def config(self) -> dict[str, Any]:
         """Return the resolved configuration."""
