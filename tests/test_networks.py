@@ -587,8 +587,7 @@ def test_any_size_at_least_4(family, size):
     probabilities = as_numpy(fixed(images))
     assert probabilities.shape == (2, 10) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=0, atol=1e-5)
-    # It looks at the image; float32 noise is near 1e-7, and a plain network of 34 layers loses much of the difference.
-    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-6
+    assert np.abs(probabilities[0] - probabilities[1]).max() > 1e-5  # it looks at the image
     np.testing.assert_allclose(as_numpy(of_any_size(images)), probabilities, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(as_numpy(fixed(images.astype(np.float32))), probabilities, rtol=1e-5, atol=1e-7)
 
