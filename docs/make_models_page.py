@@ -1,9 +1,11 @@
-"""Write docs/models.md from the registry: python docs/make_models_page.py (make docs)."""
+"""Write docs/models.md from the registry and the records: python docs/make_models_page.py (make docs)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from keras_convnets.display import preprocessing_text
+from keras_convnets.records import RECORDS, WeightsRecord
 from keras_convnets.registry import ARCHITECTURES, Architecture, PublishedError
 
 PAGE = Path(__file__).parent / "models.md"
@@ -13,7 +15,25 @@ INTRODUCTION = """# The networks
 Made from the registry by `make docs`; `keras-convnets info MODEL` shows one with its layers. Parameters are the
 trainable weights, multiply-adds those of convolutions, projections and fully connected layers, both at the default
 input size and number of classes. The errors are the papers', with their protocols; no weights of ours stand behind
-them.
+them. [Published weights](#published-weights), which others trained, come with accuracies of their own.
+"""
+
+PUBLISHED = """
+## Published weights
+
+Trained by others on the 1,000 classes of ImageNet 2012, converted to ONNX and published by the ONNX Model Zoo. The name
+after the colon is what `weights=` takes. Accuracies are the publishers', in percent, on the 50,000 images of ImageNet
+2012 val, not measured here. What the first layer does with RGB in 0-255 comes with the weights.
+
+| weights | file | MB | top-1 / top-5 as published | preprocessing | license |
+|---|---|---|---|---|---|
+"""
+
+SUMS = """
+How they came about, and the sha256 that a file must have to be loaded under the name:
+
+| weights | obtained | sha256 |
+|---|---|---|
 """
 
 
@@ -22,7 +42,23 @@ def page() -> str:
     papers: dict[str, list[Architecture]] = {}
     for architecture in ARCHITECTURES.values():
         papers.setdefault(f"{architecture.paper}, section {architecture.section}", []).append(architecture)
-    return INTRODUCTION + "".join(_section(paper, networks) for paper, networks in papers.items())
+    sections = "".join(_section(paper, networks) for paper, networks in papers.items())
+    return INTRODUCTION + sections + _published()
+
+
+def _published() -> str:
+    sums = "".join(f"| {record} | {record.obtained} | `{record.sha256}` |\n" for record in RECORDS)
+    return PUBLISHED + "".join(_record_row(record) for record in RECORDS) + SUMS + sums
+
+
+def _record_row(record: WeightsRecord) -> str:
+    accuracies = "; ".join(
+        f"{item.top1:.2f} / {item.top5:.2f} ({item.protocol}; {item.source})" for item in record.accuracies
+    )
+    return (
+        f"| {record} | [{record.file}]({record.locations[0]}) | {record.size / 1e6:.1f} | {accuracies} "
+        f"| {preprocessing_text(record.preprocessing)} | {record.license} |\n"
+    )
 
 
 def _section(paper: str, networks: list[Architecture]) -> str:

@@ -24,12 +24,17 @@ if TYPE_CHECKING:
     from keras_convnets.alexnet import AlexNetOneTower as AlexNetOneTower
     from keras_convnets.alexnet import AlexNetSixConvs as AlexNetSixConvs
     from keras_convnets.card import ModelCard as ModelCard
+    from keras_convnets.classes import decode_predictions as decode_predictions
+    from keras_convnets.classes import imagenet_classes as imagenet_classes
     from keras_convnets.googlenet import GoogLeNet as GoogLeNet
     from keras_convnets.googlenet import without_auxiliary as without_auxiliary
     from keras_convnets.info import ModelInfo as ModelInfo
     from keras_convnets.info import model_info as model_info
     from keras_convnets.preprocessing import Preprocessing as Preprocessing
     from keras_convnets.preprocessing import preprocess_input as preprocess_input
+    from keras_convnets.records import WeightsRecord as WeightsRecord
+    from keras_convnets.records import get_record as get_record
+    from keras_convnets.records import list_weights as list_weights
     from keras_convnets.resnet import PlainNet18 as PlainNet18
     from keras_convnets.resnet import PlainNet34 as PlainNet34
     from keras_convnets.resnet import ResNet18 as ResNet18
@@ -70,8 +75,13 @@ _HOMES = {
     "ModelInfo": "keras_convnets.info",
     "Preprocessing": "keras_convnets.preprocessing",
     "Stage": "keras_convnets.surgery",
+    "WeightsRecord": "keras_convnets.records",
+    "decode_predictions": "keras_convnets.classes",
     "features": "keras_convnets.surgery",
     "fully_convolutional": "keras_convnets.surgery",
+    "get_record": "keras_convnets.records",
+    "imagenet_classes": "keras_convnets.classes",
+    "list_weights": "keras_convnets.records",
     "model_info": "keras_convnets.info",
     "preprocess_input": "keras_convnets.preprocessing",
     "stages": "keras_convnets.surgery",

@@ -18,7 +18,7 @@ from keras import layers
 from keras_convnets.errors import UserError
 from keras_convnets.layers import ImageNormalization
 from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.weights import choose_preprocessing, load_weights
+from keras_convnets.weights import Weights, choose_preprocessing, find_weights
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Common:
     """The arguments that every builder takes; `application` documents them."""
 
     include_top: bool
-    weights: Any
+    weights: Weights | None
     input_tensor: Any
     input_shape: Any
     pooling: str | None
@@ -40,9 +40,9 @@ class Common:
         """Return the input tensor, and the normalised tensor that the network starts from.
 
         Args:
-            default_shape: the paper's input size.
+            default_shape: the paper's input size; weights trained at another one bring their own.
             minimum: the smallest side the network accepts.
-            default: the preprocessing where neither the arguments nor the weights file say another.
+            default: the preprocessing where neither the arguments nor the weights say another.
 
         Raises:
             UserError: if an argument does not fit; the sentence says which.
@@ -51,6 +51,8 @@ class Common:
         preprocessing = None
         if self.include_preprocessing:
             preprocessing = choose_preprocessing(self.preprocessing, self.weights, default)
+        if self.weights is not None and self.weights.input_shape is not None:
+            default_shape = self.weights.input_shape
         if self.input_tensor is None:
             shape, inputs = default_shape if self.input_shape is None else _as_shape(self.input_shape), None
         else:
@@ -93,9 +95,10 @@ class Common:
         return layers.Activation(self.classifier_activation, dtype="float32", name=outputs)(x)
 
     def finish(self, inputs: Any, outputs: Any) -> keras.Model:
-        """Return the model, with its weights loaded."""
+        """Return the model, with its weights loaded; it remembers them where its classifier is theirs."""
         model = keras.Model(_source_input(inputs), outputs, name=self.name)
-        load_weights(model, self.weights)
+        if self.weights is not None and self.weights.load_into(model):
+            model.published_weights = self.weights
         return model
 
 
@@ -148,6 +151,9 @@ def application(
         bound.apply_defaults()
         values = dict(bound.arguments)
         own = {key: values.pop(key) for key in (*leading, *extras)}
+        values["weights"] = weights = find_weights(values["weights"], name)
+        if weights is not None:
+            own |= {key: weights.arguments[key] for key in own.keys() & weights.arguments.keys() if own[key] is None}
         if values["name"] is None:
             values["name"] = (stem or name.lower()) + "".join(str(own[key]) for key in leading)
         return network(Common(**values), **(fixed or {}), **own)
@@ -188,7 +194,10 @@ _DOCSTRING = """{summary}
 
     Args:
         include_top: whether the classifier is there: from the last pooling to the softmax.
-        weights: None (initialised as the family's module says) or the path of a .weights.h5 or .keras file.
+        weights: None (initialised as the family's module says), the name of published weights that
+            `keras_convnets.list_weights` gives, downloaded on first use, a `WeightsRecord`, or the path of a .onnx
+            (ONNX Model Zoo), .keras, .weights.h5 or keras.applications' .h5 file. With another number of classes
+            everything but the classifier is loaded.
         input_tensor: a Keras tensor to use as the input.
         input_shape: (height, width, 3); by default the paper's. Sides may be None where nothing is fully connected.
         pooling: without top: None for the feature map, "avg" or "max" for a vector.
@@ -196,8 +205,8 @@ _DOCSTRING = """{summary}
         classifier_activation: "softmax", or None for logits.
         name: the model's name.{documented}
         include_preprocessing: whether the first layer normalises RGB 0-255; else the bare network.
-        preprocessing: the `Preprocessing` of that layer; by default that of the .keras file given as weights, else
-            minus the channel means of the family's data.
+        preprocessing: the `Preprocessing` of that layer; by default that of the weights, else minus the channel
+            means of the family's data.
 
     Returns:
         A functional `keras.Model`: [batch, H, W, 3], RGB in 0-255, uint8 or float, to probabilities
@@ -205,6 +214,7 @@ _DOCSTRING = """{summary}
 
     Raises:
         UserError: an argument, shape or weights file that does not fit.
+        DownloadError: published weights that can't be had.
 
     Example:
         >>> model = {example}

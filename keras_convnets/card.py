@@ -6,13 +6,15 @@ import dataclasses
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_convnets.classes import imagenet_classes
 from keras_convnets.errors import UserError
-from keras_convnets.files import read_json, write_json
+from keras_convnets.files import read_json, sha256, write_json
 from keras_convnets.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class ModelCard:
         weights: file and sha256.
         versions: of Python and of the libraries.
         git_revision: of the checkout that trained, or None.
+        class_ids: ids of the classes besides their names, such as ImageNet's "n01440764"; empty where there are none.
         export: of an exported version: the measured differences from Keras, and what was allowed.
     """
 
@@ -56,12 +59,14 @@ class ModelCard:
     weights: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     git_revision: str | None = None
+    class_ids: tuple[str, ...] = ()
     export: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        plain.update(class_names=list(self.class_names), preprocessing=self.preprocessing.to_dict())
+        plain.update(class_names=list(self.class_names), class_ids=list(self.class_ids))
+        plain.update(preprocessing=self.preprocessing.to_dict())
         return {"format": FORMAT, **plain}
 
     @classmethod
@@ -77,6 +82,7 @@ class ModelCard:
         values = {key: value for key, value in plain.items() if key in known}
         try:
             values["class_names"] = tuple(values["class_names"])
+            values["class_ids"] = tuple(values.get("class_ids", ()))
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
@@ -132,6 +138,8 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         UserError: if the model is of another form.
     """
     shape, outputs = model.input_shape, model.output_shape
+    if isinstance(outputs, dict) and "probabilities" in outputs:  # beside auxiliary classifiers
+        outputs = outputs["probabilities"]
     if not _is_image_shape(shape) or not isinstance(outputs, tuple) or len(outputs) != 2:
         raise UserError(
             f"{model.name} takes {shape} and gives {outputs}; a classifier takes images of one fixed size "
@@ -144,24 +152,62 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         )
     first = next((layer for layer in model.layers if hasattr(layer, "preprocessing")), None)
     preprocessing = first.preprocessing if first else Preprocessing(mean=(0.0, 0.0, 0.0))
-    names = tuple(class_names) if class_names else tuple(str(index) for index in range(outputs[1]))
+    facts = _published_facts(model, shape, outputs[1])
+    if class_names is not None:
+        facts |= {"class_names": tuple(class_names), "class_ids": ()}
     return ModelCard(
-        architecture=model.name,
-        arguments={"classes": outputs[1], "input_shape": list(shape)},
-        class_names=names,
-        preprocessing=preprocessing,
-        view=center_view(shape[0], shape[1]),
-        versions=current_versions(),
+        **{
+            "architecture": model.name,
+            "arguments": {"classes": outputs[1], "input_shape": list(shape)},
+            "class_names": tuple(str(index) for index in range(outputs[1])),
+            "preprocessing": preprocessing,
+            "view": center_view(shape[0], shape[1]),
+            "versions": current_versions(),
+            **facts,
+        }
     )
+
+
+def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -> dict[str, Any]:
+    """Return what the weights that a network was built with say of it: nothing where they say nothing."""
+    weights = getattr(model, "published_weights", None)
+    if weights is None:
+        return {}
+    facts = {
+        "architecture": weights.architecture,
+        "arguments": {"classes": outputs, "input_shape": list(shape), **_plain(weights.arguments)},
+        "trained": True,
+        "weights": {"file": weights.path.name, "sha256": sha256(weights.path)},
+    }
+    if weights.record is not None:
+        facts["data"] = {"name": weights.record.data}
+        facts["metrics"] = {
+            f"{item.data}/{item.protocol}/{item.source}": {
+                "n": item.n,
+                "top1": item.top1 / 100,
+                "top5": item.top5 / 100,
+            }
+            for item in weights.record.accuracies
+        }
+    if weights.in_imagenet_order and outputs == len(imagenet_classes().ids):
+        facts |= {"class_names": imagenet_classes().names, "class_ids": imagenet_classes().ids}
+        facts["view"] = center_view(shape[0], shape[1], resize=max(256, shape[0], shape[1]))
+    return facts
+
+
+def _plain(value: Any) -> Any:
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _is_image_shape(shape: Any) -> bool:
     return isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:] and shape[3] == 3
 
 
-def center_view(height: int, width: int) -> dict[str, Any]:
-    """Return the plain single view: the shorter side resized to the input's, and its centre cropped.
+def center_view(height: int, width: int, resize: int | None = None) -> dict[str, Any]:
+    """Return the plain single view: the shorter side resized, by default to the input's, and its centre cropped.
 
-    Bilinear with antialiasing, aspect ratio kept; an image of the input's own size is left as it is.
+    Bilinear with antialiasing, aspect ratio kept; an image of the input's own size is left as it is where the shorter
+    side is resized to the input's.
     """
-    return {"name": "center", "resize": min(height, width), "crop": [height, width], "kernel": "bilinear"}
+    side = min(height, width) if resize is None else resize
+    return {"name": "center", "resize": side, "crop": [height, width], "kernel": "bilinear"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_convnets.card import ModelCard
+from keras_convnets.classes import likeliest
 from keras_convnets.errors import UserError
 
 
@@ -52,8 +53,7 @@ class Classifier:
 
 def name_scores(probabilities: np.ndarray, class_names: Sequence[str], k: int) -> list[tuple[str, float]]:
     """Return the k likeliest classes of one image, likeliest first; ties go to the lower class index."""
-    order = np.argsort(-probabilities, kind="stable")[:k]
-    return [(class_names[index], float(probabilities[index])) for index in order]
+    return [(class_names[index], float(probabilities[index])) for index in likeliest(probabilities, k)]
 
 
 def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
@@ -83,5 +83,9 @@ def keras_classifier(model, card: ModelCard) -> Classifier:
     """Return a classifier over a Keras model, which is compiled once and sees any batch size."""
     import tensorflow as tf
 
-    predict = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+    def infer(images):
+        outputs = model(images, training=False)
+        return outputs["probabilities"] if isinstance(outputs, dict) else outputs
+
+    predict = tf.function(infer, reduce_retracing=True)
     return Classifier(card, lambda images: predict(tf.constant(images)).numpy())

@@ -134,16 +134,21 @@ def _models(args: argparse.Namespace) -> None:
     names = list_models(args.pattern)
     if not names:
         raise UserError(f"no network matches {args.pattern!r}; run {PROGRAM} models for all of them.")
+    from keras_convnets.records import list_weights
+
     rows = [ARCHITECTURES[name] for name in names]
+    weights = {name: [record.name for record in list_weights(name)] for name in names}
     if args.json:
         facts = ("name", "depth", "parameters", "multiply_adds", "input_shape", "classes", "paper", "section")
-        _print_json([{fact: getattr(row, fact) for fact in facts} for row in rows])
+        _print_json([{**{fact: getattr(row, fact) for fact in facts}, "weights": weights[row.name]} for row in rows])
         return
-    print(f"{'network':<15} {'depth':>5} {'parameters':>11} {'multiply-adds':>15}  {'input':<12} published error")
+    heading = f"{'network':<15} {'depth':>5} {'parameters':>11} {'multiply-adds':>15}  {'input':<12} {'weights':<9}"
+    print(f"{heading} published error")
     for row in rows:
         size = "x".join(map(str, row.input_shape))
         error = _shown_error(row.published[0]) if row.published else "-"
-        print(f"{row.name:<15} {row.depth:>5} {row.parameters:>11,} {row.multiply_adds:>15,}  {size:<12} {error}")
+        facts = f"{row.name:<15} {row.depth:>5} {row.parameters:>11,} {row.multiply_adds:>15,}  {size:<12}"
+        print(f"{facts} {','.join(weights[row.name]) or '-':<9} {error}")
 
 
 def _models_flags(parser: Parser) -> None:
@@ -165,18 +170,20 @@ def _info(args: argparse.Namespace) -> None:
         "classes": known.classes,
     }
     _load_tensorflow()
+    from keras_convnets.display import record_plain, record_rows
     from keras_convnets.info import layer_table, model_info
+    from keras_convnets.records import list_weights
 
     facts["classes"] = known.classes if args.classes is None else args.classes
     shape = known.input_shape if args.image_size is None else (args.image_size, args.image_size, 3)
     model = get_model(known.name, classes=facts["classes"], input_shape=shape)
     counted = model_info(model)
     facts |= {name: getattr(counted, name) for name in ("depth", "parameters", "multiply_adds", "input_shape")}
-    rows = layer_table(model)
+    rows, records = layer_table(model), list_weights(known.name)
     if args.json:
-        _print_json(
-            {**facts, "published": [vars(item) for item in known.published], "layers": [vars(row) for row in rows]}
-        )
+        facts["published"] = [vars(item) for item in known.published]
+        facts["weights"] = [record_plain(record) for record in records]
+        _print_json({**facts, "layers": [vars(row) for row in rows]})
         return
     for name, value in facts.items():
         shown = (
@@ -186,6 +193,10 @@ def _info(args: argparse.Namespace) -> None:
     for item in known.published:
         note = f", {item.note}" if item.note else ""
         print(f"{'published':<14} {_shown_error(item)}{note}; {item.source}")
+    for record in records:
+        print(f"{'weights':<14} {record}")
+        for label, text in record_rows(record):
+            print(f"  {label:<12} {text}")
     _print_layers(rows)
 
 
@@ -294,7 +305,8 @@ def _evaluate_one(source: str, args: argparse.Namespace):
         data = _data_of(source, run, args)
         if run is not None:
             data = data.with_holdout(run.config()["recipe"]["holdout"])
-        data = data.at_size(*_input_size(source, classifier, data))
+        resize = classifier.card.view["resize"] if classifier.card is not None else None
+        data = data.at_size(*_input_size(source, classifier, data), resize=resize)
         _check_classes(source, classifier, data)
         with Progress(transient=True, disable=bool(args.json) or not sys.stdout.isatty()) as progress:
             task = progress.add_task(f"evaluating {source}", total=None)
@@ -311,7 +323,7 @@ def _evaluate_one(source: str, args: argparse.Namespace):
 
 
 def _check_classes(source: str, classifier: Classifier, data: DataSet) -> None:
-    if classifier.card is not None and classifier.card.class_names != data.class_names:
+    if classifier.card is not None and data.class_names not in (classifier.card.class_names, classifier.card.class_ids):
         raise UserError(
             f"{source} knows the classes {_shortened(classifier.card.class_names)}, and {data.name} has "
             f"{_shortened(data.class_names)}; evaluate on data with the model's classes."
@@ -379,7 +391,7 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
 
         run = Run.existing(path)
         yield keras_classifier(run.model(), run.card()), run
-    elif path.is_dir() or path.suffix == ".onnx":
+    elif path.is_dir() or (path.suffix == ".onnx" and not _weights_of(source)):
         yield export.load(path), None
     else:
         model = _open_model(source)
@@ -388,7 +400,8 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
 
 def _open_model(source: str):
     """Return the network of MODEL, MODEL:WEIGHTS or a .keras file."""
-    if source.endswith(".keras") and ":" not in source:
+    weights = _weights_of(source)
+    if source.endswith(".keras") and weights is None:
         import keras
 
         if not Path(source).is_file():
@@ -397,13 +410,19 @@ def _open_model(source: str):
             return keras.saving.load_model(source, compile=False)
         except (ValueError, TypeError, OSError, KeyError) as error:
             raise UserError(f"{source} is not a network that Keras loads ({str(error).splitlines()[0]}).") from error
-    name, _, weights = source.partition(":")
+    name = source if weights is None else source.partition(":")[0]
     if os.sep in name or Path(source).exists():
         state = (
             "is no run directory, exported version, .keras or .onnx file" if Path(source).exists() else "does not exist"
         )
         raise UserError(f"{source} {state}; give one of these, MODEL, MODEL:WEIGHTS or a URL.")
-    return get_model(name, weights=weights or None)
+    return get_model(name, weights=weights)
+
+
+def _weights_of(source: str) -> str | None:
+    """Return the WEIGHTS of MODEL:WEIGHTS; None of any other source."""
+    name, _, weights = source.partition(":")
+    return weights if weights and name.lower() in map(str.lower, ARCHITECTURES) else None
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -425,10 +444,9 @@ def _predict(args: argparse.Namespace) -> None:
     if args.json:
         _print_json(found)
         return
-    width = max(len(item["image"]) for item in found)
-    for item in found:
-        answers = "  ".join(f"{row['class']} {row['probability']:.1%}" for row in item["classes"])
-        print(f"{item['image']:<{width}}  {answers}")
+    from keras_convnets.display import answers_text, blocks_for
+
+    print(answers_text(found, blocks_for(sys.stdout.encoding)))
 
 
 @contextlib.contextmanager
@@ -455,7 +473,9 @@ def _predict_flags(parser: Parser) -> None:
         "images", nargs="+", metavar="IMAGE", help="image files, folders of images, http(s) URLs of images"
     )
     parser.add_argument("--run", metavar="DIR", help="classify with a run")
-    parser.add_argument("--model", metavar="SOURCE", help="with an exported version, a .keras or .onnx file")
+    parser.add_argument(
+        "--model", metavar="SOURCE", help="with MODEL:WEIGHTS, an exported version, a .keras or .onnx file"
+    )
     parser.add_argument("--url", help="with an endpoint: http://HOST:8501/v1/models/NAME or grpc://HOST:8500/NAME")
     parser.add_argument(
         "--top_k", type=_positive, default=3, help="classes shown; an endpoint gives at most 5; default: 3"

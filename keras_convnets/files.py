@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,9 @@ from typing import Any
 
 from keras_convnets.errors import UserError
 
+# Names that no server takes for a version and no reader for a finished thing.
+UNFINISHED = ".writing-"
+
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
@@ -23,7 +27,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     The temporary name ends as `path` does, because writers such as Keras choose their format by the suffix.
     """
     path = Path(path)
-    temporary = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
     try:
         yield temporary
         _to_disk(temporary)
@@ -39,20 +43,70 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         FileExistsError: if `path` exists when the folder is ready; nothing is overwritten.
     """
+    with unfinished_folder(path) as temporary:
+        yield temporary
+        finish_folder(temporary, path)
+
+
+@contextlib.contextmanager
+def unfinished_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, which `finish_folder` renames; what is not renamed is deleted at the end.
+
+    It is locked as long as this process lives, so that `remove_abandoned` can tell it from what a killed one left.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".writing-{path.name}-", dir=path.parent))
+    temporary, lock = _locked_folder(path)
     try:
         yield temporary
-        temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _to_disk(file)
-        if path.exists():
-            raise FileExistsError(f"{path} exists already")
-        os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    while True:
+        temporary = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{path.name}-", dir=path.parent))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(temporary, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # Between its making and its lock another process may have taken it for abandoned.
+            if temporary.is_dir():
+                return temporary, lock
+            os.close(lock)
+
+
+def finish_folder(temporary: Path, path: str | os.PathLike) -> None:
+    """Write a filled folder to disk and let it become `path` by one rename.
+
+    Raises:
+        FileExistsError: if `path` exists; nothing is overwritten.
+    """
+    path = Path(path)
+    temporary.chmod(0o755)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            _to_disk(file)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already")
+    try:
+        os.rename(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(f"{path} exists already") from error
+        raise
+
+
+def remove_abandoned(folder: str | os.PathLike) -> None:
+    """Delete what killed processes left unfinished in a folder; what a living one still fills stays."""
+    for left in Path(folder).glob(f"{UNFINISHED}*/"):
+        with contextlib.suppress(OSError):
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _to_disk(path: Path) -> None:

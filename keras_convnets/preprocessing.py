@@ -113,6 +113,15 @@ class Preprocessing:
 
 # The channel means of ImageNet's training images that VGG and ResNet subtract, RGB.
 IMAGENET = Preprocessing(mean=(123.68, 116.779, 103.939))
+# As the Caffe networks of the Berkeley Vision and Learning Center take them.
+BGR_MEANS = Preprocessing(mean=(104.0, 117.0, 123.0), order="BGR")
+# As keras.applications' "caffe" mode, of VGG and ResNet.
+CAFFE_MEANS = Preprocessing(mean=(103.939, 116.779, 123.68), order="BGR")
+# Scaled to 0-1, minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225): as MXNet Gluon and torchvision.
+UNIT_SCALED = Preprocessing(
+    mean=tuple(255 * value for value in (0.485, 0.456, 0.406)),
+    std=tuple(255 * value for value in (0.229, 0.224, 0.225)),
+)
 # The channel means of CIFAR-10's 50,000 training images, RGB.
 CIFAR10 = Preprocessing(mean=(125.30691805, 122.95039414, 113.86538318))
 

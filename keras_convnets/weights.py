@@ -1,113 +1,225 @@
-"""Weights into a network: today from a file that Keras wrote."""
+"""Weights into a network: published ones by name, or a file, checked whole before anything is changed."""
 
 from __future__ import annotations
 
-import json
+import functools
 import logging
 import os
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_convnets import h5_weights, onnx_weights
 from keras_convnets.errors import UserError
-from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.files import sha256
+from keras_convnets.preprocessing import BGR_MEANS, CAFFE_MEANS, UNIT_SCALED, Preprocessing
+from keras_convnets.records import WeightsRecord, get_record, record_of_file
+from keras_convnets.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
     import keras
 
-SUFFIXES = (".weights.h5", ".keras")
-# These two carry no weights, and a network may come with or without them.
-WITHOUT_WEIGHTS = ("InputLayer", "ImageNormalization")
+SUFFIXES = (".onnx", ".keras", ".weights.h5", ".h5")
+# What tells networks apart whose arrays all agree.
+JOINTS = ("Add", "ShortcutA", "Concatenate", "LRN")
+# What a file that no record knows was trained on, by the network's module and the file's kind.
+CONVENTIONS = {
+    ("keras_convnets.alexnet", ".onnx"): BGR_MEANS,
+    ("keras_convnets.googlenet", ".onnx"): BGR_MEANS,
+    ("keras_convnets.vgg", ".onnx"): UNIT_SCALED,
+    ("keras_convnets.resnet", ".onnx"): UNIT_SCALED,
+    ("keras_convnets.vgg", ".h5"): CAFFE_MEANS,
+    ("keras_convnets.resnet", ".h5"): CAFFE_MEANS,
+}
+# Caffe's AlexNet takes crops of this size; the paper's 224 needs padding.
+CAFFE_ALEXNET_INPUT = (227, 227, 3)
 log = logging.getLogger("keras_convnets")
 
 
-def load_weights(model: keras.Model, weights: str | os.PathLike | None) -> None:
-    """Load a weights file into a network; None leaves the network as it was initialised.
+@dataclass(frozen=True)
+class Weights:
+    """A weights file for one network, found and known, not loaded yet.
 
-    A .keras file says which layers it is of, and those of another network are refused. A .weights.h5 file holds
-    arrays only: where all shapes agree, as a plain network's and its residual counterpart's do, it can't be told.
+    Attributes:
+        path: the file.
+        architecture: the builder's name.
+        record: what is known of it, or None of a file that is nobody's.
+    """
+
+    path: Path
+    architecture: str
+    record: WeightsRecord | None = None
+
+    @property
+    def suffix(self) -> str:
+        """The kind of the file: one of `SUFFIXES`."""
+        return next(suffix for suffix in SUFFIXES if str(self.path).endswith(suffix))
+
+    @functools.cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """What the weights were trained on: the record's, else the file's own, else its kind's; None if none says."""
+        if self.record is not None:
+            return self.record.preprocessing
+        if self.suffix in (".keras", ".h5"):
+            layers = h5_weights.layers_in(h5_weights.configuration(self.path))
+            found = [config["preprocessing"] for kind, config in layers if kind == "ImageNormalization"]
+            if found:
+                return Preprocessing.from_dict(found[0])
+        return CONVENTIONS.get((self._module, self.suffix))
+
+    @functools.cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """The builder's arguments that the weights ask for, such as the constants of the response normalisation."""
+        if self.record is not None:
+            return self.record.arguments
+        return {"lrn": dict(self._onnx.lrn)} if self._onnx is not None and self._onnx.lrn else {}
+
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """The size of the images they were trained on, where it is not the paper's."""
+        if self.record is not None:
+            return self.record.input_shape
+        alexnet = (self._module, self.suffix) == ("keras_convnets.alexnet", ".onnx")
+        return CAFFE_ALEXNET_INPUT if alexnet else None
+
+    @property
+    def in_imagenet_order(self) -> bool:
+        """Whether 1,000 outputs are ImageNet's classes: of records and of the kinds of files that publish them."""
+        return self.record is not None or (self._module, self.suffix) in CONVENTIONS
+
+    def load_into(self, model: keras.Model) -> bool:
+        """Put the weights into a network; returns whether its classifier was among them.
+
+        Raises:
+            UserError: if the file belongs to another network; nothing is changed then.
+        """
+        from keras_convnets import transfer
+
+        if self._onnx is not None:
+            pairs = transfer.in_order(model, self._onnx.layers, self.path)
+        else:
+            self._check_kinds(model)
+            pairs = transfer.by_name(model, h5_weights.read_h5(self.path), self.path)
+        values = transfer.converted(model, pairs, self.path)
+        # A network keeps these facts about its weights, not the file's numbers besides its own.
+        self.__dict__.pop("_onnx", None)
+        for layer, arrays in values:
+            layer.set_weights(arrays)
+        loaded = {layer.name for layer, _ in values}
+        left = [layer.name for layer in transfer.leaves(model) if layer.weights and layer.name not in loaded]
+        if left:
+            log.warning(
+                "%s: loaded all but %s, which the file has for other classes or not at all: untrained",
+                self.path,
+                ", ".join(left),
+            )
+        return "predictions" in loaded
+
+    @property
+    def _module(self) -> str | None:
+        known = ARCHITECTURES.get(self.architecture)
+        return known.module if known else None
+
+    @functools.cached_property
+    def _onnx(self) -> onnx_weights.OnnxWeights | None:
+        return onnx_weights.read_onnx(self.path) if self.suffix == ".onnx" else None
+
+    def _check_kinds(self, model: keras.Model) -> None:
+        """Refuse a whole model of other layers: a plain network and its residual counterpart agree in all arrays."""
+        from keras_convnets.transfer import leaves
+
+        config = h5_weights.configuration(self.path)
+        if config is None:
+            return
+        stored = h5_weights.layers_in(config)
+        theirs = _telling((kind, config["name"]) for kind, config in stored)
+        ours = _telling((type(layer).__name__, layer.name) for layer in leaves(model))
+        if theirs != ours:
+            raise UserError(
+                f"{self.path} does not hold weights for {model.name}: its layers are those of another network."
+            )
+
+
+def find_weights(weights: Any, architecture: str) -> Weights | None:
+    """Return the weights that a builder's argument names; published ones are downloaded on first use.
 
     Args:
-        model: the network.
-        weights: None, or the path of a .weights.h5 or .keras file of the same network.
+        weights: None, a name such as "imagenet", a `WeightsRecord`, or the path of a file.
+        architecture: the builder's name.
 
     Raises:
-        UserError: if there is no such file, or it belongs to another network; the network is then not to be used.
+        UserError: if there is no such name or file, or a record is of another network.
+        DownloadError: if published weights can't be had; the sentence says where to put the file by hand.
     """
-    if weights is None:
+    if weights is None or isinstance(weights, Weights):
+        return weights
+    if not isinstance(weights, WeightsRecord):
+        if str(weights).endswith(SUFFIXES) or os.sep in str(weights) or Path(weights).exists():
+            return _of_file(Path(weights), architecture)
+        if architecture not in ARCHITECTURES:
+            raise UserError(
+                f"weights is {str(weights)!r}; {architecture} has no published weights: give None or the path of a "
+                f"{', '.join(SUFFIXES)} file."
+            )
+        weights = get_record(architecture, str(weights))
+    if weights.architecture != architecture:
+        raise UserError(f"the weights {weights} are not those of {architecture}; give its own, or None.")
+    from keras_convnets.downloads import download
+
+    return Weights(download(weights), architecture, weights)
+
+
+def _of_file(path: Path, architecture: str) -> Weights:
+    if not str(path).endswith(SUFFIXES):
+        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(SUFFIXES)} file, or None.")
+    if not path.is_file():
+        raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
+    return Weights(path, architecture, record_of_file(architecture, sha256(path)))
+
+
+def load_weights(model: keras.Model, weights: Any) -> None:
+    """Load weights into a network that is built already; None leaves it as it is.
+
+    The normalisation and the other constants of the network stay; give the weights to its builder to have those that
+    the weights were trained with.
+
+    Args:
+        model: a network of this package.
+        weights: None, a `WeightsRecord`, or the path of a .onnx, .keras, .weights.h5 or legacy .h5 file.
+
+    Raises:
+        UserError: if there is no such file, or it belongs to another network; nothing is changed then.
+    """
+    by_lower = {name.lower(): name for name in ARCHITECTURES}
+    found = find_weights(weights, by_lower.get(model.name.lower(), model.name))
+    if found is None:
         return
-    path = _existing(weights, model.name)
-    if path.suffix == ".keras":
-        theirs, ours = [kind for kind, _ in _layers_in(path)], list(_kinds(model))
-        if [kind for kind in theirs if kind not in WITHOUT_WEIGHTS] != ours:
-            raise UserError(f"{path} does not hold weights for {model.name}: its layers are those of another network.")
-    try:
-        model.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} does not hold weights for {model.name}: {reason}") from error
+    found.load_into(model)
+    first = next((layer.preprocessing for layer in model.layers if hasattr(layer, "preprocessing")), None)
+    if first is not None and found.preprocessing not in (None, first):
+        log.warning(
+            "%s was trained on other preprocessing than the network does; give it to the builder as weights=.",
+            found.path,
+        )
 
 
-def choose_preprocessing(
-    given: Preprocessing | dict[str, Any] | None, weights: str | os.PathLike | None, default: Preprocessing
-) -> Preprocessing:
-    """Return the argument's preprocessing, else the one in the weights file, else the default; the log says which.
+def choose_preprocessing(given: Any, weights: Weights | None, default: Preprocessing) -> Preprocessing:
+    """Return the argument's preprocessing, else that of the weights, else the default; the log says which.
 
     Raises:
         UserError: if the argument is no preprocessing, or the file can't be read.
     """
     if given is not None:
         chosen, source = Preprocessing.of(given), "the argument"
+    elif weights is not None and weights.preprocessing is not None:
+        known = weights.record is not None
+        chosen, source = weights.preprocessing, f"the record {weights.record}" if known else str(weights.path)
     else:
-        chosen, source = _preprocessing_in(weights), str(weights)
-        if chosen is None:
-            chosen, source = default, "the network's default"
+        chosen, source = default, "the network's default"
     log.info("preprocessing by %s: %s minus %s, divided by %s", source, chosen.order, chosen.mean, chosen.std)
     return chosen
 
 
-def _existing(weights: str | os.PathLike, name: str) -> Path:
-    path = Path(weights)
-    if not str(path).endswith(SUFFIXES):
-        raise UserError(
-            f"weights is {str(weights)!r}; {name} has no published weights here: "
-            f"give None or the path of a {' or '.join(SUFFIXES)} file."
-        )
-    if not path.is_file():
-        raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
-    return path
-
-
-def _preprocessing_in(weights: str | os.PathLike | None) -> Preprocessing | None:
-    """Return what the first layer of a .keras file does; None for other files and files without such a layer."""
-    if weights is None or Path(weights).suffix != ".keras":
-        return None
-    path = _existing(weights, "the network")
-    found = [config["preprocessing"] for kind, config in _layers_in(path) if kind == "ImageNormalization"]
-    return Preprocessing.from_dict(found[0]) if found else None
-
-
-def _layers_in(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return (class, configuration) of every layer of a .keras file, nested models opened."""
-
-    def opened(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        for layer in config["layers"]:
-            if "layers" in layer["config"]:
-                yield from opened(layer["config"])
-            else:
-                yield layer["class_name"], layer["config"]
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return list(opened(json.loads(archive.read("config.json"))["config"]))
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a functional model that Keras saved ({error}).") from error
-
-
-def _kinds(model: keras.Model) -> Iterator[str]:
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            yield from _kinds(layer)
-        elif type(layer).__name__ not in WITHOUT_WEIGHTS:
-            yield type(layer).__name__
+def _telling(layers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return {name: kind for kind, name in layers if kind in JOINTS}

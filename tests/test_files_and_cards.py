@@ -234,6 +234,7 @@ def filled_card():
         weights={"file": "best.keras", "sha256": "0" * 64},
         versions=current_versions(),
         git_revision="f" * 40,
+        class_ids=("n1", "n2"),
         export={"onnx": 1e-7},
     )
 

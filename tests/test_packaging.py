@@ -31,6 +31,7 @@ def test_the_wheel_holds_the_rooms_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {
         "keras_convnets/py.typed",
+        "keras_convnets/imagenet_classes.txt",
         "keras_convnets/training/trainer.py",
         "keras_convnets/export/serving/rest.py",
     } <= set(names)

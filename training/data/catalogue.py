@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import urllib.parse
@@ -13,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from keras_convnets._tf_ops import center_view, decode_image
-from keras_convnets.card import center_view as view_of
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.training.data.dataset import DataSet
 from keras_convnets.training.data.splits import ArraySplit, Split
@@ -126,13 +126,13 @@ class RecordSplit(Split):
         name: the split's name there.
         keys: names of the image and the label feature.
         positions: which of its examples, in the stored order; a range or an array.
-        image_size: (height, width) the images are brought to when read.
+        view: how the images are brought to one size when read, or None before that is known.
     """
 
-    def __init__(self, builder, name, keys, positions, image_size=None):
+    def __init__(self, builder, name, keys, positions, view=None):
         self._builder, self._name, self._keys = builder, name, keys
         self._positions = positions
-        self._image_size = image_size
+        self._view = view
         self._labels: np.ndarray | None = None
         self.size = len(positions)
 
@@ -149,10 +149,10 @@ class RecordSplit(Split):
             self._labels = np.array([label for _, label in self._examples().as_numpy_iterator()], np.int64)
         return self._labels
 
-    def at_size(self, height: int, width: int, memory_limit: int) -> Split:
+    def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
         """Return the split decoded into memory where it fits; else as records that are decoded when read."""
-        sized = RecordSplit(self._builder, self._name, self._keys, self._positions, (height, width))
-        if self.size * height * width * 3 > memory_limit:
+        sized = RecordSplit(self._builder, self._name, self._keys, self._positions, view)
+        if self.size * math.prod(view["crop"]) * 3 > memory_limit:
             return sized
         parts = list(sized.in_order(256).as_numpy_iterator())
         return ArraySplit(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
@@ -160,7 +160,7 @@ class RecordSplit(Split):
     def subset(self, positions: np.ndarray) -> RecordSplit:
         """Return the examples at these positions."""
         chosen = np.asarray(self._positions)[positions]
-        return RecordSplit(self._builder, self._name, self._keys, chosen, self._image_size)
+        return RecordSplit(self._builder, self._name, self._keys, chosen, self._view)
 
     def fingerprint(self) -> str:
         """Return name, version and number of examples, which say what a prepared directory holds."""
@@ -186,7 +186,7 @@ class RecordSplit(Split):
         return kept.map(lambda example, _: example)
 
     def _decode(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-        view = view_of(*self._image_size)
+        view = self._view
 
         def load(encoded, label):
             return center_view(decode_image(encoded), view["resize"], view["crop"]), label

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from keras_convnets.card import center_view
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.training.data.splits import Split, held_out
 
@@ -66,12 +67,19 @@ class DataSet:
             "validation: add one, or name another with --split."
         )
 
-    def at_size(self, height: int, width: int, memory_limit: int = MEMORY_LIMIT) -> DataSet:
+    def at_size(self, height: int, width: int, memory_limit: int = MEMORY_LIMIT, resize: int | None = None) -> DataSet:
         """Return the data set with every image brought to one size by the plain centre view.
 
         Splits that fit into the memory limit (bytes) are decoded once and held; larger ones are decoded when read.
+
+        Args:
+            height: of the images, in pixels.
+            width: of the images, in pixels.
+            memory_limit: in bytes.
+            resize: the shorter side before the centre is cropped; by default the shorter of the two.
         """
-        splits = {name: split.at_size(height, width, memory_limit) for name, split in self.splits.items()}
+        view = center_view(height, width, resize)
+        splits = {name: split.at_size(view, memory_limit) for name, split in self.splits.items()}
         return dataclasses.replace(self, splits=splits, image_size=(height, width))
 
     def with_holdout(self, holdout: float) -> DataSet:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_convnets._tf_ops import center_view, decode_image
-from keras_convnets.card import center_view as view_of
 from keras_convnets.errors import UserError
 
 
@@ -32,8 +33,8 @@ class Split(abc.ABC):
         """All labels, int64 [size], in the stored order."""
 
     @abc.abstractmethod
-    def at_size(self, height: int, width: int, memory_limit: int) -> Split:
-        """Return the split with images of one size."""
+    def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
+        """Return the split with images of one size, by the view that `keras_convnets.card.center_view` describes."""
 
     @abc.abstractmethod
     def subset(self, positions: np.ndarray) -> Split:
@@ -107,11 +108,10 @@ class ArraySplit(PositionSplit):
         """All labels, int64 [size]."""
         return self._labels
 
-    def at_size(self, height: int, width: int, memory_limit: int) -> ArraySplit:
+    def at_size(self, view: dict[str, Any], memory_limit: int) -> ArraySplit:
         """Return the split resized; itself where it has the size already."""
-        if self.images.shape[1:3] == (height, width):
+        if [*self.images.shape[1:3]] == view["crop"] and min(view["crop"]) == view["resize"]:
             return self
-        view = view_of(height, width)
         resized = [center_view(tf.constant(image), view["resize"], view["crop"]).numpy() for image in self.images]
         return ArraySplit(np.stack(resized), self._labels)
 
@@ -137,28 +137,28 @@ class FileSplit(PositionSplit):
     Args:
         paths: the files.
         labels: integers [n].
-        size: (height, width) the images are brought to when read, or None before that is known.
+        view: how the images are brought to one size when read, or None before that is known.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray, size: tuple[int, int] | None = None):
+    def __init__(self, paths: Sequence[Path], labels: np.ndarray, view: dict[str, Any] | None = None):
         self.paths = list(paths)
         self._labels = np.asarray(labels, np.int64)
         self.size = len(self.paths)
-        self.image_size = size
+        self.view = view
 
     @property
     def labels(self) -> np.ndarray:
         """All labels, int64 [size]."""
         return self._labels
 
-    def at_size(self, height: int, width: int, memory_limit: int) -> Split:
+    def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
         """Return the split decoded into memory where it fits; else as files that are decoded when read."""
-        sized = FileSplit(self.paths, self._labels, (height, width))
-        return sized if self.size * height * width * 3 > memory_limit else sized._in_memory()
+        sized = FileSplit(self.paths, self._labels, view)
+        return sized if self.size * math.prod(view["crop"]) * 3 > memory_limit else sized._in_memory()
 
     def subset(self, positions: np.ndarray) -> FileSplit:
         """Return the files at these positions."""
-        return FileSplit([self.paths[position] for position in positions], self._labels[positions], self.image_size)
+        return FileSplit([self.paths[position] for position in positions], self._labels[positions], self.view)
 
     def fingerprint(self) -> str:
         """Return the sha256 of class folders, names, sizes in bytes and labels."""
@@ -188,7 +188,7 @@ class FileSplit(PositionSplit):
         return None
 
     def _read(self, positions, batch_size, drop_remainder):
-        view = view_of(*self.image_size)
+        view = self.view
         paths, labels = tf.constant([str(path) for path in self.paths]), tf.constant(self._labels)
 
         def load(position):

@@ -1,0 +1,156 @@
+"""The 1,000 classes of ILSVRC 2012-2017 with their WordNet ids, and predictions by name. NumPy only."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_convnets.errors import UserError
+
+if TYPE_CHECKING:
+    from keras_convnets.card import ModelCard
+    from keras_convnets.records import WeightsRecord
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names and ids of a data set's classes, in the order of a network's outputs.
+
+    Attributes:
+        ids: such as "n01440764".
+        names: such as "tench".
+
+    Raises:
+        UserError: if there are not as many ids as names.
+    """
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self):
+        if len(self.ids) != len(self.names):
+            raise UserError(f"{len(self.ids)} class ids came with {len(self.names)} class names; give one for each.")
+
+
+@functools.cache
+def imagenet_classes() -> Classes:
+    """Return the 1,000 ImageNet classes, in the order that all published weights share: by WordNet id.
+
+    They are in the package; nothing is downloaded. Two names stand for two classes each, "crane" and "maillot"; ids
+    are unique.
+
+    Returns:
+        1,000 ids and 1,000 names.
+
+    Example:
+        >>> imagenet_classes().names[:2]
+        ('tench', 'goldfish')
+    """
+    text = (resources.files("keras_convnets") / "imagenet_classes.txt").read_text(encoding="utf-8")
+    rows = [line.split("\t") for line in text.splitlines()]
+    return Classes(tuple(row[0] for row in rows), tuple(row[1] for row in rows))
+
+
+def decode_predictions(
+    predictions: Any, top: int = 5, classes: Sequence[str] | Classes | ModelCard | WeightsRecord | None = None
+) -> list[list[tuple[str, str, float]]]:
+    """Name the likeliest classes of each image, as keras.applications' function does, but offline.
+
+    Args:
+        predictions: [n, classes], probabilities or logits, any dtype: an array, a tensor or nested lists.
+        top: how many classes to name; more than there are gives them all.
+        classes: the classes in the order of the outputs: their names, or a model card, a record of published weights
+            or `Classes`, which may have ids besides. By default the 1,000 of ImageNet. Without ids, a class's index
+            stands for it.
+
+    Returns:
+        For each row a list of (id, name, value), likeliest first; equal values by the lower index.
+
+    Raises:
+        UserError: if predictions are not [n, classes] or hold NaN, which has no order, or if `top` is below 1.
+
+    Example:
+        >>> decode_predictions([[0.1, 0.7, 0.2]], top=2, classes=("cat", "dog", "bird"))
+        [[('1', 'dog', 0.7), ('2', 'bird', 0.2)]]
+    """
+    values = _rows(predictions)
+    known = imagenet_classes() if classes is None else _classes_of(classes)
+    if values.shape[1] != len(known.names):
+        whose = "ImageNet" if classes is None else "what came as classes"
+        raise UserError(
+            f"predictions have {values.shape[1]} columns and {whose} has {len(known.names)} classes; "
+            "pass classes=, one name for each column in the order of the network's outputs."
+        )
+    try:
+        count = operator.index(top)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise UserError(f"top is {top!r}; give a whole number of at least 1.")
+    return [
+        [(known.ids[index], known.names[index], float(row[index])) for index in likeliest(row, count)] for row in values
+    ]
+
+
+def likeliest(probabilities: np.ndarray, k: int) -> np.ndarray:
+    """Return the indices of the k highest of one image's probabilities, highest first; ties to the lower index.
+
+    Args:
+        probabilities: floating point, [classes].
+        k: how many; more than there are gives all.
+    """
+    return np.argsort(-probabilities, kind="stable")[:k]
+
+
+def _rows(predictions: Any) -> np.ndarray:
+    """Return predictions as float64 [n, classes], in which every dtype's order and value is kept."""
+    advice = "give numbers of shape [n, classes], as model.predict returns them"
+    try:
+        values = np.asarray(predictions)
+        if values.dtype.kind in "USOMmc":
+            raise TypeError(f"their dtype is {values.dtype}")
+        values = values.astype(np.float64)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"predictions can't be read as an array of numbers ({reason}); {advice}.") from error
+    if values.ndim == 1:
+        raise UserError(
+            f"predictions have shape {values.shape}, which is one image's; add the batch dimension: predictions[None]."
+        )
+    if values.ndim != 2:
+        raise UserError(f"predictions have shape {values.shape}; {advice}.")
+    if np.isnan(values).any():
+        row = int(np.isnan(values).any(axis=1).argmax())
+        raise UserError(f"predictions of image {row} hold NaN, which has no order; mend the network or its input.")
+    return values
+
+
+def _classes_of(given: Any) -> Classes:
+    """Return names and ids of what `decode_predictions` takes as classes; indices where there are no ids."""
+    if isinstance(given, Classes):
+        return given
+    names = getattr(given, "class_names", given)
+    # A string would pass for a sequence of one-letter names, and a set has no order.
+    unfit = isinstance(names, (str, bytes, Mapping, Set))
+    try:
+        names = None if unfit else tuple(names)
+    except TypeError:
+        names = None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"classes is {_short(given)}; give the names as a sequence of strings, a ModelCard or the record of "
+            "published weights."
+        )
+    ids = getattr(given, "class_ids", ()) or map(str, range(len(names)))
+    return Classes(tuple(ids), names)
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
