@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_convnets.card import ModelCard, card_of_model
-from keras_convnets.classifier import keras_classifier
+from keras_convnets.classifier import keras_classifier, view_encoded
 from keras_convnets.errors import UserError, unknown_name
-from keras_convnets.export.repository import EXTRA, ONNX, new_version
-from keras_convnets.files import sha256, whole_folder
+from keras_convnets.export import model_config
+from keras_convnets.export.artifacts import ARTIFACTS, DEFAULT_FORMATS, FORMATS, Artifact
+from keras_convnets.export.repository import EXTRA, new_version
+from keras_convnets.export.samples import Samples, gather
+from keras_convnets.files import finish_folder, remove_abandoned, sha256, unfinished_folder
 
 if TYPE_CHECKING:
     import keras
 
-FORMATS = ("saved_model", "onnx")
+LAYOUTS = ("nhwc", "nchw")
+# Fewer images than these tell little of the range of a network's activations.
+CALIBRATION_IMAGES = 10
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENOSPC, errno.EDQUOT}
 log = logging.getLogger("keras_convnets.export")
 
 
@@ -28,70 +36,153 @@ def publish(
     name: str | None = None,
     to: str | os.PathLike = "saved_models",
     version: int | None = None,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    layout: str = "nhwc",
+    images: str | os.PathLike | None = None,
     card: ModelCard | None = None,
 ) -> Path:
-    """Export a network into a model repository: SavedModel and ONNX, each verified before anyone can see it.
+    """Export a network into a model repository, each artifact verified before anyone can see it.
 
     Args:
-        source: a Keras model, or a finished run directory.
+        source: a Keras model, a finished run directory, or a .keras file.
         name: the model's name in the repository; by default the run's or the model's.
         to: the repository.
         version: its number; by default the highest and one.
-        formats: what to write besides the card; "saved_model" is always among them, as the version needs it.
+        formats: of "saved_model", "onnx", "int8" (ONNX) and "litert" (float32, float16 and int8); the SavedModel is
+            always among them, as a version without one is none to TensorFlow Serving.
+        layout: of the ONNX files' input: "nhwc" or "nchw".
+        images: a folder of images to verify with and to calibrate int8 on, at best with a sub-folder a class; by
+            default those that the run kept, else scikit-learn's two sample photographs.
         card: for a Keras model: its card; by default one is made from the model.
 
     Returns:
         The version's folder, `<to>/<name>/<version>`.
 
     Raises:
-        UserError: if the source is neither, the name can't be used, or the version exists.
+        UserError: if an argument can't be used, the version exists, or the repository can't be written to.
         RuntimeError: if an artifact does not agree with Keras; nothing is published then.
 
     Example:
         >>> publish("runs/digits", name="digits")
         PosixPath('saved_models/digits/1')
     """
-    for wanted in formats:
-        if wanted not in FORMATS:
-            raise unknown_name("format", wanted, FORMATS)
-    run_folder = Path(source) if isinstance(source, (str, os.PathLike)) else None
-    model, card = _from_run(run_folder) if run_folder else (source, card or card_of_model(source))
-    folder = new_version(to, name or (run_folder.resolve().name if run_folder else model.name), version)
+    artifacts = _chosen(formats)
+    if layout not in LAYOUTS:
+        raise unknown_name("layout", layout, LAYOUTS)
+    if images is not None and not Path(images).is_dir():
+        raise UserError(f"there is no folder of images {images}; give an existing one.")
+    place = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    model, card = _opened(place) if place else (source, card or card_of_model(source))
+    name = name or (place.resolve().name.removesuffix(".keras") if place else model.name)
+    folder = new_version(to, name, version)
+    samples = gather(card, place if place and place.is_dir() else None, Path(images) if images is not None else None)
     if not card.trained:
         log.warning("%s is not trained; its card will say so.", card.architecture)
-    try:
-        with whole_folder(folder) as writing:
-            _write(model, card, writing, run_folder, ("saved_model", *formats))
-    except FileExistsError:
-        raise UserError(f"{folder} was published by another process meanwhile; run the export again.") from None
+    with _refusing_unwritable(to):
+        remove_abandoned(folder.parent)
+        with unfinished_folder(folder) as writing:
+            _write(model, card, writing, name, artifacts, layout, samples)
+            folder = _place(writing, to, name, version)
+        held = model_config.register(to, name)
+    if held:
+        log.warning("%s/models.config holds %s at version %s; the new one waits.", to, name, ", ".join(map(str, held)))
     return folder
 
 
-def _from_run(folder: Path) -> tuple[keras.Model, ModelCard]:
-    """Read the network and the card of a finished run; its files are all that export knows of training."""
+def _place(writing: Path, to: str | os.PathLike, name: str, version: int | None) -> Path:
+    """Rename a finished version to its number; where none was asked for, to the next that is still free."""
+    while True:
+        folder = new_version(to, name, version)
+        try:
+            finish_folder(writing, folder)
+            return folder
+        except FileExistsError:
+            if version is not None:
+                raise UserError(f"{folder} was published by another process meanwhile; run the export again.") from None
+
+
+@contextlib.contextmanager
+def _refusing_unwritable(to: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise UserError(
+            f"{to} can't be written to ({error.strerror}); nothing was published: mend that or name another with --to."
+        ) from error
+
+
+def _chosen(formats: Sequence[str]) -> list[Artifact]:
+    for wanted in formats:
+        if wanted not in FORMATS:
+            raise unknown_name("format", wanted, FORMATS)
+    # int8 is made from the float32 file.
+    with_needed = {"saved_model", *formats, *(("onnx",) if "int8" in formats else ())}
+    return [artifact for artifact in ARTIFACTS if artifact.format in with_needed]
+
+
+def _opened(place: Path) -> tuple[keras.Model, ModelCard]:
+    """Return the network and the card of a finished run, or of a .keras file."""
     import keras
 
-    card = ModelCard.read(folder)
-    weights = folder / card.weights.get("file", "best.keras")
+    if place.suffix == ".keras" and place.is_file():
+        model = keras.saving.load_model(place, compile=False)
+        return model, card_of_model(model)
+    card = ModelCard.read(place)
+    weights = place / card.weights.get("file", "best.keras")
     if not weights.is_file():
-        raise UserError(f"{folder} has a model card but no {weights.name}; it is not a finished run.")
+        raise UserError(f"{place} has a model card but no {weights.name}; it is not a finished run.")
     if sha256(weights) != card.weights.get("sha256"):
-        raise UserError(f"{weights} is not the file that {folder / 'model.json'} describes (its sha256 differs).")
+        raise UserError(f"{weights} is not the file that {place / 'model.json'} describes (its sha256 differs).")
     return keras.saving.load_model(weights, compile=False), card
 
 
-def _write(model: keras.Model, card: ModelCard, folder: Path, run_folder: Path | None, formats: Sequence[str]) -> None:
-    from keras_convnets.export.onnx_model import write_onnx
+def _write(
+    model: keras.Model,
+    card: ModelCard,
+    folder: Path,
+    name: str,
+    artifacts: Sequence[Artifact],
+    layout: str,
+    samples: Samples,
+) -> None:
+    from keras_convnets.export.folding import inference_network
     from keras_convnets.export.saved_model import write_saved_model
-    from keras_convnets.export.verification import TOLERANCE, sample_images, verify
+    from keras_convnets.export.verification import verify
+    from keras_convnets.export.warm_up import FILE_NAME as WARM_UP
+    from keras_convnets.export.warm_up import write_warm_up
 
-    write_saved_model(model, card, folder)
-    if "onnx" in formats:
-        write_onnx(model, card, folder / ONNX)
-    differences = verify(folder, formats, keras_classifier(model, card), sample_images(run_folder))
+    network = inference_network(model)
+    write_saved_model(network, card, folder)
+    exported: dict[str, Any] = {"formats": [artifact.key for artifact in artifacts], "layout": layout}
+    quantised = any(artifact.precision == "int8" for artifact in artifacts)
+    calibration = view_encoded(samples.encoded, card) if quantised else None
+    if quantised:
+        exported["calibration"] = {"n": len(samples.encoded), "source": samples.source}
+        if len(samples.encoded) < CALIBRATION_IMAGES:
+            log.warning("int8 is calibrated on %d images (%s); give more.", len(samples.encoded), samples.source)
+    for artifact in artifacts:
+        _write_artifact(artifact, network, card, folder, layout, calibration)
+    exported |= verify(folder, artifacts, keras_classifier(model, card), samples)
     extra = folder / EXTRA
     extra.mkdir(exist_ok=True)
-    exported = {"differences": differences, "tolerance": TOLERANCE}
     dataclasses.replace(card, export=exported).write(extra)
     (extra / "labels.txt").write_text("".join(f"{label}\n" for label in card.class_names), encoding="utf-8")
+    write_warm_up(extra / WARM_UP, name, samples.encoded[:3])
+
+
+def _write_artifact(artifact: Artifact, network, card: ModelCard, folder: Path, layout: str, calibration) -> None:
+    path = folder / artifact.file
+    if artifact.format == "onnx":
+        from keras_convnets.export.onnx_model import write_onnx
+
+        write_onnx(network, card, path, layout)
+    elif artifact.format == "int8":
+        from keras_convnets.export.quantization import quantize_onnx
+
+        quantize_onnx(next(folder.glob("model.onnx")), path, calibration)
+    elif artifact.format == "litert":
+        from keras_convnets.export.litert_model import write_litert
+
+        write_litert(network, card, path, artifact.precision, calibration)

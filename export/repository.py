@@ -4,13 +4,40 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
-from keras_convnets.errors import UserError
+from keras_convnets.card import ModelCard
+from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.export import model_config
+from keras_convnets.files import UNFINISHED
 
 SAVED_MODEL = "saved_model.pb"
 ONNX = "model.onnx"
 EXTRA = "assets.extra"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version.
+
+    Attributes:
+        model: the model's name in the repository.
+        number: the version.
+        path: its folder.
+        served: whether `models.config` has it served: the highest one, or the one a rollback holds the model at.
+        card: its model card, or None of a version that was not exported here.
+        size: of its files, in bytes.
+    """
+
+    model: str
+    number: int
+    path: Path
+    served: bool
+    card: ModelCard | None
+    size: int
 
 
 def versions(model_folder: Path) -> list[int]:
@@ -39,8 +66,8 @@ def new_version(root: str | os.PathLike, name: str, version: int | None) -> Path
     taken = versions(folder)
     if version is None:
         version = max(taken, default=0) + 1
-    if version < 1:
-        raise UserError(f"version is {version}; it must be a whole number of at least 1.")
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version < 2**63:
+        raise UserError(f"version is {version!r}; it must be a whole number of at least 1.")
     if version in taken:
         raise UserError(
             f"{folder / str(version)} exists; published versions are never overwritten: "
@@ -62,3 +89,111 @@ def models(root: str | os.PathLike) -> dict[str, Path]:
             f"{root} holds no model (<model>/<version>/); make one with keras-convnets export SOURCE --to {root}."
         )
     return found
+
+
+def published(root: str | os.PathLike, name: str | None = None) -> list[Version]:
+    """Return the versions of a repository, by model and number.
+
+    Args:
+        root: the repository.
+        name: one model; by default all.
+
+    Raises:
+        UserError: if the repository holds no model, or none of that name.
+    """
+    pins = model_config.pinned(root)
+    found = []
+    for model, folder in _chosen(root, name).items():
+        numbers = versions(folder)
+        served = pins.get(model) or (numbers[-1],)
+        for number in numbers:
+            path = _folder_of(folder, number)
+            card = ModelCard.read(path / EXTRA) if (path / EXTRA / "model.json").is_file() else None
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            found.append(Version(model, number, path, number in served, card, size))
+    return found
+
+
+def prune(root: str | os.PathLike, keep: int, name: str | None = None) -> list[Path]:
+    """Delete all but the highest versions of each model; a version that a rollback serves is kept besides.
+
+    Args:
+        root: the repository.
+        keep: how many of the highest versions stay, at least 1.
+        name: one model; by default all.
+
+    Returns:
+        The folders that are gone.
+
+    Raises:
+        UserError: if `keep` is below 1, or there is no such model.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        raise UserError(f"keep is {keep!r}; it must be a whole number of at least 1.")
+    pins = model_config.pinned(root)
+    gone = []
+    for model, folder in _chosen(root, name).items():
+        for number in versions(folder)[:-keep]:
+            if number not in pins.get(model, ()):
+                path = _folder_of(folder, number)
+                # Out of sight by one rename first: a server must not meet half a version.
+                doomed = folder / f"{UNFINISHED}deleted-{number}-{uuid.uuid4().hex[:8]}"
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+                gone.append(path)
+    return gone
+
+
+def rollback(root: str | os.PathLike, name: str, version: int | None = None) -> int:
+    """Have an earlier version served: write a `specific` version policy into models.config; nothing is deleted.
+
+    Args:
+        root: the repository.
+        name: the model.
+        version: the one to serve; by default the next lower than what is served now.
+
+    Returns:
+        The version that is served from now on.
+
+    Raises:
+        UserError: if there is no such model or version, or none before.
+    """
+    folder = _chosen(root, name)[name]
+    known = versions(folder)
+    if version is None:
+        now = max(model_config.pinned(root).get(name) or (known[-1],))
+        before = [number for number in known if number < now]
+        if not before:
+            raise UserError(f"{folder} has no version before {now}; its versions: {', '.join(map(str, known))}.")
+        version = before[-1]
+    elif version not in known:
+        raise UserError(f"{folder} has no version {version}; its versions: {', '.join(map(str, known))}.")
+    model_config.register(root, name)
+    with model_config.changing_config(root) as config:
+        model_config.entry(config, name).model_version_policy.specific.versions[:] = [version]
+    return version
+
+
+def serve_latest(root: str | os.PathLike, name: str) -> int:
+    """Take a rollback back: the highest version is served again, and those to come.
+
+    Returns:
+        The highest version.
+    """
+    folder = _chosen(root, name)[name]
+    model_config.register(root, name)
+    with model_config.changing_config(root) as config:
+        model_config.entry(config, name).ClearField("model_version_policy")
+    return versions(folder)[-1]
+
+
+def _chosen(root: str | os.PathLike, name: str | None) -> dict[str, Path]:
+    found = models(root)
+    if name is not None and name not in found:
+        raise unknown_name(f"model of {root}", name, found)
+    return {key: path for key, path in found.items() if name in (None, key)}
+
+
+def _folder_of(model_folder: Path, number: int) -> Path:
+    """Return a version's folder; TensorFlow Serving reads 00000123 as 123."""
+    return next(path for path in model_folder.iterdir() if path.name.isdigit() and int(path.name) == number)

@@ -1,66 +1,165 @@
-"""Each artifact is loaded by its own runtime and compared with Keras on real images, or it is not published."""
+"""Each artifact is loaded by its own runtime, in a fresh process, and compared with Keras on real images.
+
+This module is also what the fresh process runs: `python -m keras_convnets.export.verification`. It imports neither
+Keras nor the network's code there, as a server would not.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from keras_convnets.classifier import Classifier, view_encoded
-from keras_convnets.export.loading import load_onnx, load_saved_model
+from keras_convnets.classifier import Classifier
+from keras_convnets.export.artifacts import ARTIFACTS, Artifact
+from keras_convnets.export.samples import Samples
 
-# Largest difference between two probabilities. Both sides compute in float32 with other orders of summation; over
-# these networks that has stayed under 1e-6, and 1e-5 never changes which of two answers a person would believe.
-TOLERANCE = 1e-5
+# One image alone and an odd number of them: a wrong batch dimension shows.
 BATCHES = (1, 3)
+# Of artifacts that lose precision, every image is asked, so many at a time.
+QUANTISED_BATCH = 8
+TIMEOUT_SECONDS = 1800
 
 
-def sample_images(run_folder: Path | None) -> list[bytes]:
-    """Return encoded real images: those the run kept, else the two photographs that come with scikit-learn."""
-    kept = sorted((run_folder / "samples").glob("*/*.png")) if run_folder else []
-    if kept:
-        return [path.read_bytes() for path in kept]
-    from sklearn import datasets
-
-    folder = Path(datasets.__file__).parent / "images"
-    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
-
-
-def verify(folder: Path, formats: Sequence[str], reference: Classifier, encoded: Sequence[bytes]) -> dict[str, float]:
-    """Load what was written into a folder and compare it with Keras, one image at a time and three at a time.
+def verify(folder: Path, artifacts: Sequence[Artifact], reference: Classifier, samples: Samples) -> dict[str, Any]:
+    """Compare what was written into a folder with Keras.
 
     Args:
         folder: holds the artifacts.
-        formats: "saved_model", "onnx".
+        artifacts: which of them.
         reference: the Keras network.
-        encoded: real images.
+        samples: real images.
 
     Returns:
-        The largest difference of probabilities, by artifact and way in.
+        For the card: "differences" and "tolerances" by artifact and way in, and "accuracy" where precision was lost.
 
     Raises:
-        RuntimeError: if a difference is above the tolerance or an output is not finite.
+        RuntimeError: if a difference is above its tolerance, an output is not finite, or a runtime does not load an
+            artifact.
     """
-    images = view_encoded(encoded, reference.card)
-    expected = reference(images)
+    from keras_convnets.classifier import view_encoded
+
+    images = view_encoded(samples.encoded, reference.card)
+    parts = [reference(images[at : at + QUANTISED_BATCH]) for at in range(0, len(images), QUANTISED_BATCH)]
+    expected = np.concatenate(parts)
     if not np.isfinite(expected).all():
         raise RuntimeError("the network's own outputs are not finite; nothing is published.")
-    ways = {}
-    if "saved_model" in formats:
-        exported = load_saved_model(folder, reference.card)
-        ways["saved_model image_bytes"] = (exported.predict, list(encoded))
-        ways["saved_model images"] = (exported.predict_images, images)
-    if "onnx" in formats:
-        ways["onnx images"] = (load_onnx(folder / "model.onnx", reference.card).predict_images, images)
-    differences = {}
-    for way, (predict, inputs) in ways.items():
-        for batch in BATCHES:
-            got = np.concatenate([predict(inputs[at : at + batch]) for at in range(0, len(inputs), batch)])
-            difference = float(np.abs(got - expected).max()) if np.isfinite(got).all() else float("inf")
-            differences[way] = max(difference, differences.get(way, 0.0))
-        if not differences[way] <= TOLERANCE:
+    with tempfile.TemporaryDirectory() as exchange:
+        _hand_over(Path(exchange), images, samples.encoded)
+        _run_runtimes(folder, artifacts, Path(exchange))
+        answers = {path.stem: np.load(path) for path in Path(exchange).glob("*.answers.npy")}
+    differences: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
+    exact = max(BATCHES)
+    for artifact in artifacts:
+        for key, got in answers.items():
+            way = key.removesuffix(".answers").partition("@")[0]
+            if way.partition(":")[0] == artifact.key:
+                name = way.replace(":", " ")
+                wanted = expected if artifact.precision == "int8" else expected[np.arange(exact) % len(expected)]
+                difference = _difference(artifact, got, wanted)
+                differences[name] = max(difference, differences.get(name, 0.0))
+                tolerances[name] = artifact.tolerance
+    for name, difference in differences.items():
+        if not difference <= tolerances[name]:
             raise RuntimeError(
-                f"{way} differs from Keras by {differences[way]:.2g} (allowed: {TOLERANCE:g}); nothing is published."
+                f"{name} differs from Keras by {difference:.2g} (allowed: {tolerances[name]:g}); nothing is published."
             )
-    return differences
+    return {
+        "differences": differences,
+        "tolerances": tolerances,
+        "images": {"n": len(images), "source": samples.source},
+        **_accuracies(artifacts, answers, expected, samples.labels),
+    }
+
+
+def _difference(artifact: Artifact, got: np.ndarray, expected: np.ndarray) -> float:
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        return float("inf")
+    if artifact.precision == "int8":
+        rows, likeliest = np.arange(len(expected)), expected.argmax(axis=1)
+        return float(np.abs(got[rows, likeliest] - expected[rows, likeliest]).mean())
+    return float(np.abs(got - expected).max())
+
+
+def _accuracies(artifacts, answers, expected: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
+    """Return top-1 of float32 and of what is quantised, on the same images; agreement alone where no label is known."""
+    found = {}
+    for artifact in artifacts:
+        if artifact.precision == "int8":
+            got = next(value for key, value in answers.items() if key.partition(":")[0] == artifact.key)
+            figures = {"n": len(expected), "agreement": float((got.argmax(1) == expected.argmax(1)).mean())}
+            if labels is not None:
+                figures |= {
+                    "top1": float((got.argmax(1) == labels).mean()),
+                    "float32_top1": float((expected.argmax(1) == labels).mean()),
+                }
+            found[artifact.key] = figures
+    return {"accuracy": found} if found else {}
+
+
+def _hand_over(exchange: Path, images: np.ndarray, encoded: Sequence[bytes]) -> None:
+    np.save(exchange / "images.npy", images)
+    for position in range(max(BATCHES)):
+        (exchange / f"{position}.encoded").write_bytes(encoded[position % len(encoded)])
+
+
+def _run_runtimes(folder: Path, artifacts: Sequence[Artifact], exchange: Path) -> None:
+    """Run every runtime in a process of its own, side by side."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    running = []
+    for runtime in dict.fromkeys(artifact.runtime for artifact in artifacts):
+        keys = [artifact.key for artifact in artifacts if artifact.runtime == runtime]
+        command = [sys.executable, "-m", "keras_convnets.export.verification", str(folder), str(exchange), *keys]
+        log = open(exchange / f"{runtime}.log", "w+")
+        running.append((runtime, subprocess.Popen(command, stdout=log, stderr=log, env=environment), log))
+    try:
+        for runtime, process, log in running:
+            status = process.wait(timeout=TIMEOUT_SECONDS)
+            log.seek(0)
+            if status != 0:
+                last = next((line for line in reversed(log.read().splitlines()) if line.strip()), f"status {status}")
+                raise RuntimeError(f"{runtime} does not run what was exported ({last[:300]}); nothing is published.")
+    finally:
+        for _, process, log in running:
+            process.kill()
+            process.wait()
+            log.close()
+
+
+def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
+    """In the fresh process: load artifacts and write down what they answer."""
+    images = np.load(exchange / "images.npy")
+    exact = images[np.arange(max(BATCHES)) % len(images)]
+    encoded = [(exchange / f"{position}.encoded").read_bytes() for position in range(max(BATCHES))]
+    for artifact in ARTIFACTS:
+        if artifact.key not in keys:
+            continue
+        for way, predict in _ways(artifact, folder).items():
+            name = f"{artifact.key}:{way}" if way else artifact.key
+            inputs = encoded if way == "image_bytes" else images if artifact.precision == "int8" else exact
+            for batch in (QUANTISED_BATCH,) if artifact.precision == "int8" else BATCHES:
+                parts = [predict(inputs[at : at + batch]) for at in range(0, len(inputs), batch)]
+                np.save(exchange / f"{name}@{batch}.answers.npy", np.concatenate(parts))
+
+
+def _ways(artifact: Artifact, folder: Path) -> dict[str, Callable]:
+    from keras_convnets.export import loading
+
+    if artifact.format == "saved_model":
+        exported = loading.load_saved_model(folder, None)
+        return {"image_bytes": exported.predict, "images": exported.predict_images}
+    path = folder / artifact.file
+    if artifact.runtime == "onnxruntime":
+        return {"images": loading.load_onnx(path, None).predict_images}
+    return {"images": loading.load_litert(path, None).predict_images}
+
+
+if __name__ == "__main__":
+    _answer(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

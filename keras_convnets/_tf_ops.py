@@ -74,7 +74,8 @@ def _decode_rarer(data: tf.Tensor) -> tf.Tensor:
 
     if tf.executing_eagerly():
         return decode(data)
-    # A function that is not inlined costs the usual images nothing: without, the time of a small one triples.
+    # As a function that is not inlined, it is set up when it is first needed: inside the graph of the usual images it
+    # doubled what a small one costs.
     signature = [tf.TensorSpec([], tf.string)]
     return tf.function(decode, input_signature=signature, experimental_attributes={"_noinline": True})(data)
 
@@ -156,6 +157,10 @@ def _within_limit(data: tf.Tensor, width: tf.Tensor, height: tf.Tensor) -> tf.Te
     return _required(pixels <= MAX_PIXELS, message, data)
 
 
+# What `tf.strings.to_number` puts before the message that `_required` makes it fail with.
+_REFUSAL_PREFIX = "StringToNumberOp could not correctly convert string: "
+
+
 def _required(condition: tf.Tensor, message: tf.Tensor | str, data: tf.Tensor) -> tf.Tensor:
     """Return the data if the condition holds, else raise InvalidArgumentError with the message."""
     # A sentence is no number: that fails as tf.debugging.Assert does, but without a side effect. An operation with one
@@ -190,3 +195,11 @@ def center_view(image: tf.Tensor, resize: int, crop: Sequence[int]) -> tf.Tensor
 
     as_it_is = tf.reduce_all(height_width == crop) & (min(crop) == resize)
     return tf.ensure_shape(tf.cond(as_it_is, lambda: image, resized_and_cropped), [*crop, 3])
+
+
+def plain_reason(error: tf.errors.OpError) -> str:
+    """Return the sentence of an error that decoding raised, without what TensorFlow puts around it."""
+    # Of a graph: where it was defined, then the sentence, then "[[{{node ...}}]]".
+    lines = [line.strip() for line in error.message.split("[[{{node")[0].split("[Op:")[0].splitlines()]
+    sentence = next((line for line in reversed(lines) if line), type(error).__name__)
+    return sentence.rpartition("}} ")[2].removeprefix(_REFUSAL_PREFIX).strip()

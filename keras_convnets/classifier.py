@@ -67,14 +67,14 @@ def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
     """
     import tensorflow as tf
 
-    from keras_convnets._tf_ops import center_view, decode_image
+    from keras_convnets._tf_ops import center_view, decode_image, plain_reason
 
     views = []
     for position, data in enumerate(encoded):
         try:
             views.append(center_view(decode_image(tf.constant(data)), card.view["resize"], card.view["crop"]).numpy())
         except tf.errors.OpError as error:
-            reason = error.message.split("\n")[0].split("[Op:")[0].strip()
+            reason = plain_reason(error)
             raise UserError(f"image {position} is not readable ({reason}); JPEG, PNG, BMP and GIF are.") from error
     return np.stack(views)
 

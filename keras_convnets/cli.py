@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(error: BaseException) -> int:
     """Print one sentence for an error and return the exit status that fits it."""
+    from keras_convnets.downloads import DownloadError
     from keras_convnets.errors import Interrupted
 
     sentence = " ".join(str(error).split()) or type(error).__name__
@@ -65,7 +66,7 @@ def _complain(error: BaseException) -> int:
         status = USER_ERROR
     elif isinstance(error, (Interrupted, KeyboardInterrupt)):
         status = INTERRUPTED
-    else:
+    elif not isinstance(error, DownloadError):
         sentence = f"{sentence[:500]} (add --debug for the traceback)"
     print(f"{PROGRAM}: {sentence}", file=sys.stderr)
     return status
@@ -281,7 +282,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_flags(parser: Parser) -> None:
-    what = "run directory, exported version, .keras or .onnx file, or an endpoint's URL"
+    what = "run directory, exported version, .keras, .onnx or .tflite file, or an endpoint's URL"
     parser.add_argument("source", nargs="+", metavar="SOURCE", help=what)
     _data_flags(parser)
     parser.add_argument("--split", help="default: test where there is one, else val or validation")
@@ -391,7 +392,7 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
 
         run = Run.existing(path)
         yield keras_classifier(run.model(), run.card()), run
-    elif path.is_dir() or (path.suffix == ".onnx" and not _weights_of(source)):
+    elif path.is_dir() or (path.suffix in (".onnx", ".tflite") and not _weights_of(source)):
         yield export.load(path), None
     else:
         model = _open_model(source)
@@ -474,7 +475,7 @@ def _predict_flags(parser: Parser) -> None:
     )
     parser.add_argument("--run", metavar="DIR", help="classify with a run")
     parser.add_argument(
-        "--model", metavar="SOURCE", help="with MODEL:WEIGHTS, an exported version, a .keras or .onnx file"
+        "--model", metavar="SOURCE", help="with MODEL:WEIGHTS, an exported version, a .keras, .onnx or .tflite file"
     )
     parser.add_argument("--url", help="with an endpoint: http://HOST:8501/v1/models/NAME or grpc://HOST:8500/NAME")
     parser.add_argument(
@@ -495,11 +496,21 @@ def _export(args: argparse.Namespace) -> None:
         from keras_convnets.training import Run
 
         Run.existing(path).card()
-    formats = tuple(part for part in args.formats.split(",") if part)
-    folder = export.publish(source, name=args.name, to=args.to, version=args.version, formats=formats)
-    differences = export.load(folder).card.export["differences"]
-    for way, difference in differences.items():
-        print(f"verified {way}: differs from Keras by at most {difference:.1e}")
+    folder = export.publish(
+        source,
+        name=args.name,
+        to=args.to,
+        version=args.version,
+        formats=tuple(part.strip() for part in args.formats.split(",") if part.strip()),
+        layout=args.layout,
+        images=args.images,
+    )
+    facts = export.load(folder).card.export
+    for way, difference in facts["differences"].items():
+        print(f"verified {way}: differs from Keras by at most {difference:.1e} (allowed: {facts['tolerances'][way]:g})")
+    for artifact, figures in facts.get("accuracy", {}).items():
+        accuracy = f"top-1 {figures['top1']:.1%}, float32 {figures['float32_top1']:.1%}; " if "top1" in figures else ""
+        print(f"measured {artifact}: {accuracy}the same answer on {figures['agreement']:.1%} of {figures['n']} images")
     print(f"published {folder}; next: {PROGRAM} serve {args.to}")
 
 
@@ -508,7 +519,90 @@ def _export_flags(parser: Parser) -> None:
     parser.add_argument("--name", help="the model's name in the repository; default: the run's")
     parser.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
     parser.add_argument("--version", type=int, help="default: the highest and one")
-    parser.add_argument("--formats", default="saved_model,onnx", help="default: %(default)s")
+    parser.add_argument(
+        "--formats", default="saved_model,onnx", help="of saved_model,onnx,int8,litert; default: %(default)s"
+    )
+    parser.add_argument("--layout", default="nhwc", help="of the ONNX files' input, nhwc or nchw; default: %(default)s")
+    parser.add_argument(
+        "--images", metavar="DIR", help="to verify with and calibrate int8 on; default: what the run kept"
+    )
+
+
+def _repo(args: argparse.Namespace) -> None:
+    """List a repository's versions, delete old ones, or have an earlier one served."""
+    args.action(args)
+
+
+def _repo_flags(parser: Parser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    for name, (action, add_flags) in REPO_ACTIONS.items():
+        purpose = action.__doc__.split("\n")[0]
+        sub = actions.add_parser(name, help=purpose[0].lower() + purpose[1:].rstrip("."), description=purpose)
+        sub.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
+        add_flags(sub)
+        sub.set_defaults(action=action)
+
+
+def _repo_list(args: argparse.Namespace) -> None:
+    """List the versions; an asterisk marks those that are served."""
+    from keras_convnets.export import repository
+    from keras_convnets.export.listing import versions_plain, versions_text
+
+    with _hushed():
+        found = repository.published(args.to, args.model)
+    if args.json:
+        _print_json(versions_plain(found))
+    else:
+        print(versions_text(found))
+
+
+def _repo_list_flags(parser: Parser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="one model; default: all")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _repo_prune(args: argparse.Namespace) -> None:
+    """Delete all but the highest versions; one that a rollback serves stays."""
+    from keras_convnets.export import repository
+
+    with _hushed():
+        gone = repository.prune(args.to, args.keep, args.model)
+    for path in gone:
+        print(f"deleted {path}")
+    if not gone:
+        print(f"nothing to delete: no model has more than {args.keep} versions.")
+
+
+def _repo_prune_flags(parser: Parser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="one model; default: all")
+    parser.add_argument("--keep", type=int, required=True, metavar="N", help="how many of the highest versions stay")
+
+
+def _repo_rollback(args: argparse.Namespace) -> None:
+    """Have an earlier version served, by models.config; nothing is deleted."""
+    from keras_convnets.export import repository
+
+    if args.latest and args.version is not None:
+        raise UserError("rollback got --latest and --version; give one of the two.")
+    with _hushed():
+        if args.latest:
+            number, further = repository.serve_latest(args.to, args.model), "and those to come"
+        else:
+            number, further = repository.rollback(args.to, args.model, args.version), "until rollback --latest"
+    print(f"{args.to}/models.config: {args.model} is served at version {number}, {further}.")
+
+
+def _repo_rollback_flags(parser: Parser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="its name in the repository")
+    parser.add_argument("--version", type=int, metavar="N", help="default: the one before what is served")
+    parser.add_argument("--latest", action="store_true", help="take a rollback back")
+
+
+REPO_ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[Parser], None]]] = {
+    "list": (_repo_list, _repo_list_flags),
+    "prune": (_repo_prune, _repo_prune_flags),
+    "rollback": (_repo_rollback, _repo_rollback_flags),
+}
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -574,6 +668,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[Parser
     "evaluate": (_evaluate, _evaluate_flags),
     "predict": (_predict, _predict_flags),
     "export": (_export, _export_flags),
+    "repo": (_repo, _repo_flags),
     "serve": (_serve, _serve_flags),
     "quickstart": (_quickstart, _quickstart_flags),
 }

@@ -18,6 +18,7 @@ from PIL import Image
 from keras_convnets.cli import COMMANDS, main
 from keras_convnets.export import Client
 from keras_convnets.export.serving import ModelServer
+from keras_convnets.records import get_record
 
 
 @pytest.fixture
@@ -301,3 +302,12 @@ def test_serve_answers_curl_and_stops_on_sigterm(published, samples):
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in errors
+
+
+def test_weights_that_cannot_be_had_say_where_to_put_them(cli, samples, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_CONVNETS_MIRRORS", f"file://{tmp_path}/nowhere")
+    status, _, err = cli("predict", samples[0], "--model", "ResNet18:imagenet")
+    record = get_record("ResNet18", "imagenet")
+    assert status == 1 and err.count("\n") <= 2 and "--debug" not in err
+    assert record.sha256 in err and str(tmp_path / "models" / "keras_convnets" / record.file) in err

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, export, training
 from keras_convnets.errors import UserError
-from keras_convnets.export import verification
+from keras_convnets.export import artifacts, model_config
 
 # Sums in another order, in float32; the same bound the exporter holds itself to.
 TOLERANCE = 1e-5
@@ -57,6 +57,8 @@ def test_signatures_have_our_names(published):
         "serving_default": ({"image_bytes"}, {"probabilities"}),
         "predict_images": ({"images"}, {"probabilities"}),
         "top_k": ({"image_bytes"}, {"classes", "scores"}),
+        "classify": ({"inputs"}, {"classes", "scores"}),
+        "features": ({"image_bytes"}, {"features"}),
     }
     assert signatures["predict_images"].structured_input_signature[1]["images"].dtype == tf.uint8
 
@@ -87,7 +89,10 @@ def test_the_onnx_file_is_plain(published):
 def test_the_version_holds_card_and_labels(published):
     card = json.loads((published / "assets.extra" / "model.json").read_text())
     assert card["trained"] and card["architecture"] == "ResNet20"
-    assert max(card["export"]["differences"].values()) <= card["export"]["tolerance"] == TOLERANCE
+    assert max(card["export"]["differences"].values()) <= TOLERANCE
+    assert set(card["export"]["tolerances"].values()) == {TOLERANCE}
+    assert (published / "assets.extra" / "tf_serving_warmup_requests").stat().st_size > 0
+    assert "digits" in model_config.pinned(published.parent.parent)
     assert (published / "assets.extra" / "labels.txt").read_text().split() == list("0123456789")
     assert oct(published.stat().st_mode & 0o777) == "0o755"
 
@@ -140,7 +145,7 @@ def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path, arguments, se
 
 
 def test_a_mismatch_publishes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(verification, "TOLERANCE", -1.0)
+    monkeypatch.setattr(artifacts, "FLOAT32_TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="differs from Keras by .* nothing is published"):
         export.publish(CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3), name="plain", to=tmp_path)
     assert not list((tmp_path / "plain").iterdir())
@@ -207,7 +212,7 @@ def test_photograph_sized_networks_export_and_see_photographs(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "what, sentence", [("nothing", "is not an exported version"), ("x.onnx", "there is no ONNX file")]
+    "what, sentence", [("nothing", "is not an exported version"), ("x.onnx", "there is no .onnx file")]
 )
 def test_loading_what_is_no_export_is_refused(tmp_path, what, sentence):
     with pytest.raises(UserError, match=sentence):

@@ -1,0 +1,86 @@
+"""The LiteRT (TensorFlow Lite) model: `images`, float32, RGB in 0-255 -> `probabilities`, float32."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_convnets.card import ModelCard
+from keras_convnets.errors import UserError, unknown_name
+
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def write_litert(
+    network: keras.Model, card: ModelCard, path: Path, precision: str, images: np.ndarray | None = None
+) -> None:
+    """Convert a network to built-in LiteRT operators and write it, with names and a dynamic batch dimension.
+
+    The signature `serving_default` takes `images`, float32 [batch, H, W, 3], and gives `probabilities`, float32
+    [batch, classes]. Class names stand in the card that lies beside the file: the format has no simple place for them.
+
+    Args:
+        network: an inference network: `images` [batch, H, W, 3] -> a dictionary with "probabilities" [batch, classes].
+        card: its view.
+        path: the file to write.
+        precision: "float32"; "float16", weights rounded and computed in float32; or "int8", weights and activations
+            in eight bits, but for response normalisation, which has no such operator, and `images` and
+            `probabilities`, the latter in steps of 1/256.
+        images: for int8: uint8 [n, H, W, 3], RGB; the range of every activation is the one that they cause.
+
+    Raises:
+        UserError: if there is no such precision, or int8 gets no images of the input's size.
+        tensorflow.lite's ConverterError: if the network needs operators that LiteRT does not have.
+    """
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    size = tuple(card.view["crop"])
+    if precision == "int8" and (images is None or len(images) == 0 or images.shape[1:] != (*size, 3)):
+        raise UserError(
+            f"calibration images are {'none' if images is None else list(images.shape)}; eight bits need images that "
+            f"the network will see: give at least one, as [n, {size[0]}, {size[1]}, 3]."
+        )
+    holder, infer = _with_constants(network, size)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function()], holder)
+    if precision != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if precision == "int8":
+        converter.representative_dataset = lambda: _one_by_one(images)
+        # The second set is for what has no int8 operator.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
+    with warnings.catch_warnings():
+        # Calibration runs an interpreter whose successor is a package of its own, which nothing else here needs.
+        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
+        path.write_bytes(converter.convert())
+
+
+def _with_constants(network: keras.Model, size: tuple[int, int]) -> tuple[tf.Module, tf.function]:
+    """Return the network as a function whose weights are constants.
+
+    The converter keeps variables as resources without their values, and the file gives NaN without a word.
+    """
+    weights = [
+        [tf.constant(variable.numpy()) for variable in variables]
+        for variables in (network.trainable_variables, network.non_trainable_variables)
+    ]
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *size, 3], tf.float32, name="images")])
+    def infer(images):
+        outputs, _ = network.stateless_call(*weights, images, training=False)
+        return {"probabilities": outputs["probabilities"]}
+
+    holder = tf.Module()
+    holder.infer = infer
+    return holder, infer
+
+
+def _one_by_one(images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    for image in images:
+        yield {"images": image[None].astype(np.float32)}
