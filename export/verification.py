@@ -65,7 +65,7 @@ def verify(folder: Path, artifacts: Sequence[Artifact], reference: Classifier, s
                 wanted = expected if artifact.precision == "int8" else expected[np.arange(exact) % len(expected)]
                 difference = _difference(artifact, got, wanted)
                 differences[name] = max(difference, differences.get(name, 0.0))
-                tolerances[name] = artifact.tolerance
+                tolerances[name] = artifact.tolerance(reference.card.trained)
     for name, difference in differences.items():
         if not difference <= tolerances[name]:
             raise RuntimeError(

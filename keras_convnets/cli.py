@@ -607,44 +607,72 @@ REPO_ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[Pa
 
 def _serve(args: argparse.Namespace) -> None:
     """Answer TensorFlow Serving's REST and gRPC for exported models."""
-    from keras_convnets.export import repository
+    from keras_convnets.export.serving import command
 
-    if args.model_base_path:
-        models = {args.model_name or "default": Path(args.model_base_path)}
-    else:
-        models = repository.models(args.repository)
-        if args.model_name and args.model_name not in models:
-            raise unknown_name(f"model of {args.repository}", args.model_name, models)
-        models = {name: path for name, path in models.items() if args.model_name in (None, name)}
+    flags = vars(args)
+    command.check_batching(flags)
+    program = command.find_model_server(args.engine)
+    if program is not None:
+        arguments = command.model_server_arguments(flags)
+        print(f"Serving with {program}, which listens on every address of this machine.", flush=True)
+        os.execv(program, [program, *arguments])
+    server = command.make_local_server(flags)
+    if args.engine is None:
+        print(f"{command.MODEL_SERVER} is not on PATH: the local server answers in its place.", file=sys.stderr)
     _load_tensorflow()
-    from keras_convnets.export.serving import ModelServer, serve_forever
+    from keras_convnets.export.serving import serve_forever
 
-    server = ModelServer(
-        models,
-        port=args.port,
-        rest_api_port=args.rest_api_port,
-        host=args.host,
-        file_system_poll_wait_seconds=args.file_system_poll_wait_seconds,
-        rest_api_timeout_in_ms=args.rest_api_timeout_in_ms,
-    )
     serve_forever(server, announce=lambda line: print(line, flush=True))
 
 
 def _serve_flags(parser: Parser) -> None:
     parser.add_argument("repository", nargs="?", default="saved_models", metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8500, help="of gRPC; default: %(default)s")
-    parser.add_argument("--rest_api_port", type=int, default=8501, help="of REST; default: %(default)s")
-    parser.add_argument("--model_name", help="serve this model only, or the name for --model_base_path")
-    parser.add_argument(
-        "--model_base_path", metavar="DIR", help="a model's folder of versions, instead of a repository"
+    add = parser.add_argument
+    add("--port", type=int, default=8500, help="of gRPC; default: %(default)s")
+    add("--rest_api_port", type=int, default=8501, help="of REST; default: %(default)s")
+    add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only")
+    add("--grpc_socket_path", default="", metavar="FILE", help="a UNIX socket that answers gRPC too")
+    add("--model_name", help="serve this model only, or the name for --model_base_path")
+    add("--model_base_path", metavar="DIR", help="a model's folder of versions, instead of a repository")
+    add("--model_config_file", metavar="FILE", help="a ModelServerConfig, instead of a repository")
+    engines = ("tensorflow", "onnxruntime", "tensorflow_model_server")
+    add("--engine", choices=engines, help="default: tensorflow_model_server where it is on PATH, else tensorflow")
+    add("--batching_parameters_file", metavar="FILE", help="a BatchingParameters")
+    add("--monitoring_config_file", metavar="FILE", help="a MonitoringConfig: metrics for Prometheus")
+    seconds = (
+        ("file_system_poll_wait_seconds", 1.0, "between two looks for versions; 0: look once"),
+        ("model_config_file_poll_wait_seconds", 0.0, "between two readings of --model_config_file; 0: on SIGHUP only"),
     )
-    parser.add_argument(
-        "--file_system_poll_wait_seconds", type=float, default=1.0, help="default: %(default)s; 0: look once"
+    for name, default, purpose in seconds:
+        add(f"--{name}", type=_not_negative, default=default, metavar="S", help=f"{purpose}; default: %(default)s")
+    add("--rest_api_timeout_in_ms", type=_positive, default=30_000, metavar="MS", help="default: %(default)s")
+    add(
+        "--max_queued_requests", type=_positive, default=128, metavar="N", help="more are refused; default: %(default)s"
     )
-    parser.add_argument("--rest_api_timeout_in_ms", type=int, default=30_000, help="default: %(default)s")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only"
+    add("--max_request_bytes", type=_positive, metavar="N", help="of a REST request; default: any size")
+    switches = (
+        ("enable_batching", False, "run requests that come at the same time together"),
+        ("enable_model_warmup", True, "answer a version's warm-up requests before it is available"),
+        ("rest_api_enable_cors_support", False, "let pages of other origins read the answers"),
+        ("enable_grpc_healthcheck_service", False, "answer grpc.health.v1"),
+        ("allow_version_labels_for_unavailable_models", False, "let a new label name a version still to be loaded"),
     )
+    for name, default, purpose in switches:
+        purpose = f"{purpose}; default: {str(default).lower()}"
+        add(f"--{name}", nargs="?", const=True, default=default, type=_switch, metavar="true|false", help=purpose)
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false; put a switch last or give it =true")
+    return text.lower() == "true"
 
 
 def _quickstart(args: argparse.Namespace) -> None:

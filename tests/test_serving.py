@@ -2,10 +2,13 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import gzip
 import http.client
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,18 +22,23 @@ import numpy as np
 import pytest
 
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving import ModelServer
+from keras_convnets.export.serving import ModelServer, rest
+from keras_convnets.export.serving.batching import Turns
+from keras_convnets.export.serving.dtypes import TensorInfo
+from keras_convnets.export.serving.engine import Signature
 from keras_convnets.export.serving.status import Code, ServingError
 
 tf = pytest.importorskip("tensorflow")
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("uvicorn")
 apis = pytest.importorskip("tensorflow_serving.apis")
+connections = pytest.importorskip("keras_convnets.export.serving.connections")
+tensor_protos = pytest.importorskip("keras_convnets.export.serving.tensor_protos")
 
+from endpoints import Models, assert_fails, call, front_ends, get, post, save_many  # noqa: E402
 from tensorflow_serving.apis import (  # noqa: E402
     get_model_metadata_pb2,
     get_model_status_pb2,
-    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -77,64 +85,11 @@ class Colours(tf.Module):
         return {"total": total[None]}
 
 
-class Many(tf.Module):
-    """Several inputs and outputs of different types."""
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, 2], tf.float32, name="a"),
-            tf.TensorSpec([None], tf.int32, name="b"),
-            tf.TensorSpec([None], tf.string, name="s"),
-        ]
-    )
-    def serve(self, a, b, s):
-        return {"double_a": a * 2, "long_b": tf.cast(b, tf.int64) * 3_000_000_000, "s_bytes": s, "text": s}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def batchless(self, x):
-        return {"sum": tf.reduce_sum(x), "x": x}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def uneven(self, x):
-        return {"ten": tf.zeros([10]), "x": x}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float16, name="x")])
-    def half(self, x):
-        return {"y": x}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def to_half(self, x):
-        return {"y": tf.cast(x, tf.float16)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def same(self, x):
-        return {"y": x}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float64, name="x")])
-    def same_double(self, x):
-        return {"y": x}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.uint8, name="x")])
-    def small(self, x):
-        return {"y": tf.cast(x, tf.int32)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.bool, name="x")])
-    def negate(self, x):
-        return {"y": ~x}
-
-
 def save_colours(path, version=1.0):
     module = Colours(version)
     names = {"serving_default": "serve", "top_k": "top_k", "predict_images": "predict_images"}
     names |= {"which": "which", "slow": "slow"}
     tf.saved_model.save(module, str(path), {key: getattr(module, name) for key, name in names.items()})
-
-
-def save_many(path):
-    module = Many()
-    names = ["batchless", "uneven", "half", "to_half", "same", "same_double", "small", "negate"]
-    signatures = {"serving_default": module.serve} | {name: getattr(module, name) for name in names}
-    tf.saved_model.save(module, str(path), signatures)
 
 
 def save_tf1(path):
@@ -192,26 +147,8 @@ def stubs(server):
         )
 
 
-def call(server, method, path, body=None, headers=None):
-    """Send one request; returns the status, the headers and the body's bytes."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.rest_api_port, timeout=30)
-    try:
-        connection.request(method, path, body, headers or {})
-        response = connection.getresponse()
-        return response.status, response.headers, response.read()
-    finally:
-        connection.close()
-
-
-def get(server, path):
-    status, _, body = call(server, "GET", path)
-    return status, json.loads(body)
-
-
 def predict(server, body, model="many", where=""):
-    body = body if isinstance(body, (bytes, str)) else json.dumps(body)
-    status, _, answer = call(server, "POST", f"/v1/models/{model}{where}:predict", body)
-    return status, json.loads(answer)
+    return post(server, f"/v1/models/{model}{where}:predict", body)
 
 
 def same(server, text, key="instances", signature="same"):
@@ -289,12 +226,207 @@ def test_versions_with_zeros_and_overflow(server):
 
 
 def test_no_model_name(server):
-    assert get(server, "/v1/models") == (400, {"error": "Missing model name in request."})
+    for path in ("/v1/models", "/v1/models/versions/3", "/v1/models/labels/x/metadata"):
+        assert get(server, path) == (400, {"error": "Missing model name in request."})
+    assert get(server, "/v1/models/metadata") == (404, {"error": "Could not find any versions of model metadata"})
 
 
 def test_options_wants_an_origin(server):
     assert call(server, "OPTIONS", "/v1/models/colours", headers={"Origin": "https://example.org"})[0::2] == (200, b"")
     assert call(server, "OPTIONS", "/v1/models/colours")[0::2] == (400, b"")
+
+
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+
+
+@pytest.mark.parametrize("cors", [False, True])
+def test_cors_headers_are_on_every_answer_or_on_none(cors):
+    with front_ends(Models({"m": Noted()}), cors=cors) as ports:
+        for method, path, status in (
+            ("GET", "/v1/models/m", 200),
+            ("GET", "/v1/models/nope", 404),
+            ("GET", "/v1/nothing", 400),
+            ("GET", "/v1/models/m/versions/9223372036854775808", 400),
+            ("OPTIONS", "/v1/models/m:predict", 200),
+            ("OPTIONS", "/v1/any", 200),
+        ):
+            got, headers, _ = call(ports, method, path, headers={"Origin": "http://example.org"})
+            assert got == status
+            assert {name: headers[name] for name in CORS} == (CORS if cors else dict.fromkeys(CORS))
+        assert call(ports, "OPTIONS", "/v1/models/m")[0] == 400
+        assert call(ports, "GET", "/other")[1]["Access-Control-Allow-Origin"] is None
+
+
+class Noted:
+    """An engine with one signature that gives back its input, or what `answer` makes of it."""
+
+    def __init__(self, answer=None):
+        self._answer = answer or (lambda x: x)
+        self.ran = 0
+        self.signature_defs = {}
+        info = TensorInfo("x", "float", (None,))
+        self.signatures = {"serving_default": Signature("serving_default", {"x": info}, {"y": info})}
+
+    def run(self, name, inputs):
+        self.ran += 1
+        return {"y": self._answer(inputs["x"])}
+
+
+def test_a_label_goes_to_the_lookup_decoded(server):
+    models = Models({"m": Noted()})
+    with front_ends(models) as ports:
+        assert predict(ports, {"instances": [1]}, "m", "/labels/a%20b%c3%a9") == (200, {"predictions": [1.0]})
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.version_label = "m", "canary"
+        request.inputs["x"].CopyFrom(tf.make_tensor_proto([2.0]))
+        response = prediction_service_pb2_grpc.PredictionServiceStub(ports.channel).Predict(request)
+        assert (response.model_spec.version.value, response.model_spec.version_label) == (1, "")
+        assert get(ports, "/v1/models/m/labels/x/metadata")[0] == 200
+        assert models.labels == ["a b\u00e9", "canary", "x"]
+
+
+def test_curl(server):
+    curl = shutil.which("curl")
+    if not curl:
+        pytest.skip("curl is not installed")
+    url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/many"
+    body = '{"signature_name": "same", "instances": [1, 2]}'
+    command = [curl, "--silent", "--max-time", "20"]
+    # -d sends a form's content type, --http2 an Upgrade header that HTTP/1.1 servers ignore.
+    for options in (["-d", body], ["-X", "POST", "--http2", "-d", body], ["-0", "-d", body]):
+        answer = subprocess.run([*command, *options, f"{url}:predict"], capture_output=True, check=True).stdout
+        assert json.loads(answer) == {"predictions": [1.0, 2.0]}
+    answer = subprocess.run([*command, f"{url}/versions/1"], capture_output=True, check=True).stdout
+    assert json.loads(answer)["model_version_status"][0]["state"] == "AVAILABLE"
+
+
+def test_an_offer_of_http_2_is_ignored_on_a_kept_connection_too(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.rest_api_port, timeout=30)
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+    for _ in range(3):
+        connection.request("POST", "/v1/models/many:predict", b'{"signature_name": "same", "instances": [1]}', offer)
+        assert connection.getresponse().read() == b'{"predictions":[1.0]}'
+    connection.close()
+
+
+def received(raw):
+    """Read until the other side closes."""
+    data = b""
+    while chunk := raw.recv(65536):
+        data += chunk
+    return data
+
+
+def test_pipelined_requests_are_answered_in_order(server):
+    paths = ["/v1/models/many", "/v1/models/nope", "/v1/models/old"]
+    with socket.create_connection(("127.0.0.1", server.rest_api_port), timeout=30) as raw:
+        raw.sendall("".join(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n" for path in paths).encode())
+        for part in ("GET /v1/models/many/met", "adata HTTP/1.1\r\nConnection: close\r", "\n\r\n"):
+            time.sleep(0.05)
+            raw.sendall(part.encode())
+        answers = received(raw)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"200", b"404", b"200", b"200"]
+    assert answers.index(b"model_version_status") < answers.index(b"error") < answers.index(b"signature_def")
+
+
+def test_http_1_0_and_full_urls(server):
+    with socket.create_connection(("127.0.0.1", server.rest_api_port), timeout=30) as raw:
+        raw.sendall(b"GET http://example.org/v1/models/old HTTP/1.0\r\n\r\n")
+        assert b'"version":"7"' in received(raw)
+
+
+def test_bytes_of_the_path_come_back_as_they_were(server):
+    with socket.create_connection(("127.0.0.1", server.rest_api_port), timeout=30) as raw:
+        raw.sendall(b"GET /v1/%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert received(raw).endswith(b'{"error":"Malformed request: GET /v1/%ff"}')
+    name = b"%ff%00%22"
+    with socket.create_connection(("127.0.0.1", server.rest_api_port), timeout=30) as raw:
+        raw.sendall(b"GET /v1/models/" + name + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert received(raw).endswith(b'{"error":"Could not find any versions of model \xff\\u0000\\""}')
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /v1/mod", b"GET /v1/models/m HTTP/1.1\r\nHost: x\r\nX-More: ", b"first request"]
+)
+def test_connections_that_send_no_whole_header_are_closed(monkeypatch, sent):
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.4)
+    with front_ends(Models({"m": Noted()})) as ports:
+        with socket.create_connection(("127.0.0.1", ports.rest_api_port), timeout=10) as raw:
+            if sent == b"first request":
+                raw.sendall(b"GET /v1/models/m HTTP/1.1\r\nHost: x\r\n\r\n")
+                answer = b""
+                while not answer.endswith(b"}"):
+                    answer += raw.recv(65536)
+                sent = b"GET /v1/models/m HTT"
+            raw.sendall(sent)
+            assert received(raw) == b""
+
+
+def test_a_body_that_stops_coming_is_given_up(monkeypatch):
+    monkeypatch.setattr(rest, "BODY_SECONDS", 0.3)
+    with front_ends(Models({"m": Noted()})) as ports:
+        with socket.create_connection(("127.0.0.1", ports.rest_api_port), timeout=10) as raw:
+            raw.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert received(raw).startswith(b"HTTP/1.1 408")
+
+
+def test_slow_requests_are_not_given_up_while_they_run(monkeypatch):
+    monkeypatch.setattr(rest, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+
+    def slowly(x):
+        time.sleep(0.6)
+        return x
+
+    with front_ends(Models({"m": Noted(slowly)})) as ports:
+        connection = http.client.HTTPConnection("127.0.0.1", ports.rest_api_port, timeout=30)
+        sockets = set()
+        for _ in range(2):
+            connection.request("POST", "/v1/models/m:predict", b'{"instances": [1]}')
+            sockets.add(connection.sock)
+            assert connection.getresponse().read() == b'{"predictions":[1.0]}'
+            time.sleep(0.4)
+        assert len(sockets) == 1, "between requests another limit counts"
+        connection.close()
+
+
+def test_headers_without_end_are_refused(monkeypatch):
+    monkeypatch.setattr(connections, "MAX_HEADER_BYTES", 10_000)
+    with front_ends(Models({"m": Noted()})) as ports:
+        with socket.create_connection(("127.0.0.1", ports.rest_api_port), timeout=10) as raw:
+            raw.sendall(b"GET /v1/models/m HTTP/1.1\r\nX-More: " + b"x" * 20_000)
+            assert received(raw).startswith(b"HTTP/1.1 400")
+        with socket.create_connection(("127.0.0.1", ports.rest_api_port), timeout=10) as raw:
+            raw.sendall(b"GET /v1/models/m HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/models/m HTTP/1.1\r\nX-More: ")
+            raw.sendall(b"x" * 20_000)
+            assert b"HTTP/1.1 400" in received(raw)
+        body = json.dumps({"instances": [1.0] * 10_000})
+        assert predict(ports, body, "m")[0] == 200, "a body may be as long as it likes"
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement():
+    with front_ends(Models({"m": Noted()})) as ports:
+        connection = http.client.HTTPConnection("127.0.0.1", ports.rest_api_port, timeout=30)
+        times = []
+        for _ in range(20):
+            began = time.monotonic()
+            connection.request("POST", "/v1/models/m:predict", b'{"instances": [1]}')
+            assert connection.getresponse().read() == b'{"predictions":[1.0]}'
+            times.append(time.monotonic() - began)
+        connection.close()
+    assert sorted(times)[5] < 0.03, "a delayed acknowledgement takes 0.04 s"
+
+
+def test_many_idle_connections_hold_up_nobody(server):
+    with contextlib.ExitStack() as stack:
+        for index in range(200):
+            raw = stack.enter_context(socket.create_connection(("127.0.0.1", server.rest_api_port), timeout=30))
+            raw.sendall(b"POST /v1/models/many:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"[: index % 80])
+        assert predict(server, {"instances": [ROW]})[0] == 200
 
 
 def test_curl_form_gzip_chunks_and_keep_alive(server):
@@ -354,6 +486,34 @@ def test_codes_and_details():
     assert {code.name: int(code) for code in Code} == {code.name: code.value[0] for code in grpc.StatusCode}
     assert ServingError(Code.UNKNOWN, "x" * 1024).grpc_details == "x" * 1024
     assert ServingError(Code.UNKNOWN, "x" * 1025).grpc_details == "x" * 1024 + "...TRUNCATED"
+    # gRPC's headers are small, so bytes are counted, and no character is cut in two.
+    assert ServingError(Code.UNKNOWN, "x" + "\u20ac" * 400).grpc_details == "x" + "\u20ac" * 341 + "...TRUNCATED"
+
+
+def test_an_error_of_any_code_on_its_way_out():
+    def fail(x):
+        raise ServingError(Code(int(x[0])), "\u20ac" * 2000)
+
+    with front_ends(Models({"m": Noted(fail)})) as ports:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(ports.channel)
+        for code in Code:
+            if code is not Code.OK:
+                status, answer = predict(ports, {"instances": [int(code)]}, "m")
+                assert (status, answer["error"]) == (ServingError(code, "").http_status, "\u20ac" * 2000)
+                details = assert_fails(code.name, None, stub.Predict, predict_request("m", x=[float(code)]))
+                assert details == "\u20ac" * 341 + "...TRUNCATED"
+
+
+def test_an_error_that_nobody_thought_of_is_internal():
+    def fail(x):
+        raise ZeroDivisionError("of one's own")
+
+    with front_ends(Models({"m": Noted(fail)})) as ports:
+        message = "Internal error: ZeroDivisionError: of one's own"
+        assert predict(ports, {"instances": [1]}, "m") == (500, {"error": message})
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(ports.channel)
+        assert_fails("INTERNAL", message, stub.Predict, predict_request("m", x=[1.0]))
+        assert get(ports, "/v1/models/m")[0] == 200
 
 
 # Section 3: status
@@ -379,15 +539,6 @@ def model_status(stub, name=None, version=None, label=None):
     if label is not None:
         request.model_spec.version_label = label
     return stub.GetModelStatus(request)
-
-
-def assert_fails(code, details, function, *args, **kwargs):
-    with pytest.raises(grpc.RpcError) as caught:
-        function(*args, **kwargs)
-    assert caught.value.code().name == code
-    if details is not None:
-        assert caught.value.details() == details
-    return caught.value.details()
 
 
 def test_status_over_grpc(stubs):
@@ -546,6 +697,20 @@ BAD_BODIES = [
         {"inputs": {"a": [[1, 2], 3], "b": [1], "s": ["x"]}},
         "JSON Value: 3 found at incorrect level: 2 in the JSON DOM. Expected at level: 2",
     ),
+    (
+        {"signature_name": "text", "instances": [{"b64": 4}]},
+        MANY_ROW.format(0, "b64", "JSON object: does not have named input: b64"),
+    ),
+    (
+        {"signature_name": "text", "instances": [{"b64": "YQ", "x": "a"}]},
+        MANY_ROW.format(0, "b64", "JSON object: does not have named input: b64"),
+    ),
+    ({"signature_name": "text", "instances": [{"x": {"b64": 4}}]}, "not formatted correctly for base64 data"),
+    ({"signature_name": "negate", "instances": [1]}, "JSON Value: 1 Type: Number is not of expected type: bool"),
+    ({"signature_name": "small", "instances": [2**31]}, "Type: Number is not of expected type: uint8"),
+    ({"signature_name": "small", "instances": [1.0]}, "JSON Value: 1.0 Type: Number is not of expected type: uint8"),
+    ({"instances": [{**ROW, "b": math.nan}]}, "JSON Value: NaN Type: Number is not of expected type: int32"),
+    ({"signature_name": 7, "instances": []}, "'signature_name' key must be a string value."),
     ({"signature_name": "same", "instances": [1, {"a": 1}]}, "Expecting value/list but got object at item 1 of input"),
     (
         {"signature_name": "same", "instances": [1, [2]]},
@@ -676,13 +841,6 @@ def test_tf1_style_model(server):
     assert predict(server, {"instances": [1, 2]}, "old") == (200, {"predictions": [2.5, 3.0]})
 
 
-def test_classify_and_regress_are_not_there_yet(server):
-    for verb in ("classify", "regress"):
-        status, _, body = call(server, "POST", f"/v1/models/many:{verb}", '{"examples": [{}]}')
-        assert status == 501
-        assert verb in json.loads(body)["error"]
-
-
 # Section 7: gRPC
 
 
@@ -739,6 +897,15 @@ def test_predict_refuses_to_fill_all_memory(stubs):
     assert_fails("INVALID_ARGUMENT", "tensor parsing error: x", stubs[0].Predict, request)
 
 
+def test_messages_may_be_large(stubs):
+    values = np.ones(2**21, np.float32)
+    for tensor in (tf.make_tensor_proto(values), tensor_protos.from_array(values)):
+        request = predict_request(signature="batchless", x=tensor)
+        assert request.ByteSize() > 2**23
+        request.output_filter.append("sum")
+        assert list(stubs[0].Predict(request).outputs["sum"].float_val) == [2**21]
+
+
 def test_predict_output_filter(stubs):
     request = predict_request(**GOOD)
     request.output_filter.append("text")
@@ -782,20 +949,29 @@ def test_predict_errors_over_grpc(stubs):
     assert call_it(predict_request("colours", image_bytes=[png("red")])).model_spec.version.value == 3
 
 
-def test_other_methods_are_unimplemented(stubs, server):
-    from tensorflow_serving.apis import classification_pb2, inference_pb2, regression_pb2
-
-    prediction, model = stubs
-    for method, request in [
-        (prediction.Classify, classification_pb2.ClassificationRequest()),
-        (prediction.Regress, regression_pb2.RegressionRequest()),
-        (prediction.MultiInference, inference_pb2.MultiInferenceRequest()),
-        (model.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()),
-    ]:
-        assert_fails("UNIMPLEMENTED", None, method, request)
+def test_other_services_are_unimplemented(server):
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        unknown = channel.unary_unary("/tensorflow.serving.SessionService/SessionRun")
-        assert_fails("UNIMPLEMENTED", None, unknown, b"")
+        for method in ("tensorflow.serving.SessionService/SessionRun", "grpc.health.v1.Health/Check"):
+            assert_fails("UNIMPLEMENTED", None, channel.unary_unary(f"/{method}"), b"")
+
+
+def test_health_when_asked_for():
+    health_pb2 = pytest.importorskip("grpc_health.v1.health_pb2")
+    from grpc_health.v1 import health_pb2_grpc
+
+    with front_ends(Models({}), health=True) as ports:
+        stub = health_pb2_grpc.HealthStub(ports.channel)
+        serving = health_pb2.HealthCheckResponse.SERVING
+        assert stub.Check(health_pb2.HealthCheckRequest()).status == serving
+        assert next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=20)).status == serving
+        unknown = health_pb2.HealthCheckRequest(service="tensorflow.serving.PredictionService")
+        assert_fails("NOT_FOUND", None, stub.Check, unknown)
+
+
+def test_health_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grpc_health.v1", None)
+    with pytest.raises(UserError, match="pip install grpcio-health-checking"), front_ends(Models({}), health=True):
+        pass
 
 
 # Many at once
@@ -834,6 +1010,72 @@ def test_timeout_is_504_and_the_next_request_works(base_paths):
         status, answer = predict(server, {"signature_name": "slow", "instances": [1_000_000]}, "colours")
         assert status == 504 and "200 ms" in answer["error"]
         assert predict(server, {"signature_name": "which", "instances": [0]}, "colours")[0] == 200
+
+
+def test_deadlines():
+    """Nobody waits for what is late: it is not begun."""
+    release = threading.Event()
+
+    def wait(x):
+        release.wait(20)
+        return x
+
+    engine = Noted(wait)
+    with front_ends(Models({"m": engine}), workers=1, timeout_seconds=0.3) as ports:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(ports.channel)
+        request = predict_request("m", x=[1.0])
+        first = stub.Predict.future(request, timeout=20)
+        while not engine.ran:
+            time.sleep(0.01)
+        late = stub.Predict.future(request, timeout=0.2)
+        cancelled = stub.Predict.future(request)
+        assert_fails("DEADLINE_EXCEEDED", None, late.result)
+        cancelled.cancel()
+        # The REST front end has a worker of its own, which the first of these takes.
+        for _ in range(2):
+            assert predict(ports, {"instances": [1]}, "m") == (504, {"error": "Timed out after 300 ms"})
+        assert get(ports, "/v1/models/m")[0] == 200
+        release.set()
+        assert list(first.result().outputs["y"].float_val) == [1.0]
+        assert predict(ports, {"instances": [1]}, "m")[0] == 200
+        assert list(stub.Predict(request).outputs["y"].float_val) == [1.0]
+    assert engine.ran == 4, "two that were in time, one that ran past its time, and the first"
+
+
+def test_the_engine_is_told_of_deadlines():
+    turns, errors = Turns(at_once=1), []
+
+    def wait(x):
+        try:
+            return turns.queue(lambda inputs: inputs)({"x": x})["x"]
+        except ServingError as error:
+            errors.append(error.code)
+            raise
+
+    with front_ends(Models({"m": Noted(wait)}), timeout_seconds=0.3) as ports:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(ports.channel)
+        request = predict_request("m", x=[1.0])
+        with turns.turn():
+            assert predict(ports, {"instances": [1]}, "m")[0] == 504
+            assert_fails("DEADLINE_EXCEEDED", None, stub.Predict, request, timeout=0.3)
+            give_up = time.monotonic() + 10
+            while len(errors) < 2 and time.monotonic() < give_up:
+                time.sleep(0.01)
+            patient = [stub.Predict.future(request, timeout=timeout) for timeout in (None, 20, 1e9)]
+            time.sleep(0.2)
+        assert [list(one.result().outputs["y"].float_val) for one in patient] == [[1.0]] * 3
+        assert errors == [Code.DEADLINE_EXCEEDED] * 2
+
+
+def test_a_full_queue_is_429():
+    turns = Turns(at_once=1, waiting=0)
+    with front_ends(Models({"m": Noted(lambda x: turns.queue(lambda inputs: inputs)({"x": x})["x"])})) as ports:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(ports.channel)
+        with turns.turn():
+            status, answer = predict(ports, {"instances": [1]}, "m")
+            assert status == 429 and answer["error"]
+            assert_fails("RESOURCE_EXHAUSTED", answer["error"], stub.Predict, predict_request("m", x=[1.0]))
+        assert predict(ports, {"instances": [1]}, "m")[0] == 200
 
 
 def test_request_size_limit(base_paths):

@@ -77,10 +77,10 @@ def parse_request(body: bytes) -> tuple[dict[str, Any], str]:
     """
     document = json_text.parse(body)
     if not isinstance(document, dict):
-        raise _format_error(document, "Is not object")
+        raise format_error(document, "Is not object")
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise _format_error(document, "not formatted correctly. 'signature_name' key must be a string value.")
+        raise format_error(document, "not formatted correctly. 'signature_name' key must be a string value.")
     return document, name
 
 
@@ -108,15 +108,15 @@ def decode_inputs(
     if not inputs:
         raise invalid_argument(f"Failed to get input map for signature: {signature_name or 'DEFAULT'}")
     if "instances" in document and "inputs" in document:
-        raise _format_error(
+        raise format_error(
             document, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
         )
     if "instances" in document:
         instances = document["instances"]
         if not isinstance(instances, list):
-            raise _format_error(document, "Expecting 'instances' to be an list/array")
+            raise format_error(document, "Expecting 'instances' to be an list/array")
         if not instances:
-            raise _format_error(document, "No values in 'instances' array")
+            raise format_error(document, "No values in 'instances' array")
         return _decode_rows(instances, inputs), Format.ROW
     if "inputs" in document:
         return _decode_columns(document["inputs"], inputs), Format.COLUMNAR
@@ -161,7 +161,8 @@ def encode_outputs(outputs: Mapping[str, np.ndarray], format: Format) -> bytes:
     return f'{{"{format.value}":{text}}}'.encode("utf-8", "surrogateescape")
 
 
-def _format_error(value: Any, text: str) -> ServingError:
+def format_error(value: Any, text: str) -> ServingError:
+    """Return the error for a part of a request, which it quotes."""
     return invalid_argument(f"JSON Value: {json_text.dump(value)} {text}")
 
 
@@ -215,12 +216,13 @@ def _decode_columns(value: Any, inputs: Mapping[str, TensorInfo]) -> dict[str, n
     return tensors
 
 
-def _is_base64(value: Any) -> bool:
+def is_base64(value: Any) -> bool:
+    """Tell whether a JSON value is `{"b64": "..."}`, which stands for bytes."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def _is_named(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_base64(value)
+    return isinstance(value, dict) and not is_base64(value)
 
 
 class _Column:
@@ -310,8 +312,8 @@ class _Column:
         if isinstance(value, dict):
             if dtype != "string":
                 raise _type_error(value, dtype)
-            if not _is_base64(value):
-                raise _format_error(value, "not formatted correctly for base64 data")
+            if not is_base64(value):
+                raise format_error(value, "not formatted correctly for base64 data")
             return decode_base64(value["b64"])
         if dtype == "string":
             if not isinstance(value, str):
@@ -350,10 +352,11 @@ def decode_base64(text: str) -> bytes:
 
 
 def _type_error(value: Any, dtype: str) -> ServingError:
-    return _format_error(value, f"Type: {_json_type(value)} is not of expected type: {dtype}")
+    return format_error(value, f"Type: {json_type(value)} is not of expected type: {dtype}")
 
 
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
+    """Return the name of a JSON value's type as error messages print it."""
     if value is None or isinstance(value, bool):
         return {None: "Null", True: "True", False: "False"}[value]
     return {dict: "Object", list: "Array", str: "String"}.get(type(value), "Number")
@@ -384,7 +387,7 @@ def _tokens(name: str, array: np.ndarray) -> list[str]:
     dtype = dtype_name(array)
     flat = array.ravel()
     if dtype in ("float", "double"):
-        return _float_tokens(flat)
+        return float_tokens(flat)
     if dtype == "bool":
         return ["true" if value else "false" for value in flat.tolist()]
     if dtype in _NUMERIC:
@@ -394,7 +397,7 @@ def _tokens(name: str, array: np.ndarray) -> list[str]:
         if flat.size == 0:
             return []
         raise invalid_argument(f"Failed to write JSON value for tensor type: {dtype}")
-    write: Callable[[bytes], str] = _base64_token if name.endswith("_bytes") else _string_token
+    write: Callable[[bytes], str] = _base64_token if name.endswith("_bytes") else string_token
     return [write(value) for value in flat.tolist()]
 
 
@@ -402,12 +405,13 @@ def _base64_token(value: bytes) -> str:
     return f'{{"b64":"{base64.b64encode(value).decode("ascii")}"}}'
 
 
-def _string_token(value: bytes) -> str:
+def string_token(value: bytes) -> str:
+    """Write bytes as a JSON string; those that are not UTF-8 become surrogate escapes, to leave as they came."""
     return json.dumps(value.decode("utf-8", "surrogateescape"), ensure_ascii=False)
 
 
-def _float_tokens(flat: np.ndarray) -> list[str]:
-    """Write six significant digits where they read back as the same number, and all that are needed elsewhere."""
+def float_tokens(flat: np.ndarray) -> list[str]:
+    """Write numbers as JSON: six significant digits where they read back as the same, all that are needed elsewhere."""
     values = flat.tolist()
     # One format for all values is several times faster than one for each.
     tokens = ("%.6g " * len(values) % tuple(values)).split()

@@ -1,12 +1,14 @@
-"""The engine that runs a SavedModel: TensorFlow itself.
+"""What an engine is, and the one that runs a SavedModel: TensorFlow itself.
 
 Nothing above this module knows TensorFlow: signatures are described by names, types and shapes, tensors are NumPy
-arrays and failures are `ServingError`s. Another engine needs the same few members.
+arrays and failures are `ServingError`s.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_convnets.export.serving.batching import Batching, Turns
 from keras_convnets.export.serving.dtypes import NAMES, TensorInfo, dtype_name
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
@@ -79,43 +82,23 @@ class Signature:
             seen.add(name)
 
 
-class SavedModelEngine:
-    """A SavedModel of any kind, TF1-style or TF2, loaded through `tf.saved_model.load`.
+class Engine(abc.ABC):
+    """What runs the signatures of one version.
 
     Args:
-        path: the version's directory, the one that holds `saved_model.pb`.
+        signature_defs: the signatures verbatim, as protocol buffers by name.
+        scheduler: gives requests their turns; by default each runs by itself, a few at once.
 
     Attributes:
-        signature_defs: the SavedModel's signatures verbatim, as protocol buffers by name.
+        signature_defs: as given.
         signatures: what can be called, by name.
-
-    Raises:
-        ServingError: the directory holds no SavedModel that loads.
-
-    Example:
-        >>> engine = SavedModelEngine("saved_models/resnet20/1")
-        >>> engine.run("serving_default", {"image_bytes": np.array([png], object)})["probabilities"].shape
-        (1, 10)
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        # Loading is the first thing that needs TensorFlow.
-        import tensorflow as tf
-
-        self._tf = tf
-        path = os.fspath(path)
-        try:
-            self.signature_defs = _read_signature_defs(path)
-            # Kept as a whole: the signatures alone do not keep variables and tables alive.
-            self._model: Any = tf.saved_model.load(path, tags={SERVE_TAG})
-        except Exception as error:
-            raise _load_error(error, path) from error
-        self._functions = dict(self._model.signatures)
-        self.signatures = {name: self._describe(name, proto) for name, proto in sorted(self.signature_defs.items())}
-
-    def _describe(self, name: str, proto: Any) -> Signature:
-        defaults = {alias: self._tf.make_ndarray(value) for alias, value in proto.defaults.items()}
-        return Signature(name, _tensor_infos(proto.inputs), _tensor_infos(proto.outputs), defaults)
+    def __init__(self, signature_defs: Mapping[str, Any], scheduler: Turns | Batching | None = None):
+        self.signature_defs = dict(signature_defs)
+        self.signatures = {name: _describe(name, proto) for name, proto in sorted(signature_defs.items())}
+        scheduler = scheduler or Turns()
+        self._queues = {name: scheduler.queue(functools.partial(self._call, name)) for name in self.signatures}
 
     def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a signature.
@@ -129,13 +112,11 @@ class SavedModelEngine:
             Every output by alias.
 
         Raises:
-            ServingError: with the code and the text of TensorFlow's error; INVALID_ARGUMENT for a type or a rank
-                that the signature does not take.
+            ServingError: with the code and the text of the engine's error; INVALID_ARGUMENT for a type or a rank that
+                the signature does not take; RESOURCE_EXHAUSTED when too many requests wait; DEADLINE_EXCEEDED when
+                the request's deadline passed before its turn came.
         """
         signature = self.signatures[name]
-        function = self._functions.get(name)
-        if function is None:
-            raise invalid_argument(f"Signature {name} cannot be called: it only initialises the model.")
         inputs = {**signature.defaults, **inputs}
         for position, (alias, info) in enumerate(sorted(signature.inputs.items())):
             if dtype_name(inputs[alias]) != info.dtype:
@@ -143,11 +124,61 @@ class SavedModelEngine:
                     f"Expects arg[{position}] to be {info.dtype} but {dtype_name(inputs[alias])} is provided"
                 )
             _check_shape(info, inputs[alias].shape)
+        return dict(self._queues[name]({alias: inputs[alias] for alias in signature.inputs}))
+
+    @abc.abstractmethod
+    def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run a signature on inputs that fit it."""
+
+
+class SavedModelEngine(Engine):
+    """A SavedModel of any kind, TF1-style or TF2, loaded through `tf.saved_model.load`.
+
+    Args:
+        path: the version's directory, the one that holds `saved_model.pb`.
+        scheduler: gives requests their turns.
+
+    Raises:
+        ServingError: the directory holds no SavedModel that loads.
+
+    Example:
+        >>> engine = SavedModelEngine("saved_models/resnet20/1")
+        >>> engine.run("serving_default", {"image_bytes": np.array([png], object)})["probabilities"].shape
+        (1, 10)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], scheduler: Turns | Batching | None = None):
+        # Loading is the first thing that needs TensorFlow.
+        import tensorflow as tf
+
+        self._tf = tf
+        path = os.fspath(path)
         try:
-            outputs = function(**{alias: self._tf.constant(inputs[alias]) for alias in signature.inputs})
-            return {alias: _as_array(outputs[alias]) for alias in signature.outputs}
+            super().__init__(read_signature_defs(path), scheduler)
+            # Kept as a whole: the signatures alone do not keep variables and tables alive.
+            self._model: Any = tf.saved_model.load(path, tags={SERVE_TAG})
+        except Exception as error:
+            raise load_error(error, path) from error
+        self._functions = dict(self._model.signatures)
+
+    def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        function = self._functions.get(name)
+        if function is None:
+            raise invalid_argument(f"Signature {name} cannot be called: it only initialises the model.")
+        try:
+            outputs = function(**{alias: self._tf.constant(array) for alias, array in inputs.items()})
+            return {alias: _as_array(outputs[alias]) for alias in self.signatures[name].outputs}
         except (self._tf.errors.OpError, TypeError, ValueError) as error:
-            raise _run_error(error) from error
+            raise run_error(error) from error
+
+
+def _describe(name: str, proto: Any) -> Signature:
+    if not proto.defaults:
+        return Signature(name, _tensor_infos(proto.inputs), _tensor_infos(proto.outputs))
+    import tensorflow as tf
+
+    defaults = {alias: tf.make_ndarray(value) for alias, value in proto.defaults.items()}
+    return Signature(name, _tensor_infos(proto.inputs), _tensor_infos(proto.outputs), defaults)
 
 
 def _joined(names: Collection[str]) -> str:
@@ -185,8 +216,15 @@ def _tensor_infos(protos: Mapping[str, Any]) -> dict[str, TensorInfo]:
     return infos
 
 
-def _read_signature_defs(path: str) -> dict[str, Any]:
-    """Read the signatures from the file itself, because loading adds, drops and renames some."""
+def read_signature_defs(path: str) -> dict[str, Any]:
+    """Return a SavedModel's signatures from the file itself, because loading adds, drops and renames some.
+
+    Args:
+        path: the directory that holds `saved_model.pb`.
+
+    Raises:
+        ServingError: NOT_FOUND if it has no graph for serving.
+    """
     from tensorflow.python.saved_model import loader_impl
 
     for graph in loader_impl.parse_saved_model(path).meta_graphs:
@@ -198,7 +236,8 @@ def _read_signature_defs(path: str) -> dict[str, Any]:
     )
 
 
-def _load_error(error: Exception, path: str) -> ServingError:
+def load_error(error: Exception, path: str) -> ServingError:
+    """Return what the status says of a version that does not load."""
     if isinstance(error, ServingError):
         return error
     code = getattr(error, "error_code", None)
@@ -208,7 +247,8 @@ def _load_error(error: Exception, path: str) -> ServingError:
     return ServingError(Code(code), text if path in text else f"{path}: {text}")
 
 
-def _run_error(error: Exception) -> ServingError:
+def run_error(error: Exception) -> ServingError:
+    """Return what a client is told of a run that failed."""
     code = getattr(error, "error_code", None)
     return ServingError(Code.INVALID_ARGUMENT if code is None else Code(code), _plain_text(error))
 

@@ -5,89 +5,119 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
-    model_pb2,
+    inference_pb2,
+    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
-from keras_convnets.export.serving import tensor_protos
-from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
+from keras_convnets.errors import UserError
+from keras_convnets.export.serving import inference
+from keras_convnets.export.serving.batching import deadline
+from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
 _log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 2**31 - 1
+# Longer than this counts as for ever: clocks and locks take no numbers of any size.
+_LONG_SECONDS = 1e6
 
 
-def _answers(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
-    """Turn a method that raises ServingError into one that aborts the call with its code and details."""
+def _answers(
+    api: str | None = None, *, with_context: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Turn a method that raises ServingError into one that aborts the call with its code and details.
 
-    @functools.wraps(method)
-    def wrapped(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            return method(self, request)
-        except ServingError as error:
-            code, details = error.code, error.grpc_details
-        except Exception as error:
-            _log.exception("Answering %s failed", method.__name__)
-            code, details = Code.INTERNAL, f"Internal error: {type(error).__name__}: {error}"
-        context.abort(grpc.StatusCode[code.name], details)
+    Args:
+        api: the name under which its requests are counted; None for a method that is not counted.
+        with_context: whether the method also takes the call's context.
+    """
 
-    return wrapped
+    def decorate(method: Callable[..., Any]) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
+        @functools.wraps(method)
+        def wrapped(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
+            began = time.monotonic()
+            response, code, details = None, Code.OK, ""
+            try:
+                with deadline(_until(context)):
+                    response = method(self, request, context) if with_context else method(self, request)
+            except ServingError as error:
+                code, details = error.code, error.grpc_details
+            except Exception as error:
+                _log.exception("Answering %s failed", method.__name__)
+                code, details = Code.INTERNAL, f"Internal error: {type(error).__name__}: {error}"
+            if api is not None:
+                model = request.model_spec.name
+                self._metrics.count_request(model, code)
+                if code is Code.OK:
+                    self._metrics.request_latency(model, api, "GRPC", time.monotonic() - began)
+            if code is not Code.OK:
+                context.abort(grpc.StatusCode[code.name], details)
+            return response
+
+        return wrapped
+
+    return decorate
 
 
-def _unimplemented(name: str) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
-    def method(self: Any, request: Any) -> Any:
-        raise ServingError(Code.UNIMPLEMENTED, f"This server does not answer {name}.")
+def _until(context: grpc.ServicerContext) -> float | None:
+    """Return when the client waits no longer, in seconds of `time.monotonic`; None where it says nothing of it.
 
-    return _answers(method)
+    A call that is over before its turn comes is not begun by gRPC itself.
+    """
+    remaining = context.time_remaining()
+    return None if remaining is None or remaining > _LONG_SECONDS else time.monotonic() + remaining
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict and GetModelMetadata.
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata.
 
     Args:
         servables: the models.
+        metrics: what requests are counted in.
     """
 
-    def __init__(self, servables: Servables):
+    def __init__(self, servables: Servables, metrics: Metrics):
         self._servables = servables
+        self._metrics = metrics
 
-    @_answers
+    @_answers("Predict")
     def Predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         """Run a signature on the request's tensors and return the outputs asked for, or all."""
-        spec = _spec(request)
-        with self._servables.use(*spec) as servable:
-            name = request.model_spec.signature_name or DEFAULT_SIGNATURE
-            signature = servable.engine.signatures.get(name)
-            if signature is None:
-                raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
-            signature.check_input_names(request.inputs)
-            inputs = {
-                alias: tensor_protos.to_array(request.inputs[alias], info, position)
-                for position, (alias, info) in enumerate(signature.inputs.items())
-                if alias in request.inputs
-            }
-            signature.check_outputs(request.output_filter)
-            outputs = servable.engine.run(name, inputs)
-        response = predict_pb2.PredictResponse()
-        response.model_spec.name = servable.model
-        response.model_spec.signature_name = name
-        response.model_spec.version.value = servable.version
-        for alias in request.output_filter or outputs:
-            response.outputs[alias].CopyFrom(tensor_protos.from_array(outputs[alias]))
-        return response
+        with self._servables.use(*_spec(request)) as servable:
+            return inference.predict(servable, request, self._metrics)
 
-    @_answers
+    @_answers("Classify")
+    def Classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
+        """Return labels and scores for the request's tf.Examples."""
+        with self._servables.use(*_spec(request)) as servable:
+            return inference.classify(servable, request, self._metrics)
+
+    @_answers("Regress")
+    def Regress(self, request: regression_pb2.RegressionRequest) -> regression_pb2.RegressionResponse:
+        """Return a number for each of the request's tf.Examples."""
+        with self._servables.use(*_spec(request)) as servable:
+            return inference.regress(servable, request, self._metrics)
+
+    @_answers()
+    def MultiInference(self, request: inference_pb2.MultiInferenceRequest) -> inference_pb2.MultiInferenceResponse:
+        """Run several classifiers and regressors of one model on the same tf.Examples."""
+        return inference.multi_inference(self._servables.use, request, self._metrics)
+
+    @_answers()
     def GetModelMetadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
@@ -108,22 +138,20 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         response.metadata["signature_def"].Pack(signatures)
         return response
 
-    Classify = _unimplemented("Classify")
-    Regress = _unimplemented("Regress")
-    MultiInference = _unimplemented("MultiInference")
-
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus.
+    """GetModelStatus and HandleReloadConfigRequest.
 
     Args:
         servables: the models.
+        metrics: what a reload reports of.
     """
 
-    def __init__(self, servables: Servables):
+    def __init__(self, servables: Servables, metrics: Metrics):
         self._servables = servables
+        self._metrics = metrics
 
-    @_answers
+    @_answers()
     def GetModelStatus(
         self, request: get_model_status_pb2.GetModelStatusRequest
     ) -> get_model_status_pb2.GetModelStatusResponse:
@@ -138,16 +166,40 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 added.status.error_message = entry.error.message
         return response
 
-    HandleReloadConfigRequest = _unimplemented("HandleReloadConfigRequest")
+    @_answers(with_context=True)
+    def HandleReloadConfigRequest(
+        self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
+    ) -> model_management_pb2.ReloadConfigResponse:
+        """Serve the models of the request's configuration, and no others."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid_argument(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported"
+            )
+        before = {name: self._metrics.value(name) for name in request.metric_names}
+        self._servables.reload(request.config, is_active=context.is_active)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.SetInParent()
+        for name in request.metric_names:
+            response.metric.add(name=name, int64_value_increase=self._metrics.value(name) - before[name])
+        return response
 
 
-def make_server(servables: Servables, workers: int) -> grpc.Server:
+def make_server(
+    servables: Servables, workers: int, *, metrics: Metrics | None = None, health: bool = False
+) -> grpc.Server:
     """Return a gRPC server with both services, without a port.
 
     Args:
         servables: the models.
         workers: how many requests are worked on at once.
+        metrics: what requests are counted in.
+        health: whether to answer `grpc.health.v1` too: the server as a whole ("") is serving.
+
+    Raises:
+        UserError: the health service is wanted and its package is not installed.
     """
+    metrics = metrics or Metrics()
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
         options=[
@@ -157,16 +209,25 @@ def make_server(servables: Servables, workers: int) -> grpc.Server:
             ("grpc.so_reuseport", 0),
         ],
     )
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(servables), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(servables), server)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(servables, metrics), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(servables, metrics), server)
+    if health:
+        _add_health(server)
     return server
+
+
+def _add_health(server: grpc.Server) -> None:
+    try:
+        from grpc_health.v1 import health, health_pb2_grpc
+    except ImportError as error:
+        raise UserError("the health service needs its package: pip install grpcio-health-checking.") from error
+    # Watching blocks no worker: the callers are told of changes from a thread of its own.
+    servicer = health.HealthServicer(experimental_non_blocking=True)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
 
 
 def _spec(request: Any) -> tuple[str, int | None, str | None]:
     """Return the model's name, version and label of a request."""
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
-    spec: model_pb2.ModelSpec = request.model_spec
-    choice = spec.WhichOneof("version_choice")
-    version = spec.version.value if choice == "version" else None
-    return spec.name, version, spec.version_label if choice == "version_label" else None
+    return inference.version_asked(request.model_spec)

@@ -14,8 +14,10 @@ import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from keras_convnets.export.serving import codec, urls
+from keras_convnets.export.serving import codec, examples, urls
+from keras_convnets.export.serving.batching import deadline
 from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
+from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
@@ -23,9 +25,17 @@ _log = logging.getLogger(__name__)
 
 # TensorFlow Serving reads bodies of any size; a server for others than oneself wants a number here.
 MAX_REQUEST_BYTES: int | None = None
+# Between two requests on a connection, and between two pieces of a body.
 KEEP_ALIVE_SECONDS = 75
+BODY_SECONDS = 75.0
 
 _JSON = [(b"content-type", b"application/json")]
+_CORS = [
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-allow-methods", b"POST, GET"),
+    (b"access-control-allow-headers", b"Content-Type"),
+]
+_CLOSE = [(b"connection", b"close")]
 _NOT_FOUND = b"<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1></body></html>\n"
 _ORIGIN = re.compile(rb"https?://")
 
@@ -40,6 +50,9 @@ class RestApp:
         executor: runs everything that takes time, so that a slow request holds up no other.
         timeout_seconds: after which a request is answered with 504.
         max_request_bytes: the largest body, as sent and inflated; None for any size.
+        cors: whether pages of other origins may read the answers.
+        metrics: what requests are counted in.
+        prometheus_path: where the metrics are shown; None for nowhere.
     """
 
     def __init__(
@@ -49,11 +62,17 @@ class RestApp:
         *,
         timeout_seconds: float = 30.0,
         max_request_bytes: int | None = MAX_REQUEST_BYTES,
+        cors: bool = False,
+        metrics: Metrics | None = None,
+        prometheus_path: str | None = None,
     ):
         self._servables = servables
         self._executor = executor
         self._timeout = timeout_seconds
         self._max_bytes = max_request_bytes
+        self._cors = _CORS if cors else []
+        self._metrics = metrics or Metrics()
+        self._prometheus_path = prometheus_path
 
     async def __call__(
         self,
@@ -63,75 +82,96 @@ class RestApp:
     ) -> None:
         """Answer one request."""
         target = _target(scope)
-        if not urls.is_handled(target):
-            headers = [(b"content-type", b"text/html; charset=ISO-8859-1"), (b"connection", b"close")]
+        if self._prometheus_path is not None and target.partition("?")[0] == self._prometheus_path:
+            status, text = self._page(target)
+            await _send(send, status, text.encode("utf-8", "surrogateescape"), [(b"content-type", b"text/plain")])
+        elif not urls.is_handled(target):
+            headers = [(b"content-type", b"text/html; charset=ISO-8859-1"), *_CLOSE]
             await _send(send, 404, _NOT_FOUND, headers)
-            return
-        try:
-            body = await self._read(receive)
-        except _TooLarge:
-            error = f"The request is larger than the {self._max_bytes} bytes allowed"
-            await _send(send, 413, _error_body(error), [*_JSON, (b"connection", b"close")])
-            return
-        if body is None:
-            return
-        headers = dict(scope["headers"])
-        if scope["method"] == "OPTIONS":
-            status = 200 if _ORIGIN.search(headers.get(b"origin", b"")) else 400
-            await _send(send, status, b"", [])
-            return
-        gzipped = headers.get(b"content-encoding", b"").strip().lower() == b"gzip"
-        status, answer = await self._answer(scope["method"], target, body, gzipped)
-        await _send(send, status, answer, _JSON)
+        else:
+            try:
+                body = await self._read(receive)
+            except _Unread as error:
+                await _send(send, error.status, _error_body(str(error)), [*_JSON, *self._cors, *_CLOSE])
+                return
+            if body is not None:
+                status, answer, headers = await self._answer(scope, target, body)
+                await _send(send, status, answer, [*headers, *self._cors])
 
     async def _read(self, receive: Callable[[], Awaitable[Message]]) -> bytes | None:
         """Return the whole body, or None when the client went away before it was sent."""
         chunks, size = [], 0
         while True:
-            message = await receive()
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                raise _Unread(408, f"No more of the request came for {BODY_SECONDS:.0f} seconds") from None
             if message["type"] == "http.disconnect":
                 return None
             chunk = message.get("body", b"")
             chunks.append(chunk)
             size += len(chunk)
             if self._max_bytes is not None and size > self._max_bytes:
-                raise _TooLarge
+                raise _Unread(413, f"The request is larger than the {self._max_bytes} bytes allowed")
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
-    async def _answer(self, method: str, target: str, body: bytes, gzipped: bool) -> tuple[int, bytes]:
+    def _page(self, target: str) -> tuple[int, str]:
+        if target != self._prometheus_path:
+            return 400, f"Unexpected path: {target}. Should be {self._prometheus_path}"
+        return 200, self._metrics.page()
+
+    async def _answer(
+        self, scope: dict[str, Any], target: str, body: bytes
+    ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+        """Answer a request of the REST interface and count it; returns status, body and headers."""
+        began = time.monotonic()
+        method, headers = scope["method"], dict(scope["headers"])
+        if method == "OPTIONS":
+            code = Code.OK if _ORIGIN.search(headers.get(b"origin", b"")) else Code.FAILED_PRECONDITION
+            self._metrics.count_request("", code)
+            return code.http_status, b"", []
+        route = urls.Route("", "")
         try:
-            route = urls.parse(method, target)
-            if route is None:
-                raise invalid_argument(f"Malformed request: {method} {target}")
-            if route.action == "status":
-                return 200, self._status(route)
-            work = asyncio.get_running_loop().run_in_executor(
-                self._executor, self._work, route, body, gzipped, time.monotonic() + self._timeout
-            )
-            return 200, await asyncio.wait_for(work, self._timeout)
-        except urls.VersionOverflow:
-            return 400, b""
+            route = urls.parse(method, target) or route
+            if not route.action:
+                # The bytes as they came, in the answer as well.
+                path = target.encode("latin-1").decode("utf-8", "surrogateescape")
+                raise invalid_argument(f"Malformed request: {method} {path}")
+            gzipped = headers.get(b"content-encoding", b"").strip().lower() == b"gzip"
+            code, answer = Code.OK, await self._done(route, body, gzipped)
+        except urls.VersionOverflow as error:
+            route = urls.Route("", error.model)
+            code, answer = Code.INVALID_ARGUMENT, b""
         except ServingError as error:
-            return error.http_status, _error_body(error.message)
+            code, answer = error.code, _error_body(error.message)
         except TimeoutError:
-            error = ServingError(Code.DEADLINE_EXCEEDED, f"Timed out after {self._timeout * 1000:.0f} ms")
-            return error.http_status, _error_body(error.message)
+            code, answer = Code.DEADLINE_EXCEEDED, _error_body(f"Timed out after {self._timeout * 1000:.0f} ms")
         except Exception as error:
             _log.exception("Answering %s %s failed", method, target)
-            return 500, _error_body(f"Internal error: {type(error).__name__}: {error}")
+            code, answer = Code.INTERNAL, _error_body(f"Internal error: {type(error).__name__}: {error}")
+        self._metrics.count_request(route.model, code)
+        if code is Code.OK:
+            api = route.action if method == "POST" else ""
+            self._metrics.request_latency(route.model, api, "REST", time.monotonic() - began)
+        return code.http_status, answer, _JSON
 
-    def _work(self, route: urls.Route, body: bytes, gzipped: bool, deadline: float) -> bytes:
-        if time.monotonic() > deadline:
-            # Nobody waits for it any more.
-            raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out before it was begun")
+    async def _done(self, route: urls.Route, body: bytes, gzipped: bool) -> bytes:
+        if route.action == "status":
+            return self._status(route)
+        work = asyncio.get_running_loop().run_in_executor(
+            self._executor, self._work, route, body, gzipped, time.monotonic() + self._timeout
+        )
+        # What was not begun by then never is.
+        return await asyncio.wait_for(work, self._timeout)
+
+    def _work(self, route: urls.Route, body: bytes, gzipped: bool, until: float) -> bytes:
         if route.action == "metadata":
             return self._metadata(route)
-        if route.action != "predict":
-            raise ServingError(
-                Code.UNIMPLEMENTED, f"This server does not answer :{route.action}; use :predict, or TensorFlow Serving."
-            )
-        return self._predict(route, _inflate(body, self._max_bytes) if gzipped else body)
+        body = _inflate(body, self._max_bytes) if gzipped else body
+        with deadline(until):
+            return self._predict(route, body) if route.action == "predict" else self._classify_or_regress(route, body)
 
     def _predict(self, route: urls.Route, body: bytes) -> bytes:
         document, asked = codec.parse_request(body)
@@ -142,8 +182,24 @@ class RestApp:
                 raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
             inputs, format = codec.decode_inputs(document, signature.inputs, asked)
             signature.check_input_names(inputs)
-            outputs = servable.engine.run(name, inputs)
+            with self._metrics.runtime(route.model, "Predict"):
+                outputs = servable.engine.run(name, inputs)
         return codec.encode_outputs(outputs, format)
+
+    def _classify_or_regress(self, route: urls.Route, body: bytes) -> bytes:
+        asked, serialized = examples.parse_request(body)
+        with self._servables.use(route.model, route.version, route.label) as servable:
+            engine = servable.engine
+            name = examples.resolve(engine, asked)
+            if route.action == "classify":
+                examples.check_classifier(engine, name)
+                with self._metrics.runtime(route.model, "Classify"):
+                    found = examples.classify(engine, name, serialized)
+                return examples.encode_classification(found)
+            examples.check_regressor(engine, name)
+            with self._metrics.runtime(route.model, "Regress"):
+                values = examples.regress(engine, name, serialized)
+            return examples.encode_regression(values)
 
     def _status(self, route: urls.Route) -> bytes:
         if not route.model:
@@ -182,9 +238,12 @@ class RestServer:
     def __init__(self, app: RestApp, bound: socket.socket):
         import uvicorn
 
+        from keras_convnets.export.serving.connections import LimitedProtocol
+
         self._socket = bound
         config = uvicorn.Config(
             app,
+            http=LimitedProtocol,
             log_level="warning",
             log_config=None,
             access_log=False,
@@ -213,8 +272,12 @@ class RestServer:
         self._socket.close()
 
 
-class _TooLarge(Exception):
-    """A body beyond the limit."""
+class _Unread(Exception):
+    """A body that was not read to its end, and what is answered."""
+
+    def __init__(self, status: int, text: str):
+        super().__init__(text)
+        self.status = status
 
 
 def _target(scope: dict[str, Any]) -> str:

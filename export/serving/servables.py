@@ -1,8 +1,9 @@
 """The models that are served: base paths, the versions in them, their states and how a request finds one.
 
-A base path holds one directory for each version, named by a number. The highest is served ("latest 1"). The base
-paths are looked at again and again: a new version is loaded before the old one is unloaded, so that there is always
-one to answer; a version whose directory is gone is unloaded; when the base path itself is gone, nothing changes.
+A base path holds one directory for each version, named by a number; a model's version policy says which are served,
+by default the highest. The base paths are looked at again and again: a new version is loaded before the old one is
+unloaded, so that there is always one to answer; a version whose directory is gone is unloaded; when the base path
+itself is gone, nothing changes. The configuration of the models can be replaced at any time.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving.engine import SavedModelEngine
+from keras_convnets.export.serving import configuration
+from keras_convnets.export.serving.engine import Engine, SavedModelEngine
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 from keras_convnets.export.serving.urls import MAX_VERSION
 
 _log = logging.getLogger(__name__)
+
+# How often what is due is looked for where the base paths are looked at once only.
+_TICK_SECONDS = 1.0
 
 
 class State(enum.IntEnum):
@@ -52,7 +58,7 @@ class Servable:
 
     model: str
     version: int
-    engine: SavedModelEngine
+    engine: Engine
 
 
 @dataclasses.dataclass
@@ -62,31 +68,78 @@ class _Version:
     number: int
     state: State = State.START
     error: ServingError | None = None
-    engine: SavedModelEngine | None = None
+    engine: Engine | None = None
     in_use: int = 0
     attempts: int = 0
     next_attempt: float = 0.0
 
 
 class _Model:
-    def __init__(self, name: str, base_path: Path):
+    """One model that was ever configured; `found` is None until its base path was looked at."""
+
+    def __init__(self, name: str):
         self.name = name
-        self.base_path = base_path
+        self.configured = False
+        self.base_path = Path()
+        self.policy: Any = None
+        self.labels: dict[str, int] = {}
         self.versions: dict[int, _Version] = {}
-        self.unreadable = False
+        self.found: dict[int, Path] | None = None
+        self.complaint = ""
+
+    def configure(self, item: Any) -> None:
+        """Take over a `ModelConfig`."""
+        base_path = Path(item.base_path)
+        if not self.configured or base_path != self.base_path:
+            for version in self.versions.values():
+                # What failed somewhere else, or before the model was taken out, gets another chance.
+                if version.state is State.END:
+                    version.attempts, version.error = 0, None
+        self.configured = True
+        self.base_path = base_path
+        self.policy = item.model_version_policy
+        self.labels = dict(item.version_labels)
+        self.found = None
+
+    def drop(self) -> None:
+        """Take the model out; its versions stay in the status."""
+        self.configured = False
+        self.labels = {}
 
     def available(self) -> list[_Version]:
         return [version for version in self.versions.values() if version.state is State.AVAILABLE]
+
+    def aspired(self, found: Mapping[int, Path]) -> set[int]:
+        """Return the versions that are to be served of those found."""
+        kind = self.policy.WhichOneof("policy_choice")
+        if kind == "all":
+            return set(found)
+        if kind == "specific":
+            wanted = set(self.policy.specific.versions)
+            if missing := sorted(wanted - set(found)):
+                numbers = ", ".join(map(str, missing))
+                self.complain(
+                    f"Model {self.name} has no version {numbers} in {self.base_path}, which its policy asks for"
+                )
+            return wanted & set(found)
+        return set(sorted(found)[-(self.policy.latest.num_versions or 1) :])
+
+    def complain(self, text: str) -> None:
+        """Warn once of what stays so."""
+        if text != self.complaint:
+            _log.warning("%s", text)
+        self.complaint = text
 
 
 class Servables:
     """All models of a server.
 
     Args:
-        models: base paths by model name.
+        models: base paths by model name, or a `ModelServerConfig`.
         file_system_poll_wait_seconds: seconds between two looks at the base paths; 0 looks once only.
         max_num_load_retries: how often loading a version that appeared later is tried again.
         load_retry_interval_seconds: the time between two tries.
+        allow_version_labels_for_unavailable_models: let a new label name a version that is not available.
         load: makes an engine of a version's directory.
 
     Example:
@@ -99,81 +152,188 @@ class Servables:
 
     def __init__(
         self,
-        models: Mapping[str, str | os.PathLike[str]],
+        models: Mapping[str, str | os.PathLike[str]] | Any,
         *,
         file_system_poll_wait_seconds: float = 1.0,
         max_num_load_retries: int = 5,
         load_retry_interval_seconds: float = 60.0,
-        load: Callable[[Path], SavedModelEngine] = SavedModelEngine,
+        allow_version_labels_for_unavailable_models: bool = False,
+        load: Callable[[Path], Engine] = SavedModelEngine,
     ):
-        self._models = {name: _Model(name, Path(path)) for name, path in models.items()}
+        self._initial = configuration.of_base_paths(models) if isinstance(models, Mapping) else models
+        self._models: dict[str, _Model] = {}
         self._poll_wait = file_system_poll_wait_seconds
         self._max_retries = max_num_load_retries
         self._retry_interval = load_retry_interval_seconds
+        self._allow_labels = allow_version_labels_for_unavailable_models
         self._load_engine = load
-        # Guards versions and their states; never held while a model loads or runs.
+        # Guards models, versions and their states; never held while a model loads or runs.
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        # Held while versions are loaded and unloaded, so that each is by one thread only.
+        self._polling = threading.Lock()
+        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._garbage = False
 
+    def names(self) -> list[str]:
+        """Return the names of the models that are configured."""
+        with self._lock:
+            return [model.name for model in self._models.values() if model.configured]
+
     def load_initial(self) -> None:
-        """Load each model's highest version.
+        """Load the versions that each model's policy asks for, at least one of each model.
 
         Raises:
-            UserError: a base path does not exist or holds no version, or a version does not load.
+            UserError: the configuration can't be used; a base path does not exist or holds no such version; no version
+                of a model loads.
         """
-        for model in self._models.values():
-            try:
-                found = _versions_in(model.base_path)
-            except OSError as error:
-                raise UserError(
-                    f"the base path {str(model.base_path)!r} of model {model.name!r} cannot be read "
-                    f"({error.strerror}); give the directory that holds the model's numbered version directories."
-                ) from error
-            if not found:
-                raise UserError(
-                    f"the base path {str(model.base_path)!r} of model {model.name!r} holds no version; a version is a "
-                    "directory named by a number, such as 1, so export a model there first."
-                )
-            number = max(found)
-            if not self._load(model, number, found[number], initial=True):
-                error = model.versions[number].error
-                raise UserError(
-                    f"version {number} of model {model.name!r} in {str(model.base_path)!r} cannot be loaded "
-                    f"({_first_line(error.message)}); export it again or remove its directory."
-                )
+        try:
+            new = self._configure(self._initial)
+        except ServingError as error:
+            raise UserError(f"the configuration of the models can't be used: {error.message.rstrip('.')}.") from error
+        for model in new:
+            self._load_first(model)
+
+    def _load_first(self, model: _Model) -> None:
+        where = f"the base path {str(model.base_path)!r} of model {model.name!r}"
+        try:
+            model.found = found = _versions_in(model.base_path)
+        except OSError as error:
+            raise UserError(
+                f"{where} cannot be read ({error.strerror}); give the directory that holds the model's numbered "
+                "version directories."
+            ) from error
+        if not found:
+            raise UserError(
+                f"{where} holds no version; a version is a directory named by a number, such as 1, so export a model "
+                "there first."
+            )
+        aspired = sorted(model.aspired(found), reverse=True)
+        if not aspired:
+            wanted = ", ".join(map(str, sorted(model.policy.specific.versions))) or "none"
+            raise UserError(
+                f"{where} holds versions {', '.join(map(str, sorted(found)))}, and its version policy asks for "
+                f"{wanted}; mend the policy in the configuration."
+            )
+        errors = {number: self._load(model, number, found[number]) for number in aspired}
+        failed = {number: error for number, error in errors.items() if error is not None}
+        if len(failed) == len(errors):
+            number, error = next(iter(failed.items()))
+            raise UserError(
+                f"version {number} of model {model.name!r} in {str(model.base_path)!r} cannot be loaded "
+                f"({_first_line(error.message)}); export it again or remove its directory."
+            )
+        for number, error in failed.items():
+            _log_failure(model, number, error)
 
     def start_polling(self) -> None:
         """Watch the base paths in a thread of its own, until `stop`."""
-        if self._poll_wait > 0:
-            self._thread = threading.Thread(target=self._poll_forever, name="servables", daemon=True)
-            self._thread.start()
+        self._thread = threading.Thread(target=self._poll_forever, name="servables", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Stop watching; a load under way is waited for."""
         self._stopping.set()
+        self._wake.set()
         if self._thread is not None:
             self._thread.join()
+        with self._changed:
+            self._changed.notify_all()
 
     def poll(self) -> None:
         """Look at every base path once, load what is new and unload what is superseded or gone."""
-        for model in self._models.values():
-            if self._stopping.is_set():
-                return
-            try:
-                found = _versions_in(model.base_path)
-            except OSError as error:
-                if not model.unreadable:
-                    _log.warning("Cannot read the base path of model %s, nothing changes: %s", model.name, error)
-                model.unreadable = True
+        with self._polling:
+            with self._lock:
+                models = list(self._models.values())
+            for model in models:
+                if self._stopping.is_set():
+                    return
+                seen = self._look(model)
+                if seen is not None:
+                    self._follow(model, *seen)
+            if self._garbage:
+                self._garbage = False
+                # A loaded SavedModel is large and full of reference cycles, so it does not go by itself soon.
+                gc.collect()
+
+    def reload(self, config: Any, *, wait: bool = True, is_active: Callable[[], bool] = lambda: True) -> None:
+        """Replace the models by those of a configuration, without a gap for those that stay.
+
+        Args:
+            config: a `ModelServerConfig`.
+            wait: return only when each new model has a version that is available.
+            is_active: asked while waiting; waiting ends when it returns False.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT or FAILED_PRECONDITION for a configuration that can't be used, of which
+                nothing is done; UNKNOWN when new models did not become available; CANCELLED when waiting was ended.
+        """
+        if config.WhichOneof("config") != "model_config_list":
+            raise invalid_argument(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                "Only ModelConfigList is currently supported"
+            )
+        new = self._configure(config)
+        if self._thread is None:
+            self.poll()
+        self._wake.set()
+        if wait:
+            self._await(new, is_active)
+
+    def _await(self, models: Sequence[_Model], is_active: Callable[[], bool]) -> None:
+        """Wait until each model has a version that is available, or that was given up."""
+
+        def is_settled(model: _Model) -> bool:
+            return bool(not model.configured or model.available() or _given_up(model))
+
+        with self._changed:
+            while not all(is_settled(model) for model in models):
+                if self._stopping.is_set() or not is_active():
+                    raise ServingError(Code.CANCELLED, "Waiting for the models to become available was ended")
+                # Nobody tells when the client goes away.
+                self._changed.wait(0.2)
+            failed = [(model, _given_up(model)) for model in models if model.configured and not model.available()]
+        if failed:
+            errors = "".join(
+                f"{{{{name: {model.name} version: {version.number}}} due to error: "
+                f"{version.error.code.name}: {version.error.message}}}, "
+                for model, version in failed
+            )
+            raise ServingError(Code.UNKNOWN, f"{len(failed)} model(s) did not become available: {{{errors}}}")
+
+    def _configure(self, config: Any) -> list[_Model]:
+        """Check a configuration and take it over as a whole; returns the models that are new."""
+        items = {item.name: item for item in config.model_config_list.config}
+        with self._lock:
+            served = {model.name for model in self._models.values() if model.configured}
+            configuration.check(config, served)
+            for item in items.values():
+                self._check_labels(item)
+            new = []
+            for model in self._models.values():
+                if model.name not in items:
+                    model.drop()
+            for name, item in items.items():
+                model = self._models.setdefault(name, _Model(name))
+                if not model.configured:
+                    new.append(model)
+                model.configure(item)
+        return new
+
+    def _check_labels(self, item: Any) -> None:
+        model = self._models.get(item.name)
+        for label, number in item.version_labels.items():
+            old = model.labels.get(label) if model is not None else None
+            if self._allow_labels and old in (None, number):
                 continue
-            model.unreadable = False
-            self._follow(model, found)
-        if self._garbage:
-            self._garbage = False
-            # A loaded SavedModel is large and full of reference cycles, so it does not go by itself soon.
-            gc.collect()
+            if model is None or number not in {version.number for version in model.available()}:
+                raise ServingError(
+                    Code.FAILED_PRECONDITION,
+                    f"Request to assign label to version {number} of model {item.name}, which is not currently "
+                    "available for inference",
+                )
 
     @contextlib.contextmanager
     def use(self, model: str, version: int | None = None, label: str | None = None) -> Iterator[Servable]:
@@ -217,9 +377,11 @@ class Servables:
     def _acquire(self, model: str, number: int | None, label: str | None) -> _Version:
         if not model:
             raise invalid_argument("ModelSpec has no name specified.")
-        if label is not None:
-            raise invalid_argument(f"Unrecognized servable version label: {label}")
         with self._lock:
+            if label is not None:
+                number = self._models[model].labels.get(label) if model in self._models else None
+                if number is None:
+                    raise invalid_argument(f"Unrecognized servable version label: {label}")
             available = self._models[model].available() if model in self._models else []
             if number is not None:
                 available = [version for version in available if version.number == number]
@@ -244,28 +406,55 @@ class Servables:
         version.engine = None
         version.state = State.END
         self._garbage = True
+        self._changed.notify_all()
         return True
 
     def _poll_forever(self) -> None:
-        while not self._stopping.wait(self._poll_wait):
+        while not self._stopping.is_set():
+            self._wake.wait(self._poll_wait or _TICK_SECONDS)
+            self._wake.clear()
             try:
                 self.poll()
             except Exception:
                 # A watcher that dies unnoticed would leave a server that never sees another version.
                 _log.exception("Looking for new versions failed; it will be tried again")
 
-    def _follow(self, model: _Model, found: Mapping[int, Path]) -> None:
-        aspired = max(found, default=None)
+    def _look(self, model: _Model) -> tuple[Mapping[int, Path], set[int]] | None:
+        """Return a model's version directories and which are to be served; None where that is not known now."""
+        with self._lock:
+            configured, base_path, found = model.configured, model.base_path, model.found
+        if not configured:
+            return {}, set()
+        if found is None or self._poll_wait:
+            try:
+                found = _versions_in(base_path)
+            except OSError as error:
+                model.complain(f"Cannot read the base path of model {model.name}, nothing changes: {error}")
+                return None
+        with self._lock:
+            if not model.configured or model.base_path != base_path:
+                return None
+            model.found = found
+            return found, model.aspired(found)
+
+    def _follow(self, model: _Model, found: Mapping[int, Path], aspired: set[int]) -> None:
         self._forget_failures(model, found)
-        if aspired is not None:
-            known = model.versions.get(aspired)
-            if known is None or (known.state in (State.LOADING, State.END) and self._is_due(known)):
-                self._load(model, aspired, found[aspired])
-            if model.versions[aspired].state is not State.AVAILABLE:
-                # Whatever is served now goes on until there is something better.
-                return
-        for version in model.available():
-            if version.number != aspired:
+        self._unload_superseded(model, aspired)
+        for number in sorted(aspired, reverse=True):
+            if self._stopping.is_set() or not self._is_due(model.versions.get(number)):
+                continue
+            error = self._load(model, number, found[number])
+            if error is not None:
+                _log_failure(model, number, error)
+            self._unload_superseded(model, aspired)
+
+    def _unload_superseded(self, model: _Model, aspired: set[int]) -> None:
+        available = model.available()
+        if aspired and not any(version.number in aspired for version in available):
+            # Whatever is served now goes on until there is something better.
+            return
+        for version in available:
+            if version.number not in aspired:
                 self._unload(model, version)
 
     def _forget_failures(self, model: _Model, found: Mapping[int, Path]) -> None:
@@ -278,13 +467,17 @@ class Servables:
                     if version.state is State.LOADING:
                         version.state = State.END
 
-    def _is_due(self, version: _Version) -> bool:
-        if version.state is State.END and version.error is not None and version.attempts > 0:
-            return False
-        return time.monotonic() >= version.next_attempt
+    def _is_due(self, version: _Version | None) -> bool:
+        """Return whether a version that is to be served, but is not yet, is to be loaded now."""
+        if version is None:
+            return True
+        if version.state is State.LOADING:
+            return time.monotonic() >= version.next_attempt
+        # A version in use is loaded again once it is out of use; one that was given up stays so.
+        return version.state is State.END and not (version.error is not None and version.attempts > 0)
 
-    def _load(self, model: _Model, number: int, path: Path, *, initial: bool = False) -> bool:
-        """Load a version; returns whether it is available now."""
+    def _load(self, model: _Model, number: int, path: Path) -> ServingError | None:
+        """Load a version; returns the error if it does not load."""
         with self._lock:
             version = model.versions.setdefault(number, _Version(number))
             version.state = State.LOADING
@@ -292,22 +485,25 @@ class Servables:
             version.attempts += 1
         try:
             engine = self._load_engine(path)
-        except ServingError as error:
-            if not initial:
-                # The first load's error goes to the caller instead.
-                _log.error("Loading version %d of model %s failed: %s", number, model.name, error.message)
-            with self._lock:
+        except Exception as caught:
+            error = caught
+            if not isinstance(error, ServingError):
+                _log.exception("Loading version %d of model %s failed in a way that it should not", number, model.name)
+                error = ServingError(Code.UNKNOWN, f"{type(caught).__name__}: {caught}")
+            with self._changed:
                 version.next_attempt = time.monotonic() + self._retry_interval
-                if initial or version.attempts > self._max_retries:
+                if version.attempts > self._max_retries:
                     version.state = State.END
                     version.error = error
-            return False
-        with self._lock:
+                self._changed.notify_all()
+            return error
+        with self._changed:
             version.engine = engine
             version.attempts = 0
             version.state = State.AVAILABLE
+            self._changed.notify_all()
         _log.info("Loaded version %d of model %s", number, model.name)
-        return True
+        return None
 
     def _unload(self, model: _Model, version: _Version) -> None:
         with self._lock:
@@ -315,6 +511,17 @@ class Servables:
             ended = self._end_if_idle(version)
         if ended:
             _log.info("Unloaded version %d of model %s", version.number, model.name)
+
+
+def _log_failure(model: _Model, number: int, error: ServingError) -> None:
+    _log.error("Loading version %d of model %s failed: %s", number, model.name, error.message)
+
+
+def _given_up(model: _Model) -> _Version | None:
+    failed = [
+        version for version in model.versions.values() if version.state is State.END and version.error is not None
+    ]
+    return max(failed, key=lambda version: version.number, default=None)
 
 
 def _versions_in(base_path: Path) -> dict[int, Path]:

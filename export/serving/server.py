@@ -5,24 +5,34 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
-import importlib
+import functools
+import logging
 import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_convnets.errors import UserError
+from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.export.serving import configuration
+from keras_convnets.export.serving.batching import AT_ONCE, MAX_QUEUED_REQUESTS, Batching, BatchingParameters, Turns
+from keras_convnets.export.serving.engine import Engine, SavedModelEngine
+from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.rest import MAX_REQUEST_BYTES, RestApp, RestServer
 from keras_convnets.export.serving.servables import Servables
+from keras_convnets.export.serving.status import ServingError
 
 if TYPE_CHECKING:
     import grpc
 
-# Requests worked on at once by each front end; TensorFlow spreads the work of each over the cores itself.
-WORKERS = max(16, 4 * (os.cpu_count() or 1))
+ENGINES = ("tensorflow", "onnxruntime")
 GRACE_SECONDS = 10.0
+# Threads beside those that run or wait for a turn, so that the state of a server that is full can still be asked for.
+SPARE_WORKERS = 8
+
+_log = logging.getLogger(__name__)
 
 
 class ModelServer:
@@ -30,11 +40,22 @@ class ModelServer:
 
     Args:
         models: each model's base path by name; the base path holds a directory for each version, named by its number.
+            Or a function that returns a `ModelServerConfig`; it is called again when the configuration is read again.
         port: the gRPC port; 0 takes a free one.
         rest_api_port: the REST port; 0 takes a free one.
         host: the address to listen on; only this machine reaches the default.
+        grpc_socket_path: a UNIX socket on which gRPC is answered too; "" for none.
+        engine: "tensorflow", or "onnxruntime" for the ONNX files of versions that were exported here.
+        batching: how requests are run together; None runs each by itself.
+        max_queued_requests: how many may wait for their turn before more are refused.
+        enable_model_warmup: answer a version's own warm-up requests before it is available.
+        allow_version_labels_for_unavailable_models: let a new label name a version that is not available.
+        config_poll_wait_seconds: seconds between two readings of the configuration; 0 reads it on `reread` only.
         file_system_poll_wait_seconds: seconds between two looks for new versions; 0 looks once only.
         rest_api_timeout_in_ms: after which a REST request is answered with 504.
+        rest_api_enable_cors_support: let pages of other origins read the answers.
+        prometheus_path: where REST shows metrics; None for nowhere.
+        enable_grpc_healthcheck_service: answer grpc.health.v1 too.
         max_request_bytes: the largest REST body; None for any size.
         max_num_load_retries: how often loading a version that appeared later is tried again.
         load_retry_interval_seconds: the time between two tries.
@@ -42,6 +63,9 @@ class ModelServer:
     Attributes:
         port: the gRPC port; the actual one once started.
         rest_api_port: the REST port; likewise.
+
+    Raises:
+        UserError: no model is given, the engine is unknown, or the extra packages are not installed.
 
     Example:
         >>> with ModelServer({"resnet20": "saved_models/resnet20"}) as server:
@@ -51,35 +75,68 @@ class ModelServer:
 
     def __init__(
         self,
-        models: Mapping[str, str | os.PathLike[str]],
+        models: Mapping[str, str | os.PathLike[str]] | Callable[[], Any],
         *,
         port: int = 8500,
         rest_api_port: int = 8501,
         host: str = "127.0.0.1",
+        grpc_socket_path: str = "",
+        engine: str = "tensorflow",
+        batching: BatchingParameters | None = None,
+        max_queued_requests: int = MAX_QUEUED_REQUESTS,
+        enable_model_warmup: bool = True,
+        allow_version_labels_for_unavailable_models: bool = False,
+        config_poll_wait_seconds: float = 0.0,
         file_system_poll_wait_seconds: float = 1.0,
         rest_api_timeout_in_ms: int = 30_000,
+        rest_api_enable_cors_support: bool = False,
+        prometheus_path: str | None = None,
+        enable_grpc_healthcheck_service: bool = False,
         max_request_bytes: int | None = MAX_REQUEST_BYTES,
         max_num_load_retries: int = 5,
         load_retry_interval_seconds: float = 60.0,
     ):
         if not models:
             raise UserError("no model to serve was given; give at least one name with its base path.")
-        self.models = dict(models)
-        self.port = port
-        self.rest_api_port = rest_api_port
-        self.host = host
-        self._timeout = rest_api_timeout_in_ms / 1000
-        self._max_request_bytes = max_request_bytes
+        if engine not in ENGINES:
+            raise unknown_name("engine", engine, ENGINES)
+        configuration.require_packages()
+        self.port, self.rest_api_port, self.host = port, rest_api_port, host
+        self._socket_path = grpc_socket_path
+        self._health = enable_grpc_healthcheck_service
+        self._scheduler, self._workers = _scheduler(batching, max_queued_requests)
+        self._read_config = models if callable(models) else functools.partial(configuration.of_base_paths, models)
+        self._config = self._read_config()
+        self._config_poll_wait = config_poll_wait_seconds
+        self._metrics = Metrics()
         self._servables = Servables(
-            self.models,
+            self._config,
             file_system_poll_wait_seconds=file_system_poll_wait_seconds,
             max_num_load_retries=max_num_load_retries,
             load_retry_interval_seconds=load_retry_interval_seconds,
+            allow_version_labels_for_unavailable_models=allow_version_labels_for_unavailable_models,
+            load=functools.partial(_load, engine, self._scheduler, enable_model_warmup),
+        )
+        self._executor = concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix="rest")
+        self._app = RestApp(
+            self._servables,
+            self._executor,
+            timeout_seconds=rest_api_timeout_in_ms / 1000,
+            max_request_bytes=max_request_bytes,
+            cors=rest_api_enable_cors_support,
+            metrics=self._metrics,
+            prometheus_path=prometheus_path,
         )
         self._rest: RestServer | None = None
         self._grpc: grpc.Server | None = None
-        self._executor: concurrent.futures.ThreadPoolExecutor | None = None
         self._stopped = threading.Event()
+        self._reread = threading.Event()
+        self._config_thread: threading.Thread | None = None
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the models; once started, of those configured now."""
+        return self._servables.names() or [item.name for item in self._config.model_config_list.config]
 
     def url(self, model: str) -> str:
         """Return a model's REST URL; with `:predict` behind it, images can be sent there."""
@@ -90,10 +147,9 @@ class ModelServer:
         """Load the models, then open the ports.
 
         Raises:
-            UserError: a port is in use, a base path does not exist or holds no version, a version does not load, or
-                the extra packages are not installed.
+            UserError: a port or the socket's path is in use, a base path does not exist or holds no version, or no
+                version of a model loads.
         """
-        _require_packages()
         if self.port == self.rest_api_port != 0:
             raise UserError(f"port {self.port} is given twice; give --port and --rest_api_port different numbers.")
         # Ports that are taken are found out before the models load, which takes a while; nothing listens yet.
@@ -107,33 +163,55 @@ class ModelServer:
             rest_socket.close()
             raise
         self._servables.start_polling()
+        self._config_thread = threading.Thread(target=self._follow_config, name="configuration", daemon=True)
+        self._config_thread.start()
 
     def _start_front_ends(self, rest_socket: socket.socket) -> None:
         from keras_convnets.export.serving import grpc_service
 
-        server = grpc_service.make_server(self._servables, WORKERS)
+        server = grpc_service.make_server(self._servables, self._workers, metrics=self._metrics, health=self._health)
         host = f"[{self.host}]" if ":" in self.host else self.host
         try:
             self.port = server.add_insecure_port(f"{host}:{self.port}")
         except RuntimeError as error:
             raise _port_error(self.host, self.port, "--port", error) from error
+        if self._socket_path:
+            _add_socket(server, self._socket_path)
         try:
             rest_socket.listen(2048)
         except OSError as error:
             server.stop(None)
             raise _port_error(self.host, self.rest_api_port, "--rest_api_port", error) from error
         self.rest_api_port = rest_socket.getsockname()[1]
-        self._executor = concurrent.futures.ThreadPoolExecutor(WORKERS, thread_name_prefix="rest")
-        app = RestApp(
-            self._servables,
-            self._executor,
-            timeout_seconds=self._timeout,
-            max_request_bytes=self._max_request_bytes,
-        )
         self._grpc = server
-        self._rest = RestServer(app, rest_socket)
+        self._rest = RestServer(self._app, rest_socket)
         self._grpc.start()
         self._rest.start()
+
+    def reread(self) -> None:
+        """Have the configuration read again and followed, soon; safe in a signal handler."""
+        self._reread.set()
+
+    def _follow_config(self) -> None:
+        complaint = ""
+        while True:
+            asked = self._reread.wait(self._config_poll_wait or None)
+            if self._stopped.is_set():
+                return
+            self._reread.clear()
+            try:
+                config = self._read_config()
+                if asked or config != self._config:
+                    self._servables.reload(config, wait=False)
+                    self._config = config
+                complaint = ""
+            except (UserError, ServingError) as error:
+                if asked or str(error) != complaint:
+                    _log.error("The configuration can't be used, nothing changes: %s", error)
+                complaint = str(error)
+            except Exception:
+                # A watcher that dies unnoticed would leave a server that follows nothing any more.
+                _log.exception("Reading the configuration failed; it will be tried again")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the server is asked to stop; returns False when the timeout, in seconds, came first."""
@@ -146,15 +224,17 @@ class ModelServer:
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Take no more requests, answer those under way within the grace period, and close the ports."""
         self._stopped.set()
+        self._reread.set()
         ended = self._grpc.stop(grace_seconds) if self._grpc is not None else None
         if self._rest is not None:
             self._rest.stop(grace_seconds)
         if ended is not None:
             ended.wait()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._config_thread is not None:
+            self._config_thread.join()
         self._servables.stop()
-        self._grpc = self._rest = self._executor = None
+        self._grpc = self._rest = None
 
     def __enter__(self) -> ModelServer:
         self.start()
@@ -169,7 +249,8 @@ def serve_forever(
 ) -> None:
     """Start a server and serve until SIGTERM or SIGINT, then answer what is under way and return.
 
-    A second signal ends the server without waiting. Call it from the main thread, which alone may handle signals.
+    SIGHUP has the configuration read again. A second signal ends the server without waiting. Call it from the main
+    thread, which alone may handle signals.
 
     Args:
         server: a server that is not started yet.
@@ -183,6 +264,9 @@ def serve_forever(
     signals: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            server.reread()
+            return
         signals.append(number)
         server.request_stop()
         if len(signals) > 1:
@@ -202,7 +286,7 @@ def serve_forever(
 
 @contextlib.contextmanager
 def _handlers(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
@@ -210,12 +294,43 @@ def _handlers(handle: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _require_packages() -> None:
+def _scheduler(batching: BatchingParameters | None, waiting: int) -> tuple[Turns | Batching, int]:
+    """Return what gives requests their turns, and how many threads each front end needs so that all can wait."""
+    if batching is None:
+        return Turns(AT_ONCE, waiting), AT_ONCE + waiting + SPARE_WORKERS
+    # A thread for each request of two batches, and for those that wait.
+    return Batching(batching), min(2 * batching.max_batch_size, 1000) + waiting + SPARE_WORKERS
+
+
+def _load(kind: str, scheduler: Turns | Batching, warm: bool, folder: Path) -> Engine:
+    if kind == "onnxruntime":
+        from keras_convnets.export.serving.onnx_engine import OnnxEngine
+
+        engine: Engine = OnnxEngine(folder, scheduler)
+    else:
+        engine = SavedModelEngine(folder, scheduler)
+    if warm:
+        from keras_convnets.export.serving.warming import warm_up
+
+        warm_up(engine, folder)
+    return engine
+
+
+def _add_socket(server: grpc.Server, path: str) -> None:
     try:
-        for package in ("grpc", "uvicorn", "tensorflow_serving.apis"):
-            importlib.import_module(package)
-    except ImportError as error:
-        raise UserError("serving needs the extra packages: pip install 'keras-convnets[serving]'.") from error
+        # What a server that was killed left behind is no server; one that listens keeps its socket.
+        if Path(path).is_socket() and not _listens(path):
+            os.unlink(path)
+        server.add_insecure_port(f"unix:{path}")
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"cannot listen on the socket {path!r}; give --grpc_socket_path a free path in a folder that exists."
+        ) from error
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def _bind(host: str, port: int, flag: str) -> socket.socket:

@@ -26,6 +26,11 @@ class Code(enum.IntEnum):
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
+    @property
+    def http_status(self) -> int:
+        """The HTTP status that TensorFlow Serving gives this code."""
+        return _HTTP_STATUS[self]
+
 
 _HTTP_STATUS = {
     Code.OK: 200,
@@ -70,14 +75,15 @@ class ServingError(Exception):
     @property
     def http_status(self) -> int:
         """The HTTP status that TensorFlow Serving gives this code."""
-        return _HTTP_STATUS[self.code]
+        return self.code.http_status
 
     @property
     def grpc_details(self) -> str:
-        """The message as gRPC details: cut after 1024 characters, which the REST body never is."""
-        if len(self.message) <= _GRPC_DETAILS_LIMIT:
-            return self.message
-        return self.message[:_GRPC_DETAILS_LIMIT] + "...TRUNCATED"
+        """The message as gRPC details: cut after 1024 bytes, which the REST body never is."""
+        data = self.message.encode("utf-8", "replace")
+        if len(data) <= _GRPC_DETAILS_LIMIT:
+            return data.decode("utf-8")
+        return data[:_GRPC_DETAILS_LIMIT].decode("utf-8", "ignore") + "...TRUNCATED"
 
 
 def invalid_argument(message: str) -> ServingError:

@@ -15,7 +15,8 @@ from tensorflow.core.framework import tensor_pb2
 from keras_convnets.export.serving.dtypes import NAMES, NUMBERS, TensorInfo, dtype_name
 from keras_convnets.export.serving.status import invalid_argument
 
-_MAX_ELEMENTS = 2**31 - 1
+# Values may be repeated, so that a few bytes could ask for all memory: the most elements that need not be sent.
+_MAX_FILLED = 2**26
 # Fields whose wire form is the array's own memory: the field's number by type.
 _RAW_FIELDS = {"float": 5, "double": 6, "complex64": 9, "complex128": 12}
 _LISTS = {
@@ -72,8 +73,8 @@ def to_array(proto: tensor_pb2.TensorProto, info: TensorInfo, position: int) -> 
         ServingError: INVALID_ARGUMENT for a tensor that cannot be read or is of another type.
     """
     sizes = [dim.size for dim in proto.tensor_shape.dim]
-    # Values may be repeated, so that a few bytes could ask for all memory; a full tensor cannot be larger than this.
-    if proto.dtype not in NAMES or min(sizes, default=0) < 0 or math.prod(sizes) > _MAX_ELEMENTS:
+    most = max(_MAX_FILLED, proto.ByteSize())
+    if proto.dtype not in NAMES or min(sizes, default=0) < 0 or math.prod(sizes) > most:
         raise invalid_argument(f"tensor parsing error: {info.alias}")
     if NAMES[proto.dtype] != info.dtype:
         raise invalid_argument(

@@ -20,7 +20,15 @@ MAX_VERSION = 2**63 - 1
 
 
 class VersionOverflow(Exception):
-    """A version number in the URL that does not fit 64 bits."""
+    """A version number in the URL that does not fit 64 bits.
+
+    Args:
+        model: the model's name, percent-decoded.
+    """
+
+    def __init__(self, model: str):
+        super().__init__(model)
+        self.model = model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +36,8 @@ class Route:
     """What a request asks for.
 
     Attributes:
-        action: "classify", "regress", "predict", "status" or "metadata".
+        action: "classify", "regress", "predict", "status" or "metadata"; "" for a verb that is not in lower case, which
+            is malformed but counts for the model.
         model: the model's name, percent-decoded; "" when the URL names none.
         version: the version number asked for, or None.
         label: the version label asked for, percent-decoded, or None.
@@ -46,7 +55,7 @@ def is_handled(target: str) -> bool:
 
 
 def parse(method: str, target: str) -> Route | None:
-    """Return what a request line asks for, or None when it is malformed.
+    """Return what a request line asks for, or None when it matches nothing.
 
     The pattern ignores case but the verb and "metadata" count in lower case only: `:PREDICT` is malformed and
     `/METADATA` asks for the status.
@@ -64,24 +73,18 @@ def parse(method: str, target: str) -> Route | None:
     """
     if method == "POST" and (match := _POST.fullmatch(target)):
         model, version, label, verb = match.groups()
-        action = verb if verb in _VERBS else None
+        action = verb if verb in _VERBS else ""
     elif method == "GET" and (match := _GET.fullmatch(target)):
         model, version, label, subresource = match.groups()
         action = "metadata" if subresource == "metadata" else "status"
     else:
         return None
-    number = _version(version) if version else None
-    if action is None:
-        return None
-    return Route(action, _decoded(model or ""), number, _decoded(label) if label else None)
-
-
-def _version(digits: str) -> int:
-    # Python refuses to convert thousands of digits, so the length is looked at first.
-    number = int(digits.lstrip("0")[:20] or "0")
-    if number > MAX_VERSION:
-        raise VersionOverflow(digits)
-    return number
+    name = _decoded(model or "")
+    # Python refuses to convert thousands of digits; twenty are enough to see that there are too many.
+    number = int(version.lstrip("0")[:20] or "0") if version else None
+    if number is not None and number > MAX_VERSION:
+        raise VersionOverflow(name)
+    return Route(action, name, number, _decoded(label) if label else None)
 
 
 def _decoded(text: str) -> str:

@@ -1,0 +1,101 @@
+"""uvicorn's HTTP protocol, mended: limits for headers that do not come or do not end, and no upgrades.
+
+A client that offers HTTP/2 (`curl --http2`, Java's HttpClient) sends "Upgrade: h2c" with its request, which an HTTP/1.1
+server ignores. uvicorn's parser takes it for the end of HTTP instead, and the body would be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADER_SECONDS = 30.0
+MAX_HEADER_BYTES = 2**20
+
+_END = re.compile(rb"\r?\n\r?\n")
+_UPGRADE = re.compile(rb"\nUpgrade:", re.IGNORECASE)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Holds the headers of a request back until they are whole, and closes the connection when they never are.
+
+    uvicorn itself limits only the time between two requests.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+    # Whether the next byte begins a request; inside headers the parser may be only for requests sent without waiting.
+    _between = True
+    _inside = False
+    _inside_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Await the first request."""
+        super().connection_made(transport)
+        # An answer's head and body are two writes, and the second would wait for the client to acknowledge the first;
+        # asyncio sees to it only where the listening socket was made for TCP by name.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._head = bytearray()
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Await nothing more."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Give the parser whole headers, and everything that follows them as it comes."""
+        if self._between:
+            self._start_timer()
+            searched = max(len(self._head) - 3, 0)
+            self._head += data
+            end = _END.search(self._head, searched)
+            if end is None:
+                self._check_size(len(self._head))
+                return
+            received, self._head = bytes(self._head), bytearray()
+            data = _UPGRADE.sub(b"\nX-Upgrade:", received[: end.start()]) + received[end.start() :]
+        super().data_received(data)
+        if self._inside:
+            self._inside_bytes += len(data)
+            self._check_size(self._inside_bytes)
+
+    def on_message_begin(self) -> None:
+        """Begin to await the end of the headers."""
+        super().on_message_begin()
+        self._between, self._inside, self._inside_bytes = False, True, 0
+        self._start_timer()
+
+    def on_headers_complete(self) -> None:
+        """Leave the rest of the request to the application."""
+        self._inside, self._inside_bytes = False, 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Be ready for the next request."""
+        super().on_message_complete()
+        self._between = True
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.send_400_response("The request's headers are too long.")
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            # The request before is still being answered.
+            self._start_timer()

@@ -1,0 +1,110 @@
+"""The engine that runs an exported version's ONNX file with ONNX Runtime.
+
+Images are decoded and viewed by the same TensorFlow operations as inside the SavedModel, so that the answers agree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from keras_convnets.card import ModelCard
+from keras_convnets.errors import UserError
+from keras_convnets.export.repository import EXTRA, ONNX
+from keras_convnets.export.serving.batching import Batching, Turns
+from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
+from keras_convnets.export.serving.status import Code, ServingError
+
+SIGNATURES = ("serving_default", "predict_images", "top_k", "classify")
+DECODED_AT_ONCE = 16
+
+
+class OnnxEngine(Engine):
+    """An exported version's `model.onnx`, under the signatures of its SavedModel.
+
+    `features` is not among them: the ONNX file gives probabilities only.
+
+    Args:
+        path: the version's directory.
+        scheduler: gives requests their turns.
+
+    Raises:
+        ServingError: the directory holds no version that was exported with an ONNX file, or it does not load.
+
+    Example:
+        >>> engine = OnnxEngine("saved_models/digits/1")
+        >>> engine.run("serving_default", {"image_bytes": np.array([png], object)})["probabilities"].shape
+        (1, 10)
+    """
+
+    def __init__(self, path: str | os.PathLike[str], scheduler: Turns | Batching | None = None):
+        import onnxruntime
+
+        path = Path(path)
+        if not (path / ONNX).is_file():
+            raise ServingError(
+                Code.NOT_FOUND,
+                f"{path} has no {ONNX}; export it with --formats onnx, or serve it with --engine tensorflow",
+            )
+        try:
+            card = ModelCard.read(path / EXTRA)
+            known = read_signature_defs(str(path))
+            self._session = onnxruntime.InferenceSession(str(path / ONNX), providers=["CPUExecutionProvider"])
+        except UserError as error:
+            raise ServingError(Code.FAILED_PRECONDITION, str(error)) from error
+        except Exception as error:
+            raise load_error(error, str(path)) from error
+        super().__init__({name: proto for name, proto in known.items() if name in SIGNATURES}, scheduler)
+        self._channels_first = self._session.get_inputs()[0].shape[1] == 3
+        self._names = np.array([name.encode() for name in card.class_names], object)
+        self._views = _make_views(card)
+
+    def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        (given,) = inputs.values()
+        images = given if name == "predict_images" else self._viewed(name, given)
+        pixels = np.asarray(images, np.float32)
+        if self._channels_first:
+            pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        try:
+            (probabilities,) = self._session.run(["probabilities"], {"images": pixels})
+        except Exception as error:  # onnxruntime's errors share no public base class
+            raise ServingError(Code.INTERNAL, str(error)) from error
+        if name in ("serving_default", "predict_images"):
+            return {"probabilities": probabilities}
+        (k,) = (info.shape[-1] for info in self.signatures[name].outputs.values() if info.dtype == "float")
+        # Of equal scores the lower class comes first, as it does in TensorFlow.
+        indices = np.argsort(-probabilities, axis=1, kind="stable")[:, : k or 5]
+        return {"classes": self._names[indices], "scores": np.take_along_axis(probabilities, indices, axis=1)}
+
+    def _viewed(self, name: str, given: np.ndarray) -> np.ndarray:
+        import tensorflow as tf
+
+        try:
+            encoded = tf.constant(given, tf.string)
+            if name == "classify":
+                feature = tf.io.FixedLenFeature([], tf.string)
+                encoded = tf.io.parse_example(encoded, {"image/encoded": feature})["image/encoded"]
+            return self._views(encoded).numpy()
+        except (tf.errors.OpError, TypeError, ValueError) as error:
+            raise run_error(error) from error
+
+
+def _make_views(card: ModelCard):
+    """Return a function from encoded images to the network's input, uint8 [batch, H, W, 3]."""
+    import tensorflow as tf
+
+    from keras_convnets._tf_ops import center_view, decode_image
+
+    viewed = tf.TensorSpec([*card.view["crop"], 3], tf.uint8)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def views(encoded):
+        def view(data):
+            return center_view(decode_image(data), card.view["resize"], card.view["crop"])
+
+        return tf.map_fn(view, encoded, fn_output_signature=viewed, parallel_iterations=DECODED_AT_ONCE)
+
+    return views

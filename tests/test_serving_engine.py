@@ -1,0 +1,385 @@
+"""Turns, batches and engines: who runs when, what runs together, and that each gets its own answer."""
+
+import collections
+import concurrent.futures
+import contextlib
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+from keras_convnets.errors import UserError
+from keras_convnets.export.serving.batching import Batching, BatchingParameters, Turns, deadline
+from keras_convnets.export.serving.status import Code, ServingError
+
+tf = pytest.importorskip("tensorflow")
+
+
+class Model:
+    """Doubles what it gets, notes the rows of each run, and fails where a row is negative."""
+
+    def __init__(self, seconds=0.0, in_rows=True):
+        self.runs = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._lock = threading.Lock()
+        self._seconds = seconds
+        self._in_rows = in_rows
+        self.held = threading.Event()
+        self.held.set()
+
+    def __call__(self, inputs):
+        x = inputs["x"]
+        with self._lock:
+            self.runs.append(len(x))
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        assert self.held.wait(20)
+        time.sleep(self._seconds)
+        with self._lock:
+            self._at_once -= 1
+        if (x < 0).any():
+            raise ServingError(Code.INVALID_ARGUMENT, f"{x.min()} is negative")
+        return {"y": x * 2} if self._in_rows else {"y": x * 2, "sum": np.float32(x.sum())}
+
+
+def rows(*values):
+    return {"x": np.array(values, np.float32)}
+
+
+@contextlib.contextmanager
+def at_once(count):
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        yield pool
+
+
+def wait_for(holds, seconds=20):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def error_of(future):
+    with pytest.raises(ServingError) as caught:
+        future.result(timeout=20)
+    return caught.value.code
+
+
+def test_at_most_so_many_run_and_so_many_wait():
+    model = Model()
+    model.held.clear()
+    turns = Turns(at_once=2, waiting=3)
+    run = turns.queue(model)
+    with at_once(8) as pool:
+        accepted = [pool.submit(run, rows(n)) for n in range(5)]
+        wait_for(lambda: turns._waiting == 3)
+        refused = pool.submit(run, rows(9))
+        assert error_of(refused) is Code.RESOURCE_EXHAUSTED
+        model.held.set()
+        assert [future.result(20)["y"].tolist() for future in accepted] == [[2.0 * n] for n in range(5)]
+    assert model.most_at_once == 2 and len(model.runs) == 5
+    assert run(rows(1))["y"].tolist() == [2.0], "a full queue empties again"
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_nobody_waits_for_any_more_is_not_run(batched):
+    model = Model()
+    model.held.clear()
+    parameters = BatchingParameters(max_batch_size=4, num_batch_threads=1)
+    run = (Batching(parameters) if batched else Turns(1, 8)).queue(model)
+
+    def late():
+        with deadline(time.monotonic() + 0.05):
+            return run(rows(7))
+
+    with at_once(4) as pool:
+        first = pool.submit(run, rows(1))
+        wait_for(lambda: model.runs)
+        second, third = pool.submit(late), pool.submit(run, rows(2))
+        time.sleep(0.15)
+        model.held.set()
+        assert error_of(second) is Code.DEADLINE_EXCEEDED
+        assert (first.result(20)["y"].tolist(), third.result(20)["y"].tolist()) == ([2.0], [4.0])
+    assert sum(model.runs) == 2
+    with deadline(time.monotonic() - 1), pytest.raises(ServingError, match="deadline"):
+        run(rows(1))
+
+
+def test_requests_of_the_same_time_run_together():
+    model = Model(seconds=0.01)
+    run = Batching(BatchingParameters(max_batch_size=16, num_batch_threads=1, max_enqueued_batches=20)).queue(model)
+    with at_once(32) as pool:
+        answers = list(pool.map(lambda n: run(rows(n))["y"].tolist(), range(200)))
+    assert answers == [[2.0 * n] for n in range(200)], "each gets its own answer"
+    assert sum(model.runs) == 200 and max(model.runs) <= 16
+    assert len(model.runs) < 60
+    assert model.most_at_once == 1
+
+
+def test_a_batch_waits_for_more_but_not_longer_than_it_may():
+    model = Model()
+    run = Batching(BatchingParameters(max_batch_size=3, batch_timeout_micros=20_000_000)).queue(model)
+    with at_once(3) as pool:
+        assert [future["y"].tolist() for future in pool.map(run, [rows(1), rows(2), rows(3)])] == [[2], [4], [6]]
+    assert model.runs == [3], "a full batch does not wait"
+    began = time.monotonic()
+    quick = Batching(BatchingParameters(max_batch_size=3, batch_timeout_micros=100_000)).queue(model)
+    quick(rows(1))
+    assert 0.09 < time.monotonic() - began < 10
+    assert model.runs == [3, 1]
+
+
+def test_one_bad_row_spoils_no_other_answer():
+    model = Model()
+    # No batch may wait here, and the single requests that come of a batch still may.
+    numbers = {"max_batch_size": 8, "batch_timeout_micros": 20_000_000, "max_enqueued_batches": 0}
+    run = Batching(BatchingParameters(**numbers, num_batch_threads=1)).queue(model)
+    with at_once(8) as pool:
+        futures = [pool.submit(run, rows(-1 if n == 5 else n)) for n in range(8)]
+        for n, future in enumerate(futures):
+            if n == 5:
+                assert error_of(future) is Code.INVALID_ARGUMENT
+            else:
+                assert future.result(20)["y"].tolist() == [2.0 * n]
+    assert model.runs[0] == 8 and model.runs[1:] == [1] * 8
+
+
+def test_a_full_queue_of_batches_refuses():
+    model = Model()
+    model.held.clear()
+    batching = Batching(BatchingParameters(max_batch_size=2, num_batch_threads=1, max_enqueued_batches=1))
+    run = batching.queue(model)
+    with at_once(8) as pool:
+        running = pool.submit(run, rows(1))
+        wait_for(lambda: model.runs)
+        waiting = [pool.submit(run, rows(n)) for n in (2, 3)]
+        wait_for(lambda: batching.turns._waiting == 1 and not run.__self__._open)
+        assert error_of(pool.submit(run, rows(4))) is Code.RESOURCE_EXHAUSTED
+        model.held.set()
+        assert [future.result(20)["y"].tolist() for future in (running, *waiting)] == [[2.0], [4.0], [6.0]]
+    assert model.runs == [1, 2]
+
+
+def test_allowed_sizes_are_filled_up():
+    model = Model()
+    run = Batching(BatchingParameters(max_batch_size=8, allowed_batch_sizes=(4, 8))).queue(model)
+    assert run(rows(1, 2, 3))["y"].tolist() == [2.0, 4.0, 6.0]
+    assert run(rows(*range(5)))["y"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert run(rows(*range(11)))["y"].shape == (11,), "what is larger than a batch runs by itself"
+    assert model.runs == [4, 8, 11]
+
+
+def test_what_is_not_in_rows_runs_by_itself():
+    model = Model(in_rows=False)
+    run = Batching(BatchingParameters(max_batch_size=2, batch_timeout_micros=20_000_000)).queue(model)
+    with at_once(2) as pool:
+        assert sorted(float(answer["sum"]) for answer in pool.map(run, [rows(1), rows(2)])) == [1.0, 2.0]
+    assert model.runs == [2, 1, 1]
+    assert float(run(rows(5))["sum"]) == 5.0
+    assert model.runs == [2, 1, 1, 1]
+
+
+def test_other_shapes_are_not_stacked():
+    model = Model()
+    run = Batching(BatchingParameters(max_batch_size=2, batch_timeout_micros=300_000)).queue(model)
+    with at_once(2) as pool:
+        wide = pool.submit(run, {"x": np.ones([1, 3], np.float32)})
+        assert run({"x": np.ones([1, 2], np.float32)})["y"].shape == (1, 2)
+        assert wide.result(20)["y"].shape == (1, 3)
+    assert model.runs == [1, 1]
+
+
+def test_an_error_that_nobody_foresaw_reaches_every_request():
+    def broken(inputs):
+        raise RuntimeError("no reason")
+
+    run = Batching(BatchingParameters(max_batch_size=2, batch_timeout_micros=20_000_000)).queue(broken)
+    with at_once(2) as pool:
+        futures = [pool.submit(run, rows(n)) for n in range(2)]
+        assert [error_of(future) for future in futures] == [Code.INTERNAL] * 2
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"max_batch_size": 0},
+        {"batch_timeout_micros": -1},
+        {"max_enqueued_batches": -1},
+        {"num_batch_threads": 0},
+        {"max_batch_size": 8, "allowed_batch_sizes": (2, 4)},
+        {"max_batch_size": 8, "allowed_batch_sizes": (4, 2, 8)},
+    ],
+)
+def test_parameters_that_cannot_be_used(numbers):
+    with pytest.raises(UserError, match="must"):
+        BatchingParameters(**numbers)
+
+
+class Images(tf.Module):
+    """The mean of each channel, of images of any size."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+    def serve(self, image_bytes):
+        def mean(data):
+            return tf.reduce_mean(tf.cast(tf.io.decode_png(data, channels=3), tf.float32), [0, 1])
+
+        return {"means": tf.map_fn(mean, image_bytes, fn_output_signature=tf.TensorSpec([3], tf.float32))}
+
+
+def png(colour):
+    return tf.io.encode_png(np.full((4, 4, 3), colour, np.uint8)).numpy()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "1"
+    module = Images()
+    tf.saved_model.save(module, str(path), {"serving_default": module.serve})
+    return path
+
+
+def test_a_saved_model_in_batches_with_a_bad_image(saved):
+    from keras_convnets.export.serving.engine import SavedModelEngine
+
+    class Counted(SavedModelEngine):
+        runs = collections.Counter()
+
+        def _call(self, name, inputs):
+            self.runs[len(inputs["image_bytes"])] += 1
+            return super()._call(name, inputs)
+
+    engine = Counted(saved, Batching(BatchingParameters(max_batch_size=8, num_batch_threads=1)))
+
+    def one(n):
+        data = b"no image" if n == 20 else png(n)
+        try:
+            return engine.run("serving_default", {"image_bytes": np.array([data], object)})["means"].tolist()
+        except ServingError as error:
+            return error.code
+
+    with at_once(16) as pool:
+        answers = list(pool.map(one, range(64)))
+    assert answers == [Code.INVALID_ARGUMENT if n == 20 else [[n, n, n]] for n in range(64)]
+    assert sum(engine.runs.values()) < 48 and max(engine.runs) <= 8, engine.runs
+
+
+def test_a_full_queue_is_429_over_rest_and_the_state_is_still_told(saved):
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("tensorflow_serving.apis")
+    from keras_convnets.export.serving import ModelServer
+
+    with ModelServer({"m": saved.parent}, port=0, rest_api_port=0, max_queued_requests=2) as server:
+        url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/m"
+        body = json.dumps({"instances": ["x"]}).encode()
+
+        def ask():
+            try:
+                with urllib.request.urlopen(f"{url}:predict", body, timeout=30) as response:
+                    return response.status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        turns = server._scheduler
+        with contextlib.ExitStack() as stack, at_once(12) as pool:
+            for _ in range(turns._at_once):
+                stack.enter_context(turns.turn())
+            waiting = [pool.submit(ask) for _ in range(2)]
+            wait_for(lambda: turns._waiting == 2)
+            assert [future.result(20) for future in [pool.submit(ask) for _ in range(9)]] == [429] * 9
+            with urllib.request.urlopen(url, timeout=30) as response:
+                assert "AVAILABLE" in response.read().decode()
+            stack.close()
+            assert [future.result(20) for future in waiting] == [400] * 2, "a text is no image"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """What an export of a small network holds, with ONNX files of channels last and first."""
+    import keras
+
+    from keras_convnets.card import ModelCard, center_view
+    from keras_convnets.export.onnx_model import write_onnx
+    from keras_convnets.export.saved_model import write_saved_model
+    from keras_convnets.preprocessing import Preprocessing
+
+    keras.utils.set_random_seed(0)
+    images = keras.Input([32, 32, 3], name="images")
+    x = keras.layers.Rescaling(1 / 255)(images)
+    x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(x)
+    x = keras.layers.Dense(10, activation="softmax")(keras.layers.Flatten()(x))
+    network = keras.Model(images, {"probabilities": x})
+    card = ModelCard(
+        architecture="small",
+        arguments={"classes": 10, "input_shape": [32, 32, 3]},
+        class_names=tuple(f"class {n}" for n in range(10)),
+        preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0)),
+        view=center_view(32, 32),
+    )
+    folders = []
+    for layout in ("nhwc", "nchw"):
+        folder = tmp_path_factory.mktemp(layout)
+        write_saved_model(network, card, folder)
+        write_onnx(network, card, folder / "model.onnx", layout)
+        (folder / "assets.extra").mkdir()
+        card.write(folder / "assets.extra")
+        folders.append(folder)
+    return folders
+
+
+def photographs():
+    rng = np.random.default_rng(0)
+    return [tf.io.encode_jpeg(rng.integers(0, 256, size, np.uint8)).numpy() for size in ((40, 60, 3), (32, 32, 3))]
+
+
+def example(data):
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
+    features = tf.train.Features(feature={"image/encoded": feature})
+    return tf.train.Example(features=features).SerializeToString()
+
+
+def test_both_engines_agree(exported):
+    from keras_convnets.export.serving.engine import SavedModelEngine
+    from keras_convnets.export.serving.onnx_engine import SIGNATURES, OnnxEngine
+
+    encoded = np.array(photographs(), object)
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    inputs = {
+        "serving_default": {"image_bytes": encoded},
+        "top_k": {"image_bytes": encoded},
+        "predict_images": {"images": pixels},
+        "classify": {"inputs": np.array([example(data) for data in encoded], object)},
+    }
+    theirs = SavedModelEngine(exported[0])
+    for path in exported:
+        ours = OnnxEngine(path)
+        assert set(ours.signatures) == set(SIGNATURES) == set(inputs)
+        for name, arrays in inputs.items():
+            expected, found = theirs.run(name, arrays), ours.run(name, arrays)
+            assert list(found) == list(expected)
+            for alias, array in found.items():
+                assert array.dtype == expected[alias].dtype
+                if array.dtype == object:
+                    assert array.tolist() == expected[alias].tolist()
+                else:
+                    np.testing.assert_allclose(array, expected[alias], rtol=0, atol=1e-5)
+        with pytest.raises(ServingError) as caught:
+            ours.run("serving_default", {"image_bytes": np.array([b"no image"], object)})
+        assert caught.value.code is Code.INVALID_ARGUMENT and "Unknown image file format" in caught.value.message
+    batched = OnnxEngine(exported[0], Batching(BatchingParameters(max_batch_size=4)))
+    found = batched.run("serving_default", {"image_bytes": encoded})["probabilities"]
+    np.testing.assert_allclose(
+        found, theirs.run("serving_default", {"image_bytes": encoded})["probabilities"], atol=1e-5
+    )
+
+
+def test_a_saved_model_without_an_onnx_file_does_not_load(saved):
+    from keras_convnets.export.serving.onnx_engine import OnnxEngine
+
+    with pytest.raises(ServingError, match=r"has no model\.onnx; export it with --formats onnx") as caught:
+        OnnxEngine(saved)
+    assert caught.value.code is Code.NOT_FOUND
