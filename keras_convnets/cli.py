@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         args = _parse(argv)
-        args.command(args)
+        return args.command(args) or 0
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does; python's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,7 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _complain(error)
-    return 0
 
 
 def _complain(error: BaseException) -> int:
@@ -223,16 +222,22 @@ def _info_flags(parser: Parser) -> None:
 def _train(args: argparse.Namespace) -> None:
     """Train a network by a paper's recipe; the same command again goes on where it stopped."""
     overrides = dict(_assignment(text) for text in args.set)
-    get_architecture(args.model)
+    get_architecture(args.model.partition(":")[0])
     _load_tensorflow()
     from keras_convnets import training
 
+    if args.dry_run or args.synthetic or args.input_only:
+        _rehearse(args, overrides)
+        return
+    if args.run is None:
+        raise UserError("train got no --run; name the run directory to write or to go on with.")
     finished_before = training.Run(args.run).finished
     run = training.fit(
         args.model,
         args.dataset,
         run=args.run,
         recipe=args.recipe,
+        weights=args.weights,
         overrides=overrides,
         data_dir=args.data_dir,
         console=_console(),
@@ -243,12 +248,30 @@ def _train(args: argparse.Namespace) -> None:
         print(f"run {run.path} is finished; next: {PROGRAM} evaluate {run.path}, or {PROGRAM} export {run.path}")
 
 
+def _rehearse(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+    """Print what a training would be and take; nothing is written."""
+    from keras_convnets.training.plan import make_plan
+    from keras_convnets.training.rehearsal import describe, rehearse
+
+    plan = make_plan(args.model, args.dataset, args.recipe, overrides, args.data_dir, args.weights)
+    # Asked for one alone, the other is not measured.
+    found = rehearse(plan, with_input=not args.synthetic, with_compute=not args.input_only)
+    rows = describe(plan, found)
+    for name, text in rows:
+        print(f"{name:<{max(len(name) for name, _ in rows)}}  {text}")
+
+
 def _train_flags(parser: Parser) -> None:
-    parser.add_argument("--model", required=True, metavar="MODEL", help="a name that models lists")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="a name that models lists, or MODEL:WEIGHTS")
     _data_flags(parser, required=True)
-    parser.add_argument("--run", required=True, metavar="DIR", help="the run directory to write or to go on with")
-    parser.add_argument("--recipe", default="resnet_cifar", help="default: %(default)s")
+    parser.add_argument("--run", metavar="DIR", help="the run directory to write or to go on with")
+    parser.add_argument("--weights", metavar="WEIGHTS", help="what to start from: a name that info lists, or a file")
+    parser.add_argument("--recipe", help="default: finetune with weights, else that of the network's paper")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field of the recipe")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dry_run", action="store_true", help="print what it would be and take; write nothing")
+    only.add_argument("--synthetic", action="store_true", help="the same with random images: measures compute alone")
+    only.add_argument("--input_only", action="store_true", help="the same without the network: measures input alone")
 
 
 def _data_flags(parser: Parser, required: bool = False) -> None:
@@ -305,7 +328,9 @@ def _evaluate_one(source: str, args: argparse.Namespace):
     with _opened(source) as (classifier, run):
         data = _data_of(source, run, args)
         if run is not None:
-            data = data.with_holdout(run.config()["recipe"]["holdout"])
+            # In the order of the training: what is left out first changes who is held out.
+            recipe = run.config()["recipe"]
+            data = data.without_broken(recipe.get("broken_images", 1.0))[0].with_holdout(recipe["holdout"])
         resize = classifier.card.view["resize"] if classifier.card is not None else None
         data = data.at_size(*_input_size(source, classifier, data), resize=resize)
         _check_classes(source, classifier, data)
@@ -539,6 +564,7 @@ def _repo_flags(parser: Parser) -> None:
         purpose = action.__doc__.split("\n")[0]
         sub = actions.add_parser(name, help=purpose[0].lower() + purpose[1:].rstrip("."), description=purpose)
         sub.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         add_flags(sub)
         sub.set_defaults(action=action)
 
@@ -602,6 +628,127 @@ REPO_ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[Pa
     "list": (_repo_list, _repo_list_flags),
     "prune": (_repo_prune, _repo_prune_flags),
     "rollback": (_repo_rollback, _repo_rollback_flags),
+}
+
+
+def _data(args: argparse.Namespace) -> int | None:
+    """Check a data set, describe it, or make its photographs small once for all."""
+    return args.action(args)
+
+
+def _data_actions(parser: Parser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
+    for name, (action, add_flags) in DATA_ACTIONS.items():
+        purpose = action.__doc__.split("\n")[0]
+        sub = actions.add_parser(name, help=purpose[0].lower() + purpose[1:].rstrip("."), description=purpose)
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        add_flags(sub)
+        sub.set_defaults(action=action)
+
+
+@contextlib.contextmanager
+def _counted(doing: str, hidden: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Give a function (done, in all) that shows progress, with images/s and time left, on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    speed = TextColumn("{task.fields[speed]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, transient=True, disable=hidden or not sys.stdout.isatty()) as progress:
+        task = progress.add_task(doing, total=None, speed="")
+
+        def show(done: int, total: int) -> None:
+            rate = progress.tasks[0].speed
+            progress.update(task, completed=done, total=total, speed=f"{rate:,.0f} images/s" if rate else "")
+
+        yield show
+
+
+def _data_verify(args: argparse.Namespace) -> int:
+    """Find the images that training would skip or see otherwise; exit status 1 if some would be skipped."""
+    _existing_folder(args.folder)
+    _load_tensorflow()
+    from keras_convnets.training.data.verification import verify_folder
+
+    with _counted(f"verifying {args.folder}", args.json) as show:
+        found = verify_folder(args.folder, show)
+    listed = None if args.quarantine is None else found.write_quarantine(args.quarantine)
+    if args.json:
+        _print_json(found.to_dict())
+        return FAILURE if found.skipped else 0
+    width = max((len(finding.path) for finding in found.findings), default=0)
+    for item in found.findings:
+        print(f"{item.path:<{width}}  {item.kind:<12} {item.fate:<8} {item.detail}")
+    print(f"{found.files} files, {len(found.skipped)} of them skipped in training")
+    if listed is not None:
+        print(f"wrote {listed}")
+    return FAILURE if found.skipped else 0
+
+
+def _data_verify_flags(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, as train takes it")
+    parser.add_argument(
+        "--quarantine",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write the list of those that are skipped; without FILE to FOLDER/quarantine.txt, which training respects",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _existing_folder(folder: str) -> None:
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder}; give an existing folder of images.")
+
+
+def _data_stats(args: argparse.Namespace) -> None:
+    """Describe a data set: counts, sizes, colours, and images that occur twice."""
+    _load_tensorflow()
+    from keras_convnets import training
+    from keras_convnets.training.data.statistics import data_statistics, statistics_text
+
+    data = training.load_dataset(args.data, args.data_dir)
+    with _counted(f"reading {args.data}", args.json) as show:
+        facts = data_statistics(data, show)
+    if args.json:
+        _print_json(facts)
+    else:
+        print(statistics_text(facts))
+
+
+def _data_stats_flags(parser: Parser) -> None:
+    parser.add_argument("data", metavar="DATA", help="digits, a folder, or a name of TensorFlow Datasets")
+    parser.add_argument("--data_dir", metavar="DIR", help="where prepared TFDS directories are (else TFDS_DATA_DIR)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _data_prepare(args: argparse.Namespace) -> None:
+    """Write a folder's photographs anew, upright and no larger than needed; the same command again goes on."""
+    _existing_folder(args.folder)
+    _load_tensorflow()
+    from keras_convnets.training.data.preparation import prepare_folder
+
+    with _counted(f"preparing {args.folder}") as show:
+        done = prepare_folder(args.folder, args.to, args.shorter_side, args.format, show)
+    print(f"{done.folder} holds {done.images} images; {len(done.left_out)} could not be read.")
+    print(f"next: {PROGRAM} train --model MODEL --dataset {done.folder} --run DIR")
+
+
+def _data_prepare_flags(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, as train takes it; it stays as it is")
+    parser.add_argument("--to", required=True, metavar="OUT", help="the folder to write or to go on with")
+    parser.add_argument(
+        "--shorter_side", type=_positive, required=True, metavar="N", help="in pixels; what is larger is resized to it"
+    )
+    parser.add_argument("--format", default="folder", help="folder or tfrecord; default: %(default)s")
+
+
+DATA_ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[Parser], None]]] = {
+    "verify": (_data_verify, _data_verify_flags),
+    "stats": (_data_stats, _data_stats_flags),
+    "prepare": (_data_prepare, _data_prepare_flags),
 }
 
 
@@ -689,9 +836,10 @@ def _quickstart_flags(parser: Parser) -> None:
 
 
 # A command's docstring is its help.
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], Callable[[Parser], None]]] = {
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int | None], Callable[[Parser], None]]] = {
     "models": (_models, _models_flags),
     "info": (_info, _info_flags),
+    "data": (_data, _data_actions),
     "train": (_train, _train_flags),
     "evaluate": (_evaluate, _evaluate_flags),
     "predict": (_predict, _predict_flags),

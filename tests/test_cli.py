@@ -89,11 +89,11 @@ TRAIN = "train --model ResNet20 --dataset digits --run r"
     ("train --modle ResNet20", r"unknown flag '--modle'; the nearest valid names are --model"),
     ("train --model ResNet21 --dataset digits --run r", r"unknown model 'ResNet21'; the nearest .*ResNet20"),
     ("train --model ResNet20 --dataset digts --run r", r"unknown data set 'digts'; the nearest .*digits"),
-    ("TRAIN --recipe x", r"unknown recipe 'x'; valid names are resnet_cifar"),
+    ("TRAIN --recipe x", r"unknown recipe 'x'; valid names are alexnet, fast_cifar"),
     ("TRAIN --set epoch=3", r"unknown field of recipe resnet_cifar 'epoch'"),
     ("TRAIN --set epochs", r"--set got 'epochs'; it takes FIELD=VALUE"),
     ("train --model ResNet20 --dataset ./no --run r", r"there is no folder ./no"),
-    ("train --model ResNet20 --dataset digits", r"required: --run"),
+    ("train --model ResNet20 --dataset digits", r"train got no --run"),
     ("info Resnet9000", r"unknown model 'Resnet9000'"),
     ("models zzz", r"no network matches 'zzz'"),
     ("evaluate nowhere", r"unknown model 'nowhere'"),
@@ -311,3 +311,15 @@ def test_weights_that_cannot_be_had_say_where_to_put_them(cli, samples, tmp_path
     record = get_record("ResNet18", "imagenet")
     assert status == 1 and err.count("\n") <= 2 and "--debug" not in err
     assert record.sha256 in err and str(tmp_path / "models" / "keras_convnets" / record.file) in err
+
+
+def test_a_rehearsal_says_what_a_training_would_be_and_writes_nothing(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ("train", "--model", "ResNet20", "--dataset", "digits", "--set", "epochs=2", "--set", "batch_size=64")
+    status, out, err = cli(*given, "--dry-run")
+    rows = dict(line.split("  ", 1) for line in out.splitlines() if not line.startswith("  "))
+    assert status == 0 and {"model", "recipe", "data", "devices", "steps", "time", "memory", "limit"} <= set(rows)
+    assert rows["steps"].split() == ["45", "of", "64", "images"] and "train 1,437, test 360" in rows["data"]
+    assert "input alone" in rows and "compute alone" in rows
+    assert "input alone" not in cli(*given, "--synthetic")[1] and "compute alone" not in cli(*given, "--input_only")[1]
+    assert cli(*given, "--synthetic", "--input_only")[0] == 2 and list(tmp_path.iterdir()) == []

@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(values, sentence):
 
 
 def test_unknown_recipes_name_the_nearest():
-    with pytest.raises(UserError, match="unknown recipe 'resnet_cfar'; the nearest valid name is resnet_cifar"):
+    with pytest.raises(UserError, match="unknown recipe 'resnet_cfar'; the nearest valid names are resnet_cifar,"):
         get_recipe("resnet_cfar")
 
 

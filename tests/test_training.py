@@ -190,9 +190,10 @@ def test_a_finished_run_is_left_as_it_is_and_another_recipe_is_refused(trained_r
 
 
 def test_a_network_that_does_not_take_the_images_leaves_the_directory_free(tmp_path):
+    cifar = {"run": tmp_path / "run", "recipe": "resnet_cifar"}
     with pytest.raises(UserError, match="at least 32x32 pixels"):
-        training.fit("ResNet18", "digits", run=tmp_path / "run", overrides={"iterations": 1})
-    run = training.fit("ResNet18", "digits", run=tmp_path / "run", overrides={"iterations": 1, "image_size": 32})
+        training.fit("ResNet18", "digits", **cifar, overrides={"iterations": 1})
+    run = training.fit("ResNet18", "digits", **cifar, overrides={"iterations": 1, "image_size": 32})
     assert run.finished
 
 

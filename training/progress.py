@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +26,7 @@ class TrainingProgress:
         self._console = console
         # Set after the first step, which compiles.
         self._began: float | None = None
+        self._waited = 0.0
         self._live: Progress | None = None
         if console is not None and console.is_terminal:
             self._live = Progress(
@@ -52,12 +55,26 @@ class TrainingProgress:
             return 0.0
         return (step - self._start - 1) * self._batch_size / max(time.monotonic() - self._began, 1e-9)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as spent waiting for input; that of the first step, which fills buffers, aside."""
+        began = time.monotonic()
+        yield
+        if self._began is not None:
+            self._waited += time.monotonic() - began
+
+    def input_wait(self) -> float:
+        """Return the share of the time, the first step aside, that went into waiting for input; 0 at the start."""
+        return 0.0 if self._began is None else self._waited / max(time.monotonic() - self._began, 1e-9)
+
     def advance(self, step: int, loss: float | None = None) -> None:
         """Show that a step is done."""
         if self._began is None:
             self._began = time.monotonic()
         if self._live:
-            figures = f"{self.images_per_second(step):,.0f} images/s" + ("" if loss is None else f" loss {loss:.3f}")
+            figures = f"{self.images_per_second(step):,.0f} images/s, input wait {self.input_wait():.0%}" + (
+                "" if loss is None else f" loss {loss:.3f}"
+            )
             self._live.update(self._task, completed=step, figures=figures)
 
     def report(self, record: dict[str, Any]) -> None:
@@ -71,6 +88,7 @@ class TrainingProgress:
         self._console.print(
             f"epoch {record['epoch']:g}  step {step}/{self._total}  loss {record['loss']:.4f}  "
             f"top-1 {record['top1']:.1%}{held}  lr {record['learning_rate']:.2g}  {speed:,.0f} images/s  "
+            f"input wait {self.input_wait():.0%}  "
             f"{left} left",
             highlight=False,
             soft_wrap=True,

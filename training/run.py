@@ -29,7 +29,7 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 BEST, FINAL = "best.keras", "final.keras"
 KEEP_CHECKPOINTS = 2
-SAMPLES = 20
+SAMPLES = 100
 
 
 class Run:

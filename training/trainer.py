@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -17,17 +17,19 @@ import numpy as np
 import tensorflow as tf
 from rich.console import Console
 
-from keras_convnets.card import ModelCard, center_view, current_git_revision, current_versions
+from keras_convnets.card import ModelCard, current_git_revision, current_versions
 from keras_convnets.errors import Interrupted, UserError
 from keras_convnets.files import sha256
-from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.registry import get_architecture, get_model
-from keras_convnets.training.data import DataSet, load_dataset
-from keras_convnets.training.evaluation import predict_split, top_k_accuracy
+from keras_convnets.registry import get_model
+from keras_convnets.training.data import DataSet
+from keras_convnets.training.evaluation import mean_loss, predict_split, top_k_accuracy
+from keras_convnets.training.inputs import training_batches
+from keras_convnets.training.plan import Plan, make_plan
 from keras_convnets.training.plots import learning_curves
 from keras_convnets.training.progress import TrainingProgress
-from keras_convnets.training.recipes import Recipe, get_recipe
+from keras_convnets.training.recipes import Recipe
 from keras_convnets.training.run import BEST, FINAL, Run
+from keras_convnets.training.step import local_strategy, make_optimizer, make_step
 
 # A checkpoint is written this long after the last one: at the end of an epoch, and in the middle of a long one.
 CHECKPOINT_SECONDS_AT_REPORTS = 10.0
@@ -43,7 +45,8 @@ def fit(
     dataset: str | os.PathLike | DataSet,
     *,
     run: str | os.PathLike,
-    recipe: str | Recipe = "resnet_cifar",
+    recipe: str | Recipe | None = None,
+    weights: Any = None,
     overrides: dict[str, Any] | None = None,
     data_dir: str | os.PathLike | None = None,
     console: Console | None = None,
@@ -51,10 +54,12 @@ def fit(
     """Train a network by a recipe; go on where an earlier call with the same arguments was stopped.
 
     Args:
-        model: a registered name, such as "ResNet20".
+        model: a registered name, such as "ResNet20", or MODEL:WEIGHTS.
         dataset: what `load_dataset` takes.
         run: the run directory.
-        recipe: a recipe or its name.
+        recipe: a recipe or its name; by default "finetune" where there are weights to start from, else that of the
+            network's paper.
+        weights: what to start from, as the builders take it; by default what the network is initialised with.
         overrides: recipe fields set otherwise, such as {"epochs": 3}.
         data_dir: where prepared TFDS directories are.
         console: where progress is shown; None shows nothing.
@@ -74,7 +79,7 @@ def fit(
         raise UserError(
             f"training runs on TensorFlow, and Keras runs on {keras.backend.backend()}; unset KERAS_BACKEND."
         )
-    plan = make_plan(model, dataset, recipe, overrides, data_dir)
+    plan = make_plan(model, dataset, recipe, overrides, data_dir, weights)
     directory = Run(run)
     source = {"dataset": dataset_place(dataset), "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
     with directory.claimed(plan.config(), source):
@@ -91,130 +96,6 @@ def dataset_place(dataset: str | os.PathLike | DataSet) -> str | None:
     return os.path.abspath(dataset) if os.path.isdir(dataset) else os.fspath(dataset)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A training that is settled but not begun.
-
-    Attributes:
-        architecture: the registered name.
-        recipe: with everything settled that depends on the network.
-        data: at the network's input size, the holdout split off.
-    """
-
-    architecture: str
-    recipe: Recipe
-    data: DataSet
-
-    @property
-    def total_steps(self) -> int:
-        """Length of the run."""
-        return self.recipe.total_steps(self.data.split("train").size)
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, 3)."""
-        return (*self.data.image_size, 3)
-
-    def data_facts(self) -> dict[str, Any]:
-        """Return what the run's configuration and the card say of the data."""
-        sizes = {name: split.size for name, split in self.data.splits.items()}
-        return {"name": self.data.name, "images": sizes, "fingerprint": self.data.fingerprint()}
-
-    def config(self) -> dict[str, Any]:
-        """Return the resolved configuration, what a resumed run must have in common with this one."""
-        return {
-            "model": self.architecture,
-            "input_shape": list(self.input_shape),
-            "data": self.data_facts(),
-            "recipe": self.recipe.to_dict(),
-        }
-
-
-def make_plan(model: str, dataset, recipe, overrides, data_dir) -> Plan:
-    """Settle names, fields, input size and splits; nothing is built or written. Arguments as of `fit`."""
-    architecture = get_architecture(model)
-    settled = get_recipe(recipe, overrides).for_network(architecture.depth)
-    data = load_dataset(dataset, data_dir).with_holdout(settled.holdout)
-    if settled.image_size is not None:
-        size = (settled.image_size, settled.image_size)
-    else:
-        size = data.image_size or architecture.input_shape[:2]
-    return Plan(architecture.name, settled, data.at_size(*size))
-
-
-def local_strategy() -> tf.distribute.Strategy:
-    """Return MirroredStrategy over all local GPUs, or all logical CPU devices where there is no GPU.
-
-    The reduction is chosen here: TensorFlow's own choice names its collectives by a counter that every strategy starts
-    anew, so that a second training in the same process fails on several devices.
-    """
-    gpus = tf.config.list_logical_devices("GPU")
-    devices = gpus or tf.config.list_logical_devices("CPU")
-    reduction = tf.distribute.NcclAllReduce() if gpus else tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy([device.name for device in devices], cross_device_ops=reduction)
-
-
-def make_step(network: keras.Model, optimizer, recipe: Recipe, strategy: tf.distribute.Strategy) -> Callable:
-    """Return the compiled training step: (images, labels) of all replicas -> (loss, number right), both summed.
-
-    The loss is the mean cross-entropy over the global batch. Weight decay is L2 in the gradient, as the papers'
-    solvers had it; Keras' own argument decays outside the momentum and is weaker.
-
-    Args:
-        network: gives logits [b, classes].
-        optimizer: a Keras optimizer, which sums the gradients over the replicas.
-        recipe: batch size, weight decay and its scope.
-        strategy: what the variables were created under.
-    """
-    variables = network.trainable_variables
-    replicas = strategy.num_replicas_in_sync
-    # Each replica adds its share, because the gradients are summed.
-    decay = recipe.weight_decay / replicas
-    decays = [recipe.weight_decay_scope == "all" or variable.name == "kernel" for variable in variables]
-
-    def replica_step(images, labels):
-        with tf.GradientTape() as tape:
-            logits = network(images, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
-            loss = tf.reduce_sum(losses) / recipe.batch_size
-        gradients = tape.gradient(loss, variables)
-        gradients = [
-            gradient + decay * variable if with_decay else gradient
-            for gradient, variable, with_decay in zip(gradients, variables, decays, strict=True)
-        ]
-        optimizer.apply(gradients, variables)
-        right = tf.reduce_sum(tf.cast(tf.argmax(logits, axis=-1) == labels, tf.float32))
-        return loss, right
-
-    @tf.function(jit_compile=False)
-    def step(images, labels):
-        loss, right = strategy.run(replica_step, (images, labels))
-        return strategy.reduce("SUM", loss, axis=None), strategy.reduce("SUM", right, axis=None)
-
-    return step
-
-
-def training_batches(plan: Plan, preprocessing: Preprocessing | None, first_step: int = 0) -> tf.data.Dataset:
-    """Return the endless stream of augmented batches; a function of the seed and the step alone.
-
-    Returns:
-        A dataset of (images float32 [batch_size, H, W, 3], labels int64 [batch_size]).
-    """
-    recipe, train = plan.recipe, plan.data.split("train")
-    augment = recipe.augment(plan.data, preprocessing)
-    batches = train.shuffled(recipe.batch_size, recipe.seed, first_step * recipe.batch_size)
-
-    def augmented(step, batch):
-        images, labels = batch
-        return augment(images, tf.stack([tf.constant(recipe.seed, tf.int64), step])), labels
-
-    numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first_step), batches)
-    dataset = numbered.map(augmented, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options)
-
-
 class _Training:
     """One process's part of a training: built, put back to the newest checkpoint, and run to the end."""
 
@@ -222,30 +103,42 @@ class _Training:
         self.plan, self.run, self.console = plan, run, console
         recipe = plan.recipe
         keras.utils.set_random_seed(recipe.seed)
-        self.preprocessing = recipe.preprocessing(plan.data.split("train"))
+        # Weights bring the preprocessing that they were trained with.
+        self.preprocessing = None if plan.weights else recipe.preprocessing(plan.sample())
         self.arguments = {"classes": len(plan.data.class_names), "input_shape": list(plan.input_shape)}
         self.strategy = local_strategy()
-        with self.strategy.scope():
-            self.model = get_model(
+        with self.strategy.scope(), _policy(recipe.precision):
+            # With its auxiliary classifiers, where it is trained with them; `self.model` is the network without.
+            self.whole = get_model(
                 plan.architecture,
                 classes=self.arguments["classes"],
                 input_shape=plan.input_shape,
+                weights=plan.weights,
                 preprocessing=self.preprocessing,
+                **recipe.builder_arguments(plan.architecture),
             )
-            # Training works on the logits; both models share their layers.
-            self.network = keras.Model(self.model.inputs, self.model.get_layer("predictions").output)
-            self.optimizer = keras.optimizers.SGD(recipe.base_learning_rate(), momentum=recipe.momentum)
+            recipe.prepare(self.whole)
+            self.model = self.whole
+            if isinstance(self.whole.output, dict):
+                self.model = keras.Model(self.whole.inputs, self.whole.output["probabilities"], name=self.whole.name)
+            # Training works on the logits; all models share their layers.
+            logits = {name: self.whole.get_layer(name).output for name in recipe.loss_weights(plan.architecture)}
+            self.network = keras.Model(self.whole.inputs, logits)
+            self.optimizer = make_optimizer(recipe)
             self.optimizer.build(self.network.trainable_variables)
-            state = run.load_checkpoint(self.model, self.optimizer)
+            state = run.load_checkpoint(self.whole, self.optimizer)
         self.step = 0
         self.records: list[dict[str, Any]] = []
         self.best: float | None = None
+        # Of a plateau schedule and of early stopping: reports since the last improvement, and divisions so far.
+        self.waited, self.divisions = 0, 0
         self.warming = bool(getattr(recipe, "warmup", False))
         self.running_error = 1.0
         # (loss, number right) of the steps since the last report; tensors, so that a GPU is not waited for.
         self.sums: list[tuple[Any, Any]] = []
         if state:
             self.step, self.records, self.best = state["step"], state["records"], state["best"]
+            self.waited, self.divisions = state["waited"], state["divisions"]
             self.warming, self.running_error = state["warming"], state["running_error"]
             self.sums = [tuple(pair) for pair in state["sums"]]
             if console:
@@ -256,6 +149,8 @@ class _Training:
         return {
             "records": self.records,
             "best": self.best,
+            "waited": self.waited,
+            "divisions": self.divisions,
             "warming": self.warming,
             "running_error": self.running_error,
             "sums": [[float(loss), float(right)] for loss, right in self.sums],
@@ -263,22 +158,24 @@ class _Training:
 
     def checkpoint(self) -> None:
         """Write a checkpoint and the metrics so far."""
-        self.run.save_checkpoint(self.step, self.model, self.optimizer, self.state())
+        self.run.save_checkpoint(self.step, self.whole, self.optimizer, self.state())
         self.run.write_metrics(self.records)
 
     def to_the_end(self, stop: threading.Event) -> None:
         """Train what is left, then write the networks and the card."""
         plan, total = self.plan, self.plan.total_steps
-        train_step = make_step(self.network, self.optimizer, plan.recipe, self.strategy)
+        steps = self.steps()
         batches = iter(
             self.strategy.experimental_distribute_dataset(training_batches(plan, self.preprocessing, self.step))
         )
         events = tf.summary.create_file_writer(str(self.run.path / "events"))
         saved = time.monotonic()
         with TrainingProgress(total, plan.recipe.batch_size, self.step, self.console) as progress, events.as_default():
-            while self.step < total:
+            while self.step < total and not self._has_settled():
                 self._set_learning_rate()
-                self.sums.append(train_step(*next(batches)))
+                with progress.waiting():
+                    batch = next(batches)
+                self.sums.append(steps[plan.recipe.head_only(self.step, total)](*batch))
                 self.step += 1
                 self._watch_warmup(self.sums[-1])
                 progress.advance(self.step)
@@ -293,11 +190,26 @@ class _Training:
                     raise Interrupted(f"stopped at step {self.step} of {total}; the same command goes on with it.")
         self._finish()
 
+    def steps(self) -> dict[bool, Any]:
+        """Return the training step of the classifier alone, by True, and of the whole network, by False."""
+        recipe = self.plan.recipe
+        given = {"loss_weights": recipe.loss_weights(self.plan.architecture)}
+        multipliers = recipe.rate_multipliers(self.model)
+        whole = make_step(self.network, self.optimizer, recipe, self.strategy, multipliers=multipliers, **given)
+        head = make_step(self.network, self.optimizer, recipe, self.strategy, only="predictions", **given)
+        return {True: head, False: whole}
+
+    def _has_settled(self) -> bool:
+        """Whether the holdout has not improved for as long as the recipe waits before it stops early."""
+        patience = getattr(self.plan.recipe, "stop_patience", None)
+        return patience is not None and self.waited >= patience
+
     def _set_learning_rate(self) -> None:
         recipe = self.plan.recipe
         rate = (
-            recipe.warmup_learning_rate() if self.warming else recipe.learning_rate_at(self.step, self.plan.total_steps)
+            recipe.warmup_learning_rate() if self.warming else recipe.scheduled_rate(self.step, self.plan.total_steps)
         )
+        rate *= getattr(recipe, "drop_factor", 1.0) ** self.divisions
         if rate != getattr(self, "_rate", None):
             self.optimizer.learning_rate.assign(rate)
             self._rate = rate
@@ -337,12 +249,7 @@ class _Training:
             "learning_rate": self._rate,
         }
         if "holdout" in self.plan.data.splits:
-            split = self.plan.data.split("holdout")
-            probabilities = predict_split(self.model, split, batch_size)
-            record["val_top1"] = top_k_accuracy(probabilities, split.labels, 1)
-            if self.best is None or record["val_top1"] > self.best:
-                self.best = record["val_top1"]
-                self.run.save_model(self.model, BEST)
+            self._look_at_holdout(record)
         self.records.append(record)
         self.sums = []
         for name, value in record.items():
@@ -350,18 +257,67 @@ class _Training:
                 tf.summary.scalar(name, value, step=self.step)
         progress.report(record)
 
+    def _look_at_holdout(self, record: dict[str, Any]) -> None:
+        """Measure the network on the holdout, keep it if it is the best yet, and let the recipe's plateau see it."""
+        recipe, split = self.plan.recipe, self.plan.data.split("holdout")
+        with self._averaged():
+            probabilities = predict_split(self.model, split, recipe.batch_size)
+            record["val_top1"] = top_k_accuracy(probabilities, split.labels, 1)
+            record["val_loss"] = mean_loss(probabilities, split.labels)
+            if self.judge(record):
+                self.run.save_model(self.model, BEST)
+
+    def judge(self, record: dict[str, Any]) -> bool:
+        """Return whether a report's figures on the holdout are the best yet; a plateau divides the learning rate."""
+        recipe = self.plan.recipe
+        figure = record["val_top1"] if recipe.best_is == "val_top1" else -record["val_loss"]
+        if self.best is None or figure > self.best:
+            self.best, self.waited = figure, 0
+            return True
+        self.waited += 1
+        patience = getattr(recipe, "plateau_patience", None)
+        if patience is not None and self.waited >= patience and self.divisions < recipe.plateau_drops:
+            self.divisions, self.waited = self.divisions + 1, 0
+        return False
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Have the weights' running averages in the network, where the recipe keeps them."""
+        if self.plan.recipe.ema is None or self.step == 0:
+            yield
+            return
+        self._exchange_averages()
+        try:
+            yield
+        finally:
+            self._exchange_averages()
+
+    def _exchange_averages(self) -> None:
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        for variable, average in zip(
+            self.network.trainable_variables, inner._model_variables_moving_average, strict=True
+        ):
+            value = variable.numpy()
+            variable.assign(average.numpy())
+            average.assign(value)
+
     def _finish(self) -> None:
         """Write `final.keras` last: with it the run counts as finished."""
+        with self._averaged():
+            self._write_results()
+        self.run.drop_checkpoints()
+
+    def _write_results(self) -> None:
         run, plan = self.run, self.plan
         run.write_metrics(self.records)
-        if "holdout" not in plan.data.splits:
+        if self.best is None:
             run.save_model(self.model, BEST)
         card = ModelCard(
             architecture=plan.architecture,
             arguments=self.arguments,
             class_names=plan.data.class_names,
             preprocessing=self.preprocessing or self.model.get_layer("preprocessing").preprocessing,
-            view=center_view(*plan.data.image_size),
+            view=plan.view,
             trained=True,
             data=plan.data_facts(),
             recipe=plan.recipe.to_dict(),
@@ -376,7 +332,17 @@ class _Training:
         learning_curves(
             self.records, run.path / "plots" / "learning_curves.png", f"{plan.architecture} on {plan.data.name}"
         )
-        run.drop_checkpoints()
+
+
+@contextmanager
+def _policy(precision: str) -> Iterator[None]:
+    """Build layers under a dtype policy; the global one comes back."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 @contextmanager

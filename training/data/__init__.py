@@ -1,6 +1,7 @@
 """One interface for every data set: `load_dataset` gives a `DataSet`, whatever it is read from."""
 
+from keras_convnets.training.data.broken import BrokenImage
 from keras_convnets.training.data.dataset import DataSet, load_dataset
 from keras_convnets.training.data.splits import ArraySplit, FileSplit, Split
 
-__all__ = ["ArraySplit", "DataSet", "FileSplit", "Split", "load_dataset"]
+__all__ = ["ArraySplit", "BrokenImage", "DataSet", "FileSplit", "Split", "load_dataset"]

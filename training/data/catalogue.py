@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import urllib.parse
@@ -10,13 +9,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from keras_convnets._tf_ops import center_view, decode_image
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.training.data.dataset import DataSet
-from keras_convnets.training.data.splits import ArraySplit, Split
+from keras_convnets.training.data.streams import StreamSplit
 
 # Of these a mirrored image is another sign or none.
 NO_FLIPS = {
@@ -29,7 +26,6 @@ NO_FLIPS = {
     "binarized_mnist",
     "binary_alpha_digits",
 }
-SHUFFLE_BUFFER = 10_000
 NETWORK_TIMEOUT = 10.0
 
 
@@ -118,7 +114,7 @@ def _check_network(builder: Any) -> None:
             return
 
 
-class RecordSplit(Split):
+class RecordSplit(StreamSplit):
     """A split of a prepared TFDS directory.
 
     Args:
@@ -130,44 +126,31 @@ class RecordSplit(Split):
     """
 
     def __init__(self, builder, name, keys, positions, view=None):
+        super().__init__(positions, view)
         self._builder, self._name, self._keys = builder, name, keys
-        self._positions = positions
-        self._view = view
-        self._labels: np.ndarray | None = None
-        self.size = len(positions)
 
     @property
     def labelled(self) -> bool:
         """Whether the labels are known: some public test sets have -1."""
-        first = next(iter(self._examples().take(1)))
+        first = next(iter(self.encoded_in_order().take(1)))
         return int(first[1]) >= 0
-
-    @property
-    def labels(self) -> np.ndarray:
-        """All labels, int64 [size]; the first use reads through the split."""
-        if self._labels is None:
-            self._labels = np.array([label for _, label in self._examples().as_numpy_iterator()], np.int64)
-        return self._labels
-
-    def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
-        """Return the split decoded into memory where it fits; else as records that are decoded when read."""
-        sized = RecordSplit(self._builder, self._name, self._keys, self._positions, view)
-        if self.size * math.prod(view["crop"]) * 3 > memory_limit:
-            return sized
-        parts = list(sized.in_order(256).as_numpy_iterator())
-        return ArraySplit(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
-
-    def subset(self, positions: np.ndarray) -> RecordSplit:
-        """Return the examples at these positions."""
-        chosen = np.asarray(self._positions)[positions]
-        return RecordSplit(self._builder, self._name, self._keys, chosen, self._view)
 
     def fingerprint(self) -> str:
         """Return name, version and number of examples, which say what a prepared directory holds."""
         return f"{self._builder.info.full_name}/{self._name}/{self.size}"
 
-    def _examples(self) -> tf.data.Dataset:
-        """Return (encoded image, label) in the stored order, the chosen positions only."""
+    def _of(self, positions, view) -> RecordSplit:
+        return RecordSplit(self._builder, self._name, self._keys, positions, view)
+
+    def _name_of(self, stored: int) -> str:
+        return f"image {stored} of {self._builder.info.full_name} {self._name}"
+
+    def _state(self) -> str:
+        files = sorted(Path(self._builder.data_dir).iterdir())
+        facts = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+        return "\n".join([self._name, *facts])
+
+    def _stored(self) -> tf.data.Dataset:
         import tensorflow_datasets as tfds
 
         image_key, label_key = self._keys
@@ -177,39 +160,4 @@ class RecordSplit(Split):
             decoders={image_key: tfds.decode.SkipDecoding()},
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
-        examples = stored.map(lambda example: (example[image_key], example[label_key]))
-        if isinstance(self._positions, range):
-            return examples
-        mask = np.zeros(self._builder.info.splits[self._name].num_examples, bool)
-        mask[self._positions] = True
-        kept = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(mask)).filter(lambda _, keep: keep)
-        return kept.map(lambda example, _: example)
-
-    def _decode(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-        view = self._view
-
-        def load(encoded, label):
-            return center_view(decode_image(encoded), view["resize"], view["crop"]), label
-
-        return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-    def in_order(self, batch_size: int) -> tf.data.Dataset:
-        """Return one pass in the stored order, the last batch shorter."""
-        return self._decode(self._examples()).batch(batch_size).prefetch(2)
-
-    def shuffled(self, batch_size: int, seed: int, first: int = 0) -> tf.data.Dataset:
-        """Return an endless stream; records can't be reached by position, so a buffer shuffles what is read.
-
-        The buffer's order is a function of the seed and the epoch, so this stream too goes on where it was left.
-        """
-
-        def epoch_of(epoch):
-            return self._examples().shuffle(SHUFFLE_BUFFER, seed=seed + int(epoch), reshuffle_each_iteration=False)
-
-        def endless():
-            for epoch in range(first // self.size, 2**31):
-                yield from epoch_of(epoch).skip(first % self.size if epoch == first // self.size else 0)
-
-        signature = tuple(tf.TensorSpec(spec.shape, spec.dtype) for spec in self._examples().element_spec)
-        examples = tf.data.Dataset.from_generator(endless, output_signature=signature)
-        return self._decode(examples).batch(batch_size, drop_remainder=True)
+        return stored.map(lambda example: (example[image_key], example[label_key]))

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from keras_convnets.card import center_view
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.training.data.broken import BROKEN_SHARE, BrokenImage, check_share
 from keras_convnets.training.data.splits import Split, held_out
 
 # Decoded images of up to this many bytes are kept in memory; more are read from disk in each epoch.
@@ -67,25 +70,78 @@ class DataSet:
             "validation: add one, or name another with --split."
         )
 
-    def at_size(self, height: int, width: int, memory_limit: int = MEMORY_LIMIT, resize: int | None = None) -> DataSet:
+    def without_broken(self, share: float = BROKEN_SHARE) -> tuple[DataSet, list[BrokenImage]]:
+        """Return the data set without the images that do not decode, and these.
+
+        Every image is decoded once with the ops that training uses; splits that are known to be sound, and those in
+        memory, are not looked at again. Each image that is left out is logged. What is left keeps its order, so that
+        streams stay functions of the seed.
+
+        Args:
+            share: which part of a split may be broken, 0 to 1.
+
+        Raises:
+            UserError: if more of a split is broken, or a class has no training image left.
+        """
+        splits, left_out = dict(self.splits), []
+        for name, split in self.splits.items():
+            if split.checked:
+                continue
+            found = split.broken()
+            broken = [BrokenImage(name, file, reason) for _, file, reason in found]
+            check_share(name, split.size, broken, share)
+            good = np.setdiff1d(np.arange(split.size), [position for position, _, _ in found])
+            splits[name] = split.subset(good) if found else split.subset(range(split.size))
+            splits[name].checked = True
+            left_out += broken
+            if found and name == "train":
+                self._check_classes(split, splits[name])
+        return dataclasses.replace(self, splits=splits), left_out
+
+    def _check_classes(self, before: Split, after: Split) -> None:
+        lost = sorted(set(before.labels.tolist()) - set(after.labels.tolist()))
+        if lost:
+            raise UserError(
+                f"no readable training image of {', '.join(self.class_names[label] for label in lost)} is left in "
+                f"{self.name}; mend its images or remove the class."
+            )
+
+    def at_size(
+        self,
+        height: int,
+        width: int,
+        memory_limit: int = MEMORY_LIMIT,
+        resize: int | None = None,
+        leaving: Mapping[str, Split] | None = None,
+    ) -> DataSet:
         """Return the data set with every image brought to one size by the plain centre view.
 
         Splits that fit into the memory limit (bytes) are decoded once and held; larger ones are decoded when read.
+        Images that do not decode are left out first, as by `without_broken`.
 
         Args:
             height: of the images, in pixels.
             width: of the images, in pixels.
             memory_limit: in bytes.
             resize: the shorter side before the centre is cropped; by default the shorter of the two.
+            leaving: splits that are taken as they are given here.
+
+        Raises:
+            UserError: if more than a share of 0.05 of a split is broken.
         """
+        leaving = dict(leaving or {})
         view = center_view(height, width, resize)
-        splits = {name: split.at_size(view, memory_limit) for name, split in self.splits.items()}
+        others = {name: split for name, split in self.splits.items() if name not in leaving}
+        sound, _ = dataclasses.replace(self, splits=others).without_broken()
+        sized = {name: split.at_size(view, memory_limit) for name, split in sound.splits.items()}
+        splits = {name: leaving.get(name) or sized[name] for name in self.splits}
         return dataclasses.replace(self, splits=splits, image_size=(height, width))
 
     def with_holdout(self, holdout: float) -> DataSet:
         """Return the data set with a part of "train" moved into a split named "holdout".
 
-        Every class gives its share, by position, so that the same data always give the same parts.
+        Every class gives its share, by position, so that the same data always give the same parts. With broken images
+        among the data they are to be left out before, in training as in evaluation.
 
         Args:
             holdout: a number of images from 1 on, or a share below 1; 0 leaves the data set as it is.
@@ -121,7 +177,8 @@ def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike 
     Args:
         name: "digits" (scikit-learn's 8x8 handwritten digits); a folder of images, `train/<class>/*.jpg` with or
             without `val/` or `test/`, or `<class>/*.jpg`, of which every fifth image of each class is then "test";
-            or a name of TensorFlow Datasets, such as "cifar10". A folder is a path that exists.
+            a folder of shards that `prepare` wrote; or a name of TensorFlow Datasets, such as "cifar10". A folder is
+            a path that exists.
         data_dir: where TensorFlow Datasets' prepared directories are looked for first, then TFDS_DATA_DIR, then
             ~/tensorflow_datasets.
 
@@ -140,6 +197,10 @@ def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike 
         return load_digits()
     text = os.fspath(name)
     if Path(text).is_dir():
+        from keras_convnets.training.data.shards import holds_shards, load_shards
+
+        if holds_shards(Path(text)):
+            return load_shards(Path(text))
         from keras_convnets.training.data.folder import load_folder
 
         return load_folder(Path(text))

@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from keras_convnets._tf_ops import center_view, decode_image
 from keras_convnets.errors import UserError
+from keras_convnets.training.data.broken import broken_kind, broken_positions
+from keras_convnets.training.data.sampling import balanced_positions
 
 
 class Split(abc.ABC):
@@ -22,10 +24,12 @@ class Split(abc.ABC):
     Attributes:
         size: number of images.
         labelled: whether the labels are known (some public test sets hide them).
+        checked: whether all images are known to decode.
     """
 
     size: int
     labelled: bool = True
+    checked: bool = False
 
     @property
     @abc.abstractmethod
@@ -49,7 +53,32 @@ class Split(abc.ABC):
         """Return one pass in the stored order: (images uint8 [b, H, W, 3], labels int64 [b]), the last b shorter."""
 
     @abc.abstractmethod
-    def shuffled(self, batch_size: int, seed: int, first: int = 0) -> tf.data.Dataset:
+    def encoded_in_order(self) -> tf.data.Dataset:
+        """Return one pass in the stored order over single images as they are encoded.
+
+        Returns:
+            A dataset of (encoded, a string; label, int64; position in the split, int64), all scalars.
+        """
+
+    @abc.abstractmethod
+    def encoded_shuffled(self, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream of single images as they are encoded, in the order of `shuffled`.
+
+        Args:
+            seed: of the permutations.
+            first: how many images of the stream to pass over.
+            balanced: draw every class equally often, as `shuffled` does.
+
+        Returns:
+            A dataset of (encoded, a string; label, int64; position in the split, int64), all scalars.
+        """
+
+    def broken(self) -> list[tuple[int, str, str]]:
+        """Return (position, path or what else finds it, reason) of the images that do not decode."""
+        return []
+
+    @abc.abstractmethod
+    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
         """Return an endless stream of full batches in which each image comes once an epoch.
 
         The order is a function of the seed and the epoch alone, so that a resumed run goes on with just the images
@@ -59,6 +88,12 @@ class Split(abc.ABC):
             batch_size: number of images in a batch.
             seed: of the permutations.
             first: how many images of the stream to pass over.
+            balanced: draw every class equally often instead: of each run of as many images as there are classes, one
+                comes from each, and the images of a class come in turn. An epoch is still as many images as the split
+                has; one of a rare class then comes several times in it.
+
+        Raises:
+            UserError: if `balanced` is asked of records that can only be read one after the other.
         """
 
 
@@ -73,16 +108,34 @@ class PositionSplit(Split):
         """Return one pass in the stored order."""
         return self._read(tf.data.Dataset.range(self.size), batch_size, False).prefetch(2)
 
-    def shuffled(self, batch_size: int, seed: int, first: int = 0) -> tf.data.Dataset:
-        """Return an endless stream in the order of one random permutation an epoch."""
+    @abc.abstractmethod
+    def _read_encoded(self, positions: tf.data.Dataset) -> tf.data.Dataset:
+        """Return (encoded, label, position) at a stream of positions."""
+
+    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream in the order of one random permutation an epoch, or balanced."""
+        return self._read(self._order(seed, first, balanced), batch_size, True)
+
+    def encoded_in_order(self) -> tf.data.Dataset:
+        """Return one pass in the stored order."""
+        return self._read_encoded(tf.data.Dataset.range(self.size))
+
+    def encoded_shuffled(self, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream in the order of one random permutation an epoch, or balanced."""
+        return self._read_encoded(self._order(seed, first, balanced))
+
+    def _order(self, seed: int, first: int, balanced: bool) -> tf.data.Dataset:
+        if balanced:
+            rounds = tf.data.Dataset.from_generator(
+                lambda: balanced_positions(self.labels, seed, first), output_signature=tf.TensorSpec([None], tf.int64)
+            )
+            return rounds.unbatch()
 
         def permutation(epoch):
             order = tf.random.experimental.stateless_shuffle(tf.range(self.size, dtype=tf.int64), [seed, epoch])
             return tf.data.Dataset.from_tensor_slices(order)
 
-        epochs = tf.data.Dataset.range(first // self.size, tf.int64.max)
-        positions = epochs.flat_map(permutation).skip(first % self.size)
-        return self._read(positions, batch_size, True)
+        return tf.data.Dataset.range(first // self.size, tf.int64.max).flat_map(permutation).skip(first % self.size)
 
 
 class ArraySplit(PositionSplit):
@@ -92,6 +145,8 @@ class ArraySplit(PositionSplit):
         images: uint8 [n, H, W, 3], RGB.
         labels: integers [n].
     """
+
+    checked = True
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self.images = np.ascontiguousarray(images, np.uint8)
@@ -130,6 +185,15 @@ class ArraySplit(PositionSplit):
             lambda chosen: (tf.gather(images, chosen), tf.gather(labels, chosen)), num_parallel_calls=1
         )
 
+    def _read_encoded(self, positions):
+        with tf.device("CPU"):
+            images, labels = tf.constant(self.images), tf.constant(self._labels)
+        return positions.map(
+            lambda position: (tf.io.encode_png(images[position]), labels[position], position),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+
 
 class FileSplit(PositionSplit):
     """Encoded images in files.
@@ -153,39 +217,33 @@ class FileSplit(PositionSplit):
 
     def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
         """Return the split decoded into memory where it fits; else as files that are decoded when read."""
-        sized = FileSplit(self.paths, self._labels, view)
-        return sized if self.size * math.prod(view["crop"]) * 3 > memory_limit else sized._in_memory()
+        sized = self._of(range(self.size), view)
+        if self.size * math.prod(view["crop"]) * 3 > memory_limit:
+            return sized
+        return ArraySplit(np.concatenate([batch.numpy() for batch, _ in sized.in_order(64)]), self._labels)
 
     def subset(self, positions: np.ndarray) -> FileSplit:
         """Return the files at these positions."""
-        return FileSplit([self.paths[position] for position in positions], self._labels[positions], self.view)
+        return self._of(positions, self.view)
+
+    def _of(self, positions: Sequence[int], view: dict[str, Any] | None) -> FileSplit:
+        part = FileSplit([self.paths[position] for position in positions], self._labels[positions], view)
+        part.checked = self.checked
+        return part
+
+    def broken(self) -> list[tuple[int, str, str]]:
+        """Return (position, path, reason) of the files that do not decode; every file is decoded."""
+        encoded = self.encoded_in_order().map(lambda data, label, position: data)
+        bad = broken_positions(encoded, "\n".join(map(_file_state, self.paths)))
+        return [(position, str(self.paths[position]), file_reason(self.paths[position])) for position in bad]
 
     def fingerprint(self) -> str:
         """Return the sha256 of class folders, names, sizes in bytes and labels."""
         lines = (
-            f"{path.parent.name}/{path.name} {path.stat().st_size} {label}"
+            f"{path.parent.name}/{path.name} {path.stat().st_size if path.exists() else None} {label}"
             for path, label in zip(self.paths, self._labels, strict=True)
         )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-    def _in_memory(self) -> ArraySplit:
-        try:
-            images = np.concatenate([batch.numpy() for batch, _ in self.in_order(64)])
-        except tf.errors.InvalidArgumentError as error:
-            raise self.unreadable() or error from error
-        return ArraySplit(images, self._labels)
-
-    def unreadable(self) -> UserError | None:
-        """Return the error that names the first file that does not decode, or None if all do."""
-        for path in self.paths:
-            try:
-                decode_image(tf.io.read_file(str(path)))
-            except tf.errors.OpError as error:
-                reason = error.message.split("\n")[0].split("[Op:")[0].strip()
-                return UserError(
-                    f"{path} is not a readable image ({reason}); JPEG, PNG, BMP and GIF are: mend or remove the file."
-                )
-        return None
 
     def _read(self, positions, batch_size, drop_remainder):
         view = self.view
@@ -197,6 +255,35 @@ class FileSplit(PositionSplit):
 
         images = positions.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return images.batch(batch_size, drop_remainder=drop_remainder)
+
+    def _read_encoded(self, positions):
+        paths, labels = tf.constant([str(path) for path in self.paths]), tf.constant(self._labels)
+        return positions.map(
+            lambda position: (tf.io.read_file(paths[position]), labels[position], position),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+
+
+def file_reason(path: Path) -> str:
+    """Say why a file does not decode."""
+    return ": ".join(file_kind(path))
+
+
+def file_kind(path: Path) -> tuple[str, str]:
+    """Return (kind, reason) of a file that does not decode; what is no readable file at all is "unreadable"."""
+    try:
+        return broken_kind(path.read_bytes())
+    except OSError as error:
+        return "unreadable", error.strerror
+
+
+def _file_state(path: Path) -> str:
+    try:
+        facts = path.stat()
+    except OSError:
+        return str(path)
+    return f"{path.absolute()} {facts.st_size} {facts.st_mtime_ns}"
 
 
 def held_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,10 +5,32 @@ from __future__ import annotations
 import importlib
 
 from keras_convnets.errors import unknown_name
+from keras_convnets.registry import Architecture
 from keras_convnets.training.recipes.base import Recipe
 
 # name -> (module, class); a recipe is imported when it is asked for.
-RECIPES = {"resnet_cifar": ("keras_convnets.training.recipes.resnet_cifar", "ResNetCIFAR")}
+RECIPES = {
+    "alexnet": ("keras_convnets.training.recipes.alexnet", "AlexNet"),
+    "fast_cifar": ("keras_convnets.training.recipes.fast_cifar", "FastCIFAR"),
+    "finetune": ("keras_convnets.training.recipes.finetune", "Finetune"),
+    "googlenet": ("keras_convnets.training.recipes.googlenet", "GoogLeNet"),
+    "resnet_cifar": ("keras_convnets.training.recipes.resnet_cifar", "ResNetCIFAR"),
+    "resnet_imagenet": ("keras_convnets.training.recipes.resnet_imagenet", "ResNetImageNet"),
+    "vgg": ("keras_convnets.training.recipes.vgg", "VGG"),
+}
+# The recipe of each family's paper, by the networks' module.
+OF_FAMILY = {
+    "alexnet": "alexnet",
+    "vgg": "vgg",
+    "googlenet": "googlenet",
+    "resnet": "resnet_imagenet",
+    "resnet_cifar": "resnet_cifar",
+}
+
+
+def default_recipe(architecture: Architecture, weights: object) -> str:
+    """Return "finetune" where there are weights to start from, else the name of the recipe of the network's paper."""
+    return "finetune" if weights else OF_FAMILY[architecture.module.rpartition(".")[2]]
 
 
 def get_recipe(name: str | Recipe, overrides: dict[str, object] | None = None) -> Recipe:
@@ -35,4 +57,4 @@ def get_recipe(name: str | Recipe, overrides: dict[str, object] | None = None) -
     return recipe.override(overrides or {})
 
 
-__all__ = ["RECIPES", "Recipe", "get_recipe"]
+__all__ = ["RECIPES", "Recipe", "default_recipe", "get_recipe"]

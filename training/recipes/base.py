@@ -6,15 +6,23 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.data import DataSet, Split
+
+# (images [b, H, W, 3], seed int [2]) -> images
+Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+SCHEDULES = ("paper", "cosine", "one_cycle")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+# One-cycle (Smith 2018, arXiv:1803.09820): the rate rises over this share of the run and falls to nothing after it.
+ONE_CYCLE_PEAK = 0.3
 
 
 def option(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices=()) -> Any:
@@ -34,16 +42,25 @@ class Recipe:
     epochs: float | None = option(None, "length in passes over the training images", low=0)
     learning_rate: float | None = option(None, "at the start; none: by the recipe's relation", low=0)
     momentum: float = option(0.9, "of the SGD", low=0, high=1)
+    nesterov: bool = option(False, "Nesterov's form of the momentum")
     weight_decay: float = option(0.0, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("all", "which weights decay: all, or kernels", choices=("all", "kernels"))
     holdout: float = option(0, "training images held out to choose the best epoch: a number, or a share below 1", low=0)
     image_size: int | None = option(None, "side of the square input; none: the data's own size", low=1)
+    schedule: str = option("paper", "of the learning rate: paper, cosine or one_cycle", choices=SCHEDULES)
+    warmup_share: float = option(0.0, "share of the run in which the rate rises from nothing", low=0, high=0.9)
+    label_smoothing: float = option(0.0, "share of the target that all classes divide between them", low=0, high=0.9)
+    clip_norm: float | None = option(None, "largest norm of the whole gradient; none: any", low=1e-9)
+    ema: float | None = option(None, "decay a step of the weights' running average, the final network", low=0, high=1)
+    precision: str = option("float32", "of the network's computations", choices=PRECISIONS)
+    balanced: bool = option(False, "draw every class equally often")
+    broken_images: float = option(0.05, "share of a split's images that may be unreadable", low=0, high=1)
     seed: int = option(0, "of initialisation, order and augmentation", low=0, high=2**31 - 1)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
-        if (self.iterations is None) == (self.epochs is None):
+        if (self.iterations is None) == (self.epochs is None) and (self.iterations or not self.has_length):
             raise UserError(
                 f"iterations is {self.iterations} and epochs is {self.epochs}; they are alternatives: set one."
             )
@@ -87,19 +104,85 @@ class Recipe:
         return self.learning_rate if self.learning_rate is not None else 0.1
 
     def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Return the learning rate of a step (counted from 0), schedules being fractions of the run's length."""
+        """Return the paper's learning rate of a step (counted from 0), drops being at fractions of the run's length."""
         return self.base_learning_rate()
+
+    def scheduled_rate(self, step: int, total_steps: int) -> float:
+        """Return the learning rate of a step by the chosen schedule, the warm-up at the start included."""
+        share = step / total_steps
+        if share < self.warmup_share:
+            return self.base_learning_rate() * (step + 1) / (self.warmup_share * total_steps)
+        if self.schedule == "cosine":
+            progress = (share - self.warmup_share) / (1 - self.warmup_share)
+            return self.base_learning_rate() * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "one_cycle":
+            rising, falling = (share + 1 / total_steps) / ONE_CYCLE_PEAK, (1 - share) / (1 - ONE_CYCLE_PEAK)
+            return self.base_learning_rate() * min(1.0, rising, falling)
+        return self.learning_rate_at(step, total_steps)
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the recipe knows its length without iterations and epochs."""
+        return False
+
+    @property
+    def best_is(self) -> str:
+        """What the best network on the holdout is chosen by: "val_top1", the highest, or "val_loss", the lowest."""
+        return "val_top1"
+
+    def head_only(self, step: int, total_steps: int) -> bool:
+        """Whether only the classifier is trained at a step."""
+        return False
+
+    def rate_multipliers(self, model: keras.Model) -> Mapping[str, float]:
+        """Return what the learning rate of single weights is multiplied by, by their paths; 1 where none is given."""
+        return {}
+
+    def prepare(self, model: keras.Model) -> None:
+        """Change a network before it is trained, as by freezing layers; nothing by default."""
+
+    def builder_arguments(self, architecture: str) -> dict[str, Any]:
+        """Return what the builder is given besides classes, input and weights."""
+        return {}
+
+    def loss_weights(self, architecture: str) -> Mapping[str, float]:
+        """Return the weight of each classifier's loss, by the name of the layer that gives its logits."""
+        return {"predictions": 1.0}
+
+    @property
+    def resize(self) -> int | None:
+        """The shorter side, in pixels, to which evaluation brings an image before cropping; None: the input's."""
+        return None
+
+    @property
+    def reads_photographs(self) -> bool:
+        """Whether each image is cropped from its encoded file, by `read`, instead of from the plain view."""
+        return False
+
+    def read(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
+        """Return a training view of an encoded photograph, [size, size, 3] in 0-255; for `reads_photographs`."""
+        raise TypeError(f"recipe {self.name} reads no photographs")
 
     def preprocessing(self, train: Split) -> Preprocessing | None:
         """Return what the network's first layer shall do, computed from the training images; None: its default."""
         return None
 
-    def augment(self, data: DataSet, preprocessing: Preprocessing | None):
-        """Return a pure function (images uint8 [b, H, W, 3], seed int [2]) -> [b, H, W, 3] for training."""
+    def augment(self, data: DataSet, preprocessing: Preprocessing | None, sample: Callable[[], Split]) -> Augmentation:
+        """Return a pure function (images [b, H, W, 3], seed int [2]) -> [b, H, W, 3] for training.
+
+        Args:
+            data: says whether flips keep labels.
+            preprocessing: what the network's first layer does.
+            sample: gives training images in the plain view, for what is computed from them.
+        """
         return lambda images, seed: tf.cast(images, tf.float32)
 
     def for_network(self, depth: int) -> Recipe:
         """Return the recipe with what it makes depend on the network settled."""
+        return self
+
+    def for_data(self, train_images: int) -> Recipe:
+        """Return the recipe with what it makes depend on the number of training images settled."""
         return self
 
 

@@ -28,7 +28,7 @@ import tensorflow as tf
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.augment import pad_and_crop, random_flip
 from keras_convnets.training.data import DataSet, Split
-from keras_convnets.training.recipes.base import Recipe, option
+from keras_convnets.training.recipes.base import Augmentation, Recipe, option
 
 # The paper warms up its 110-layer network; the 1202-layer one "is trained as described above".
 WARMUP_FROM_DEPTH = 110
@@ -77,7 +77,7 @@ class ResNetCIFAR(Recipe):
         mean = total / count
         return Preprocessing(mean=tuple(mean.mean(axis=(0, 1))), mean_image=mean.astype(np.float32))
 
-    def augment(self, data: DataSet, preprocessing: Preprocessing | None):
+    def augment(self, data: DataSet, preprocessing: Preprocessing | None, sample) -> Augmentation:
         """Return padding, random crop and, where the labels survive it, the flip."""
         pad = self.pad if self.pad is not None else min(data.image_size) // 8
         flip = self.flip and data.flips_keep_labels

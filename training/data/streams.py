@@ -1,0 +1,146 @@
+"""Images in records that can only be read one after the other."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_convnets._tf_ops import center_view, decode_image
+from keras_convnets.errors import UserError
+from keras_convnets.training.data.broken import broken_kind, broken_positions
+from keras_convnets.training.data.splits import ArraySplit, Split
+
+SHUFFLE_BUFFER = 10_000
+
+
+class StreamSplit(Split):
+    """Encoded images in records that can only be read one after the other. Sub-classes say from where.
+
+    Args:
+        positions: which of the stored images, a range or an ascending array.
+        view: how the images are brought to one size when read, or None before that is known.
+    """
+
+    def __init__(self, positions: Sequence[int], view: dict[str, Any] | None = None):
+        self._positions, self._view = positions, view
+        self._labels: np.ndarray | None = None
+        self.size = len(positions)
+
+    @abc.abstractmethod
+    def _stored(self) -> tf.data.Dataset:
+        """Return (encoded image, label) of all stored images."""
+
+    @abc.abstractmethod
+    def _of(self, positions: Sequence[int], view: dict[str, Any] | None) -> StreamSplit:
+        """Return the stored images at these positions, in this view."""
+
+    @abc.abstractmethod
+    def _state(self) -> str:
+        """Return a text that changes with the stored images."""
+
+    @abc.abstractmethod
+    def _name_of(self, stored: int) -> str:
+        """Return what finds a stored image."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int64 [size]; the first use reads through the split."""
+        if self._labels is None:
+            self._labels = np.array([label for _, label, _ in self.encoded_in_order().as_numpy_iterator()], np.int64)
+        return self._labels
+
+    def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
+        """Return the split decoded into memory where it fits; else as records that are decoded when read."""
+        sized = self._of(self._positions, view)
+        sized.checked = self.checked
+        if self.size * math.prod(view["crop"]) * 3 > memory_limit:
+            return sized
+        parts = list(sized.in_order(256).as_numpy_iterator())
+        return ArraySplit(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+
+    def subset(self, positions: np.ndarray) -> StreamSplit:
+        """Return the examples at these positions."""
+        part = self._of(np.asarray(self._positions)[positions], self._view)
+        part.checked = self.checked
+        return part
+
+    def broken(self) -> list[tuple[int, str, str]]:
+        """Return (position, record, reason) of the images that do not decode; every image is decoded."""
+        encoded = self.encoded_in_order().map(lambda data, label, position: data)
+        bad = set(broken_positions(encoded, self._state() + self._digest()))
+        if not bad:
+            return []
+        return [
+            (int(position), self._name_of(self._positions[position]), ": ".join(broken_kind(data)))
+            for data, _, position in self.encoded_in_order().as_numpy_iterator()
+            if position in bad
+        ]
+
+    def encoded_in_order(self) -> tf.data.Dataset:
+        """Return one pass in the stored order."""
+        examples = self._stored()
+        if not isinstance(self._positions, range):
+            mask = np.zeros(max(self._positions, default=-1) + 1, bool)
+            mask[self._positions] = True
+            # The mask ends with the last image that is wanted, and zip with the mask.
+            kept = tf.data.Dataset.zip(examples, tf.data.Dataset.from_tensor_slices(mask)).filter(lambda _, keep: keep)
+            examples = kept.map(lambda example, _: example)
+        return examples.enumerate().map(lambda position, example: (*example, position))
+
+    def encoded_shuffled(self, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream; records can't be reached by position, so a buffer shuffles what is read.
+
+        The buffer's order is a function of the seed and the epoch, so this stream too goes on where it was left; it
+        reads again what it passes over of an epoch.
+        """
+        if balanced:
+            raise UserError(
+                "these records can only be read one after the other, and drawing every class equally often needs "
+                "images that can be reached singly; give a folder of images, or a size at which they fit into memory."
+            )
+
+        examples = self.encoded_in_order()
+        first_epoch, passed = divmod(first, self.size)
+
+        def shuffled(epoch):
+            # `Dataset.shuffle` would mix in TensorFlow's global seed, and takes no number that is known only later.
+            # With both seeds zero the operation would choose its own.
+            order = tf.raw_ops.ShuffleDataset(
+                input_dataset=tf.data.experimental.to_variant(examples),
+                buffer_size=SHUFFLE_BUFFER,
+                seed=seed,
+                seed2=epoch + 1,
+                output_types=[spec.dtype for spec in examples.element_spec],
+                output_shapes=[spec.shape for spec in examples.element_spec],
+                reshuffle_each_iteration=False,
+            )
+            epoch_of = tf.data.experimental.from_variant(order, examples.element_spec)
+            return epoch_of.skip(tf.where(epoch == first_epoch, tf.constant(passed, tf.int64), 0))
+
+        return tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(shuffled)
+
+    def _digest(self) -> str:
+        """Return a short text for the choice of positions."""
+        return hashlib.sha256(np.asarray(self._positions, np.int64).tobytes()).hexdigest()
+
+    def in_order(self, batch_size: int) -> tf.data.Dataset:
+        """Return one pass in the stored order, the last batch shorter."""
+        return self._decode(self.encoded_in_order()).batch(batch_size).prefetch(2)
+
+    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream in the order of `encoded_shuffled`."""
+        return self._decode(self.encoded_shuffled(seed, first, balanced)).batch(batch_size, drop_remainder=True)
+
+    def _decode(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        view = self._view
+
+        def load(encoded, label, position):
+            return center_view(decode_image(encoded), view["resize"], view["crop"]), label
+
+        return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
