@@ -17,6 +17,8 @@ from pathlib import Path
 NAME = "digits"
 SETTINGS = ("epochs=40", "batch_size=64", "holdout=0.1")
 START_SECONDS = 120.0
+# Answers that are printed, evenly over the classes; all are counted.
+SHOWN = 20
 
 
 def quickstart(command: Callable[[list[str]], int], *, run: str, repository: str, keep_serving: bool) -> None:
@@ -79,19 +81,22 @@ def _show(arguments: list[str]) -> None:
 
 def _ask(command: Callable[[list[str]], int], run: str, url: str, protocol: str) -> None:
     """Classify the run's held-out samples over the wire and print the answers beside the truth."""
-    samples = Path(run) / "samples"
-    _show(["predict", str(samples), "--url", url])
+    samples = str(Path(run) / "samples")
+    _show(["predict", samples, "--url", url])
     with tempfile.TemporaryFile("w+") as file:
-        arguments = ["predict", str(samples), "--url", url, "--json"]
+        arguments = ["predict", samples, "--url", url, "--json"]
         if status := _into(file, command, arguments):
             raise SystemExit(status)
         file.seek(0)
         answers = json.load(file)
     print(f"held-out images over {protocol}:")
-    for answer in answers:
-        best, truth = answer["classes"][0], Path(answer["image"]).parent.name
+    truths = [Path(answer["image"]).parent.name for answer in answers]
+    right = sum(answer["classes"][0]["class"] == truth for answer, truth in zip(answers, truths, strict=True))
+    for answer, truth in list(zip(answers, truths, strict=True))[:: max(1, len(answers) // SHOWN)][:SHOWN]:
+        best = answer["classes"][0]
         verdict = "" if best["class"] == truth else "   <- wrong"
         print(f"  {answer['image']}  truth {truth}  answer {best['class']} ({best['probability']:.1%}){verdict}")
+    print(f"  {right} of {len(answers)} are right")
 
 
 def _into(file, command: Callable[[list[str]], int], arguments: list[str]) -> int:

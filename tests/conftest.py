@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that each want every core only take turns.
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 DATA_VARIABLE = "KERAS_CONVNETS_TEST_DATA"
 

@@ -76,7 +76,7 @@ class Models:
             raise ServingError(Code.NOT_FOUND, f"Could not find any versions of model {model}")
         return [VersionStatus(1, State.AVAILABLE)]
 
-    def reload(self, configuration):
+    def reload(self, configuration, *, is_active):
         self.configurations.append(configuration)
 
 

@@ -196,7 +196,7 @@ def test_a_run_whose_weights_were_changed_is_refused(trained_run, tmp_path):
         export.publish(copy, to=tmp_path / "repository")
 
 
-@pytest.mark.parametrize("build", [ResNet20, ResNet110])
+@pytest.mark.parametrize("build", [ResNet20, pytest.param(ResNet110, marks=pytest.mark.heavy)])
 def test_photograph_sized_networks_export_and_see_photographs(build, tmp_path):
     """At 48x64 pixels with scikit-learn's photographs: in-graph decoding, resizing and cropping, and option A."""
     model = build(classes=4, input_shape=(48, 64, 3))
@@ -233,8 +233,8 @@ def test_a_foreign_onnx_file_is_refused(tmp_path):
 
 
 FAMILIES = [
-    ("GoogLeNet", 64, {}, {"Conv": 57, "LRN": 2, "Concat": 9}),
-    ("ResNet18", 64, {"shortcut": "A"}, {"Conv": 17, "Add": 8}),
+    pytest.param("GoogLeNet", 64, {}, {"Conv": 57, "LRN": 2, "Concat": 9}, marks=pytest.mark.heavy),
+    pytest.param("ResNet18", 64, {"shortcut": "A"}, {"Conv": 17, "Add": 8}, marks=pytest.mark.heavy),
     pytest.param("ResNet50", 64, {}, {"Conv": 53, "Add": 16}, marks=pytest.mark.heavy),
     pytest.param("PlainNet34", 64, {}, {"Conv": 33}, marks=pytest.mark.heavy),
     pytest.param("AlexNet", 64, {}, {"Conv": 5, "LRN": 2, "MaxPool": 3}, marks=pytest.mark.heavy),

@@ -58,7 +58,13 @@ def trained(model, images):
     return model
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# Grouped convolutions, response normalisation and shortcuts; the others are as many minutes more.
+QUICK = ("AlexNet", "ResNet20")
+
+
+@pytest.fixture(
+    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.heavy) for name in FAMILIES]
+)
 def exported(request, tmp_path_factory):
     """A family's network in every precision, its card beside it: folder, images and Keras' probabilities."""
     builder, side, arguments = FAMILIES[request.param]

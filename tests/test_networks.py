@@ -1006,8 +1006,6 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     built("ResNet32").save_weights(folder / "deeper.weights.h5")
     CIFARResNet(14).save_weights(folder / "shallower.weights.h5")
-    get_model("ResNet20", classes=3).save_weights(folder / "classes.weights.h5")
-    get_model("ResNet20", include_top=False).save_weights(folder / "headless.weights.h5")
     built("ResNet32").save(folder / "deeper.keras")
     # It has the same weights, but adds no shortcuts.
     built("PlainNet20").save(folder / "plain.keras")
@@ -1023,8 +1021,6 @@ def files(tmp_path_factory):
     [
         "deeper.weights.h5",
         "shallower.weights.h5",
-        "classes.weights.h5",
-        "headless.weights.h5",
         "deeper.keras",
         "plain.keras",
         "broken.weights.h5",

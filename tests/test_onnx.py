@@ -87,7 +87,13 @@ def trained(model, images):
     return model
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# One of each kind of operator; the others are as many minutes more.
+QUICK = ("AlexNet", "GoogLeNet", "ResNet18 A", "ResNet20")
+
+
+@pytest.fixture(
+    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.heavy) for name in FAMILIES]
+)
 def exported(request, tmp_path_factory):
     """A family's network in both layouts: name, paths, images and Keras' probabilities."""
     builder, side, arguments, _ = FAMILIES[request.param]

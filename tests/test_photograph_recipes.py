@@ -66,13 +66,15 @@ def test_the_papers_numbers():
 
 CASES = [
     ("AlexNet", "alexnet", {"image_size": 67, "learning_rate": 3e-5}),
-    ("VGG11", "vgg", {"image_size": 32, "learning_rate": 5e-4}),
-    ("GoogLeNet", "googlenet", {"image_size": 79, "learning_rate": 0.02, "ema": 0.5}),
-    ("ResNet18", "resnet_imagenet", {"image_size": 32, "learning_rate": 0.02}),
+    pytest.param("VGG11", "vgg", {"image_size": 32, "learning_rate": 5e-4}, marks=pytest.mark.heavy),
+    pytest.param(
+        "GoogLeNet", "googlenet", {"image_size": 79, "learning_rate": 0.02, "ema": 0.5}, marks=pytest.mark.heavy
+    ),
+    ("ResNet18", "resnet_imagenet", {"image_size": 32, "learning_rate": 0.002}),
 ]
 
 
-@pytest.mark.parametrize("model, recipe, overrides", CASES, ids=[case[1] for case in CASES])
+@pytest.mark.parametrize("model, recipe, overrides", CASES, ids=["alexnet", "vgg", "googlenet", "resnet_imagenet"])
 def test_every_recipe_learns_from_photographs(photographs, tmp_path, model, recipe, overrides):
     run = training.fit(
         model,
@@ -96,6 +98,10 @@ def pretrained(tmp_path_factory) -> Path:
     """A file of weights of a ResNet18 with three classes."""
     keras.utils.set_random_seed(0)
     model = ResNet18(classes=3, input_shape=(32, 32, 3))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # As after training: what comes out is of the size of what goes in, or less.
+            layer.moving_variance.assign(np.full(layer.moving_variance.shape, 20.0))
     path = tmp_path_factory.mktemp("weights") / "resnet18.weights.h5"
     model.save_weights(path)
     return path
@@ -247,7 +253,7 @@ def test_schedules():
 
 def test_the_running_average_is_what_is_kept(tmp_path):
     """A decay near 1 keeps the network near its start, which training leaves far behind."""
-    overrides = {"epochs": 2, "batch_size": 64, "holdout": 0.1, "seed": 3}
+    overrides = {"iterations": 20, "batch_size": 64, "seed": 3}
     plain = training.fit("ResNet20", "digits", run=tmp_path / "plain", overrides=overrides)
     averaged = training.fit("ResNet20", "digits", run=tmp_path / "averaged", overrides={**overrides, "ema": 0.9999})
 

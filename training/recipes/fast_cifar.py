@@ -28,7 +28,6 @@ class FastCIFAR(ResNetCIFAR):
     nesterov: bool = option(True, "Nesterov's form of the momentum")
     weight_decay: float = option(5e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("kernels", "which weights decay: all, or kernels", choices=("all", "kernels"))
-    ema: float | None = option(0.995, "decay a step of the weights' running average, the final network", low=0, high=1)
     warmup: bool | None = option(False, "the paper's start at a tenth of the learning rate; the cycle has its own rise")
 
     def base_learning_rate(self) -> float:
