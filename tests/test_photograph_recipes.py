@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import keras
@@ -11,7 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_convnets import GoogLeNet, ResNet18, export, training
+from keras_convnets import GoogLeNet, ResNet18, training
 from keras_convnets.errors import UserError
 from keras_convnets.training import trainer
 from keras_convnets.training.plan import make_plan
@@ -70,7 +69,7 @@ CASES = [
     pytest.param(
         "GoogLeNet", "googlenet", {"image_size": 79, "learning_rate": 0.02, "ema": 0.5}, marks=pytest.mark.heavy
     ),
-    ("ResNet18", "resnet_imagenet", {"image_size": 32, "learning_rate": 0.002}),
+    ("ResNet18", "resnet_imagenet", {"image_size": 32, "learning_rate": 3e-4}),
 ]
 
 
@@ -252,17 +251,19 @@ def test_schedules():
 
 
 def test_the_running_average_is_what_is_kept(tmp_path):
-    """A decay near 1 keeps the network near its start, which training leaves far behind."""
-    overrides = {"iterations": 20, "batch_size": 64, "seed": 3}
-    plain = training.fit("ResNet20", "digits", run=tmp_path / "plain", overrides=overrides)
-    averaged = training.fit("ResNet20", "digits", run=tmp_path / "averaged", overrides={**overrides, "ema": 0.9999})
-
-    def kernel(run):
-        return keras.saving.load_model(run.path / "final.keras").get_layer("predictions").kernel.numpy()
-
-    keras.utils.set_random_seed(3)
-    distance = np.abs(kernel(averaged) - kernel(plain)).max()
-    assert distance > 0.01 and json.loads((averaged.path / "config.json").read_text())["recipe"]["ema"] == 0.9999
+    """An average that never forgets is the network after its first step, however long the training goes on."""
+    overrides = {"batch_size": 16, "seed": 3, "drops": ()}
+    first = training.fit("ResNet20", "digits", run=tmp_path / "first", overrides={**overrides, "iterations": 1})
+    averaged = training.fit(
+        "ResNet20", "digits", run=tmp_path / "averaged", overrides={**overrides, "iterations": 4, "ema": 1.0}
+    )
+    for name in ("conv1_conv", "predictions"):
+        one, other = (
+            keras.saving.load_model(run.path / "final.keras").get_layer(name).kernel.numpy()
+            for run in (first, averaged)
+        )
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert averaged.metrics()[-1]["step"] == 4
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
@@ -317,7 +318,7 @@ def test_googlenet_learns_ants_and_bees(real_data, tmp_path):
         real_data / "ants_bees",
         weights=weights,
         run=tmp_path / "run",
-        overrides={"epochs": 2, "head_share": 1.0, "holdout": 0},
+        overrides={"epochs": 1.5, "head_share": 1.0, "holdout": 0},
     )
     card = run.card()
     data = training.load_dataset(real_data / "ants_bees").at_size(224, 224, resize=card.view["resize"])
@@ -325,4 +326,3 @@ def test_googlenet_learns_ants_and_bees(real_data, tmp_path):
     result = training.evaluate(run.model(), data)
     # 94 % after the whole recipe; the bound leaves four standard errors of 153 images.
     assert result.n == 153 and result.top1 > 0.85
-    assert export.publish(run.path, to=tmp_path / "models").name == "1"
