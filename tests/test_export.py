@@ -15,9 +15,10 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
-from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, export, training
+from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, ResNet1202, export, training
 from keras_convnets.errors import UserError
 from keras_convnets.export import artifacts, model_config
+from keras_convnets.transfer import leaves
 
 # Sums in another order, in float32; the same bound the exporter holds itself to.
 TOLERANCE = 1e-5
@@ -259,3 +260,16 @@ def test_every_family_exports_as_plain_operators(name, side, arguments, operator
     assert {kind: counts[kind] for kind in operators} == operators and counts["BatchNormalization"] == 0
     groups = [a.i for node in nodes if node.op_type == "Conv" for a in node.attribute if a.name == "group"]
     assert [group for group in groups if group > 1] == ([2, 2, 2] if name.startswith("AlexNet") else [])
+
+
+@pytest.mark.heavy
+def test_the_deepest_network_exports(tmp_path):
+    """ResNet-1202 is nested; its statistics are those of one batch, as untrained it gives no finite number."""
+    model = ResNet1202()
+    normalizations = [layer for layer in leaves(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in normalizations:
+        layer.momentum = 0.0
+    model(np.random.default_rng(0).uniform(0, 255, (16, 32, 32, 3)).astype(np.float32), training=True)
+    folder = export.publish(model, name="deepest", to=tmp_path)
+    counts = Counter(node.op_type for node in onnx.load(folder / "model.onnx").graph.node)
+    assert counts["Conv"] == 1201 and counts["BatchNormalization"] == 0 and len(normalizations) == 1201
