@@ -294,7 +294,7 @@ def test_a_reload_reports_new_models_that_do_not_load(tmp_path):
         eventually(lambda: available(servables, "o") == [8])
 
 
-def eventually(holds, seconds=20):
+def eventually(holds, seconds=60):
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(ServingError, OSError, UserError):
@@ -313,6 +313,9 @@ def test_a_repository_is_served_as_its_models_config_says(tmp_path):
     servables = started(source())
     assert (available(servables, "m"), available(servables, "n")) == ([1], [2])
     assert not source.is_its_file()
+    copied = Path(shutil.copytree(root, tmp_path / "copied"))
+    of_copy = configuration.RepositoryConfig(copied)().model_config_list.config
+    assert {item.name: item.base_path for item in of_copy} == {"m": str(copied / "m"), "n": str(copied / "n")}
     moved = root.rename(tmp_path / "moved")
     again = configuration.RepositoryConfig(moved)
     assert {item.name: item.base_path for item in again().model_config_list.config} == {

@@ -136,8 +136,8 @@ class RepositoryConfig:
         entries = config.model_config_list.config
         for item in entries:
             here = self._root / item.name
-            if not Path(item.base_path).is_dir() and here.is_dir():
-                # The repository was moved, or is seen under another path.
+            if here.is_dir():
+                # The repository was moved or copied, or is seen under another path: the one that was named is served.
                 item.base_path = os.path.abspath(here)
         known = {item.name for item in entries}
         others = {name: path for name, path in self._seen.items() if name not in known}
