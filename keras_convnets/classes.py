@@ -116,7 +116,7 @@ def _rows(predictions: Any) -> np.ndarray:
         if values.dtype.kind in "USOMmc":
             raise TypeError(f"their dtype is {values.dtype}")
         values = values.astype(np.float64)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"predictions can't be read as an array of numbers ({reason}); {advice}.") from error
     if values.ndim == 1:

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import openvino
 import pytest
+from lively import some_images, trained
 from onnx import helper, numpy_helper
 
 import keras_convnets as kc
@@ -60,33 +61,6 @@ FAMILIES = {
 }
 
 
-def some_images(side, count=4):
-    """Images that differ in colour and pattern, so that a network tells them apart."""
-    rng = np.random.default_rng(1)
-    coarse = rng.integers(0, 256, (count, 4, 4, 3)).repeat(-(-side // 4), 1).repeat(-(-side // 4), 2)
-    return np.clip(coarse[:, :side, :side] + rng.integers(-20, 21, (count, side, side, 3)), 0, 255).astype(np.uint8)
-
-
-def trained(model, images):
-    """Give every weight a value of its own, and the classifier outputs that depend on the image."""
-    rng = np.random.default_rng(0)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            ranges = ((0.6, 1.4), (-0.3, 0.3), (-0.3, 0.3), (0.5, 1.5))
-            layer.set_weights([rng.uniform(*range_, layer.gamma.shape) for range_ in ranges])
-        elif hasattr(layer, "kernel"):
-            deviation = (2 / np.prod(layer.kernel.shape[:-1])) ** 0.5
-            layer.kernel.assign(rng.normal(0, deviation, layer.kernel.shape))
-            if layer.bias is not None:
-                layer.bias.assign(rng.uniform(-0.1, 0.1, layer.bias.shape))
-    classifier = model.get_layer("predictions")
-    features = inference_network(model)(images)["features"].numpy()
-    kernel = rng.normal(size=classifier.kernel.shape)
-    kernel /= (features @ kernel).std(0)
-    classifier.set_weights([kernel, -(features @ kernel).mean(0)])
-    return model
-
-
 # One of each kind of operator; the others are as many minutes more.
 QUICK = ("AlexNet", "GoogLeNet", "ResNet18 A", "ResNet20")
 
@@ -98,7 +72,7 @@ def exported(request, tmp_path_factory):
     """A family's network in both layouts: name, paths, images and Keras' probabilities."""
     builder, side, arguments, _ = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp("onnx")
-    images = some_images(side)
+    images = some_images(side, 4)
     with pytest.MonkeyPatch.context() as patch:
         # The papers' 4096 take most of the time and show nothing more.
         patch.setattr(alexnet, "HIDDEN", 96)
@@ -213,7 +187,7 @@ def test_zeros_go_into_a_pooling_only_where_nothing_is_negative(tmp_path):
     x = keras.layers.MaxPooling2D(3, strides=2)(x)
     x = keras.layers.Dense(3, activation="softmax")(keras.layers.GlobalAveragePooling2D()(x))
     network = keras.Model(inputs, {"probabilities": x})
-    images = some_images(8)
+    images = some_images(8, 4)
     card = card_of_model(keras.Model(inputs, x))
     write_onnx(network, card, tmp_path / "model.onnx")
     counts = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
