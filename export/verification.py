@@ -58,6 +58,8 @@ def verify(folder: Path, artifacts: Sequence[Artifact], reference: Classifier, s
     tolerances: dict[str, float] = {}
     exact = max(BATCHES)
     for artifact in artifacts:
+        if not any(key.partition(":")[0] == artifact.key for key in answers):
+            raise RuntimeError(f"{artifact.key} gave no answers to compare with Keras; nothing is published.")
         for key, got in answers.items():
             way = key.removesuffix(".answers").partition("@")[0]
             if way.partition(":")[0] == artifact.key:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -119,8 +118,3 @@ def _view(recipe: Recipe, architecture: Architecture, data: DataSet, weights: We
         # The papers' 256 for 224, in proportion.
         resize = math.ceil(min(size) * 256 / 224)
     return center_view(*size, resize=resize)
-
-
-def with_recipe(plan: Plan, **changes: Any) -> Plan:
-    """Return the plan with fields of its recipe changed."""
-    return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, **changes))
