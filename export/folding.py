@@ -11,11 +11,12 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.errors import UserError
-from keras_convnets.layers import GroupedConv2D, ImageNormalization
+from keras_convnets.layers import BatchNormalization, GroupedConv2D, ImageNormalization
 from keras_convnets.preprocessing import Preprocessing
 
 # Exact types: what a subclass computes is its own affair.
 CONVOLUTIONS = (layers.Conv2D, GroupedConv2D)
+NORMALIZATIONS = (layers.BatchNormalization, BatchNormalization)
 # What changes nothing outside training.
 IDENTITIES = (
     layers.ActivityRegularization,
@@ -96,7 +97,7 @@ class _Calls:
     def normalization_behind(self, node: Any) -> Any:
         """Return the batch normalisation that can go into a convolution, or None."""
         user = self.user(node)
-        if user is None or type(user.operation) is not layers.BatchNormalization or _always_trains(user):
+        if user is None or type(user.operation) not in NORMALIZATIONS or _always_trains(user):
             return None
         convolution = node.operation
         is_linear = convolution.activation is keras.activations.linear

@@ -89,7 +89,8 @@ class ShortcutA(keras.layers.Layer):
 
     def call(self, x):
         """Return the subsampled and padded feature map."""
-        x = x[:, :: self.stride, :: self.stride, :]
+        # A mean of one pixel is that pixel; a strided slice and its gradient run on one core.
+        x = ops.average_pool(x, 1, self.stride, "valid", "channels_last") if self.stride > 1 else x
         return ops.pad(x, [[0, 0], [0, 0], [0, 0], [0, self.filters - x.shape[-1]]])
 
     def compute_output_shape(self, input_shape):
@@ -165,3 +166,33 @@ class LRN(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the layer's configuration."""
         return {**super().get_config(), "n": self.n, "k": self.k, "alpha": self.alpha, "beta": self.beta}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' layer, which trains with TensorFlow's fused operation; inference and other backends are Keras' own.
+
+    Keras composes the normalisation of a training batch out of a dozen operations, which took a third of a step of
+    ResNet-20 on a CPU. The numbers are the same, that of the moving variance included: Keras averages the batch's
+    variance as it is, the fused operation gives it multiplied by n / (n - 1).
+
+    Args: those of `keras.layers.BatchNormalization`.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        """Return the normalised maps; in training the moving statistics are updated."""
+        if not (training and self.trainable and mask is None and self._can_fuse(inputs)):
+            return super().call(inputs, training=training, mask=mask)
+        from keras_convnets import _tf_ops
+
+        y, mean, variance = _tf_ops.fused_batch_normalization(inputs, self.gamma, self.beta, self.epsilon)
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
+        return y
+
+    def _can_fuse(self, inputs) -> bool:
+        maps_last = len(inputs.shape) == 4 and self.axis in (-1, 3)
+        plain = self.scale and self.center and not self.synchronized and not getattr(self, "renorm", False)
+        # Of float64 Keras computes in float64, which the fused operation can't.
+        known = keras.backend.standardize_dtype(inputs.dtype) in ("float32", "float16", "bfloat16")
+        return keras.backend.backend() == "tensorflow" and maps_last and plain and known

@@ -9,7 +9,7 @@ from keras import layers
 
 from keras_convnets.assembly import he_normal
 from keras_convnets.errors import UserError
-from keras_convnets.layers import ShortcutA
+from keras_convnets.layers import BatchNormalization, ShortcutA
 
 SHORTCUTS = ("A", "B", "C")
 
@@ -45,7 +45,7 @@ class Units:
             kernel_initializer=he_normal(),
             name=f"{name}_conv",
         )(x)
-        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+        return BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
     def basic(self, x: Any, filters: int, stride: int, name: str) -> Any:
         """Add two 3x3 layers and the shortcut around them."""

@@ -9,7 +9,7 @@ import pytest
 
 from keras_convnets import CIFARResNet, Preprocessing, get_model, preprocess_input
 from keras_convnets.errors import UserError
-from keras_convnets.layers import LRN, GroupedConv2D, ImageNormalization, ShortcutA
+from keras_convnets.layers import LRN, BatchNormalization, GroupedConv2D, ImageNormalization, ShortcutA
 from keras_convnets.preprocessing import CIFAR10, IMAGENET
 
 MEAN = (120.5, 110.25, 100.75)
@@ -303,6 +303,69 @@ def test_a_grouped_convolution_is_one_convolution_a_tower(strides, padding):
     for one in (layer, back):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(one(x)), wanted, rtol=1e-5, atol=1e-5)
     assert tuple(layer.compute_output_shape(x.shape)) == wanted.shape
+
+
+def normalization_pair(**arguments):
+    """Return this package's batch normalisation, and Keras' with the same weights."""
+    pair = [
+        kind(momentum=0.9, epsilon=1e-5, **arguments) for kind in (BatchNormalization, keras.layers.BatchNormalization)
+    ]
+    rng = np.random.default_rng(6)
+    weights = [rng.uniform(0.5, 2, 4), rng.normal(size=4), rng.normal(size=4), rng.uniform(0.5, 2, 4)]
+    for layer in pair:
+        layer.build((None, None, None, 4))
+        layer.set_weights(weights)
+    return pair
+
+
+@pytest.mark.parametrize("size", [(6, 5, 5), (2, 1, 1), (1, 1, 1)])
+def test_fused_batch_normalization_trains_as_the_formula_and_as_keras(size):
+    import tensorflow as tf
+
+    x = np.random.default_rng(7).normal(3, 2, (*size, 4)).astype(np.float32)
+    mean, variance = x.astype(np.float64).mean((0, 1, 2)), x.astype(np.float64).var((0, 1, 2))
+    results = []
+    for layer in normalization_pair():
+        gamma, beta, moving_mean, moving_variance = layer.get_weights()
+        inputs = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = layer(inputs, training=True)
+            loss = tf.reduce_sum(y * tf.cos(inputs))
+        results.append([y, *tape.gradient(loss, [inputs, layer.gamma, layer.beta]), *layer.non_trainable_variables])
+        np.testing.assert_allclose(y, (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(layer.moving_mean, 0.9 * moving_mean + 0.1 * mean, rtol=1e-5)
+        np.testing.assert_allclose(layer.moving_variance, 0.9 * moving_variance + 0.1 * variance, rtol=1e-5)
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+def test_a_batch_normalization_takes_the_fused_operation_and_keeps_the_policys_dtypes(policy):
+    import tensorflow as tf
+
+    layer, _ = normalization_pair(dtype=policy)
+    graph = tf.function(lambda x: layer(x, training=True)).get_concrete_function(
+        tf.TensorSpec((None, 5, 5, 4), layer.compute_dtype)
+    )
+    assert "FusedBatchNormV3" in {operation.type for operation in graph.graph.get_operations()}
+    assert graph.output_dtypes == layer.compute_dtype and layer.gamma.dtype == layer.moving_mean.dtype == "float32"
+
+
+def test_a_batch_normalization_is_keras_own_outside_training_and_where_it_can_not_be_fused():
+    x = np.random.default_rng(8).normal(size=(3, 4, 4, 4)).astype(np.float32)
+    ours, theirs = normalization_pair(name="mine")
+    back = round_trip(ours)
+    back.set_weights(ours.get_weights())
+    assert type(back) is BatchNormalization and back.get_config() == ours.get_config() == theirs.get_config()
+    for one in (ours, back):
+        np.testing.assert_array_equal(one(x), theirs(x))
+    ours.trainable = False
+    np.testing.assert_array_equal(ours(x, training=True), theirs(x))
+    for shape, arguments in [((3, 4), {}), ((3, 4, 2, 2), {"axis": 1}), ((3, 2, 2, 4), {"scale": False})]:
+        values = np.random.default_rng(9).normal(size=shape).astype(np.float32)
+        pair = [kind(**arguments) for kind in (BatchNormalization, keras.layers.BatchNormalization)]
+        np.testing.assert_array_equal(*(layer(values, training=True) for layer in pair))
 
 
 def test_a_size_known_only_at_run_time_chooses_the_mean_too():

@@ -23,10 +23,10 @@ import pytest
 
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving import ModelServer, rest
-from keras_convnets.export.serving.batching import Turns
 from keras_convnets.export.serving.dtypes import TensorInfo
 from keras_convnets.export.serving.engine import Signature
 from keras_convnets.export.serving.status import Code, ServingError
+from keras_convnets.export.serving.turns import Turns
 
 tf = pytest.importorskip("tensorflow")
 grpc = pytest.importorskip("grpc")

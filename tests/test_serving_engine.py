@@ -1,9 +1,10 @@
 """Turns, batches and engines: who runs when, what runs together, and that each gets its own answer."""
 
-import collections
 import concurrent.futures
 import contextlib
 import json
+import logging
+import os
 import threading
 import time
 import urllib.error
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving.batching import Batching, BatchingParameters, Turns, deadline
+from keras_convnets.export.serving.batching import Batching, BatchingParameters, graph_of
+from keras_convnets.export.serving.dtypes import TensorInfo
+from keras_convnets.export.serving.engine import Signature
 from keras_convnets.export.serving.status import Code, ServingError
+from keras_convnets.export.serving.turns import Turns, deadline
 
 tf = pytest.importorskip("tensorflow")
 
@@ -49,6 +53,13 @@ class Model:
 
 def rows(*values):
     return {"x": np.array(values, np.float32)}
+
+
+def queue(batching, model, **outputs):
+    """Put a model of floats into batches; its outputs are in rows unless another shape is given."""
+    infos = {name: TensorInfo(name, "float", outputs.get(name, (None,))) for name in sorted({"y", *outputs})}
+    signature = Signature("double", {"x": TensorInfo("x", "float", None)}, infos)
+    return batching.queue(model, signature, graph_of(model, signature))
 
 
 @contextlib.contextmanager
@@ -86,12 +97,10 @@ def test_at_most_so_many_run_and_so_many_wait():
     assert run(rows(1))["y"].tolist() == [2.0], "a full queue empties again"
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_what_nobody_waits_for_any_more_is_not_run(batched):
+def test_what_nobody_waits_for_any_more_is_not_run():
     model = Model()
     model.held.clear()
-    parameters = BatchingParameters(max_batch_size=4, num_batch_threads=1)
-    run = (Batching(parameters) if batched else Turns(1, 8)).queue(model)
+    run = Turns(1, 8).queue(model)
 
     def late():
         with deadline(time.monotonic() + 0.05):
@@ -110,9 +119,20 @@ def test_what_nobody_waits_for_any_more_is_not_run(batched):
         run(rows(1))
 
 
+def test_a_deadline_that_passes_before_or_in_a_batch():
+    model = Model()
+    run = queue(Batching(BatchingParameters(max_batch_size=4, batch_timeout_micros=100_000)), model)
+    with deadline(time.monotonic() - 1), pytest.raises(ServingError, match="deadline"):
+        run(rows(1))
+    assert model.runs == []
+    with deadline(time.monotonic() + 0.01), pytest.raises(ServingError, match="deadline"):
+        run(rows(1))
+
+
 def test_requests_of_the_same_time_run_together():
     model = Model(seconds=0.01)
-    run = Batching(BatchingParameters(max_batch_size=16, num_batch_threads=1, max_enqueued_batches=20)).queue(model)
+    parameters = BatchingParameters(max_batch_size=16, num_batch_threads=1, max_enqueued_batches=20)
+    run = queue(Batching(parameters), model)
     with at_once(32) as pool:
         answers = list(pool.map(lambda n: run(rows(n))["y"].tolist(), range(200)))
     assert answers == [[2.0 * n] for n in range(200)], "each gets its own answer"
@@ -123,22 +143,22 @@ def test_requests_of_the_same_time_run_together():
 
 def test_a_batch_waits_for_more_but_not_longer_than_it_may():
     model = Model()
-    run = Batching(BatchingParameters(max_batch_size=3, batch_timeout_micros=20_000_000)).queue(model)
+    run = queue(Batching(BatchingParameters(max_batch_size=3, batch_timeout_micros=20_000_000)), model)
     with at_once(3) as pool:
-        assert [future["y"].tolist() for future in pool.map(run, [rows(1), rows(2), rows(3)])] == [[2], [4], [6]]
+        assert [answer["y"].tolist() for answer in pool.map(run, [rows(1), rows(2), rows(3)])] == [[2], [4], [6]]
     assert model.runs == [3], "a full batch does not wait"
+    quick = queue(Batching(BatchingParameters(max_batch_size=3, batch_timeout_micros=100_000)), model)
+    quick(rows(1))
     began = time.monotonic()
-    quick = Batching(BatchingParameters(max_batch_size=3, batch_timeout_micros=100_000)).queue(model)
     quick(rows(1))
     assert 0.09 < time.monotonic() - began < 10
-    assert model.runs == [3, 1]
+    assert model.runs == [3, 1, 1]
 
 
 def test_one_bad_row_spoils_no_other_answer():
     model = Model()
-    # No batch may wait here, and the single requests that come of a batch still may.
-    numbers = {"max_batch_size": 8, "batch_timeout_micros": 20_000_000, "max_enqueued_batches": 0}
-    run = Batching(BatchingParameters(**numbers, num_batch_threads=1)).queue(model)
+    numbers = {"max_batch_size": 8, "batch_timeout_micros": 20_000_000, "num_batch_threads": 1}
+    run = queue(Batching(BatchingParameters(**numbers)), model)
     with at_once(8) as pool:
         futures = [pool.submit(run, rows(-1 if n == 5 else n)) for n in range(8)]
         for n, future in enumerate(futures):
@@ -152,31 +172,51 @@ def test_one_bad_row_spoils_no_other_answer():
 def test_a_full_queue_of_batches_refuses():
     model = Model()
     model.held.clear()
-    batching = Batching(BatchingParameters(max_batch_size=2, num_batch_threads=1, max_enqueued_batches=1))
-    run = batching.queue(model)
+    run = queue(Batching(BatchingParameters(max_batch_size=1, num_batch_threads=1, max_enqueued_batches=2)), model)
     with at_once(8) as pool:
         running = pool.submit(run, rows(1))
         wait_for(lambda: model.runs)
         waiting = [pool.submit(run, rows(n)) for n in (2, 3)]
-        wait_for(lambda: batching.turns._waiting == 1 and not run.__self__._open)
-        assert error_of(pool.submit(run, rows(4))) is Code.RESOURCE_EXHAUSTED
+        # Only the scheduler knows when the two stand in its queue.
+        time.sleep(0.5)
+        refused = pool.submit(run, rows(4))
+        with pytest.raises(ServingError, match="currently 2 batches enqueued and max_enqueued_batches is 2") as caught:
+            refused.result(timeout=20)
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
         model.held.set()
         assert [future.result(20)["y"].tolist() for future in (running, *waiting)] == [[2.0], [4.0], [6.0]]
-    assert model.runs == [1, 2]
+    assert model.runs == [1, 1, 1]
+    assert run(rows(5))["y"].tolist() == [10.0], "a full queue empties again"
 
 
-def test_allowed_sizes_are_filled_up():
+def test_allowed_sizes_are_filled_up_and_larger_requests_refused():
     model = Model()
-    run = Batching(BatchingParameters(max_batch_size=8, allowed_batch_sizes=(4, 8))).queue(model)
+    run = queue(Batching(BatchingParameters(max_batch_size=8, allowed_batch_sizes=(4, 8))), model)
     assert run(rows(1, 2, 3))["y"].tolist() == [2.0, 4.0, 6.0]
     assert run(rows(*range(5)))["y"].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
-    assert run(rows(*range(11)))["y"].shape == (11,), "what is larger than a batch runs by itself"
-    assert model.runs == [4, 8, 11]
+    with pytest.raises(ServingError, match="Task size 11 is larger than maximum input batch size 8") as caught:
+        run(rows(*range(11)))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert model.runs == [4, 8]
+
+
+@pytest.mark.parametrize("numbers", [{"max_execution_batch_size": 4}, {"allowed_batch_sizes": (2, 4)}])
+def test_a_large_request_is_split_where_that_is_allowed(numbers):
+    model = Model()
+    if "max_execution_batch_size" not in numbers:
+        numbers = {**numbers, "max_execution_batch_size": 4}
+    parameters = BatchingParameters(max_batch_size=16, enable_large_batch_splitting=True, **numbers)
+    assert queue(Batching(parameters), model)(rows(*range(11)))["y"].tolist() == [2.0 * n for n in range(11)]
+    assert max(model.runs) == 4 and len(model.runs) == 3
 
 
 def test_what_is_not_in_rows_runs_by_itself():
+    parameters = BatchingParameters(max_batch_size=2, batch_timeout_micros=20_000_000)
+    told = Model(in_rows=False)
+    assert float(queue(Batching(parameters), told, sum=())(rows(5))["sum"]) == 5.0
+    assert told.runs == [1], "by its shape"
     model = Model(in_rows=False)
-    run = Batching(BatchingParameters(max_batch_size=2, batch_timeout_micros=20_000_000)).queue(model)
+    run = queue(Batching(parameters), model, sum=None)
     with at_once(2) as pool:
         assert sorted(float(answer["sum"]) for answer in pool.map(run, [rows(1), rows(2)])) == [1.0, 2.0]
     assert model.runs == [2, 1, 1]
@@ -186,7 +226,7 @@ def test_what_is_not_in_rows_runs_by_itself():
 
 def test_other_shapes_are_not_stacked():
     model = Model()
-    run = Batching(BatchingParameters(max_batch_size=2, batch_timeout_micros=300_000)).queue(model)
+    run = queue(Batching(BatchingParameters(max_batch_size=2, batch_timeout_micros=20_000_000)), model)
     with at_once(2) as pool:
         wide = pool.submit(run, {"x": np.ones([1, 3], np.float32)})
         assert run({"x": np.ones([1, 2], np.float32)})["y"].shape == (1, 2)
@@ -196,12 +236,24 @@ def test_other_shapes_are_not_stacked():
 
 def test_an_error_that_nobody_foresaw_reaches_every_request():
     def broken(inputs):
-        raise RuntimeError("no reason")
+        raise ServingError(Code.INTERNAL, "no reason")
 
-    run = Batching(BatchingParameters(max_batch_size=2, batch_timeout_micros=20_000_000)).queue(broken)
+    run = queue(Batching(BatchingParameters(max_batch_size=2, batch_timeout_micros=20_000_000)), broken)
     with at_once(2) as pool:
         futures = [pool.submit(run, rows(n)) for n in range(2)]
         assert [error_of(future) for future in futures] == [Code.INTERNAL] * 2
+
+
+def test_versions_that_come_and_go_leave_no_threads(saved):
+    from keras_convnets.export.serving.engine import SavedModelEngine
+
+    batching = Batching(BatchingParameters(max_batch_size=2))
+    threads = []
+    for _ in range(4):
+        engine = SavedModelEngine(saved, batching)
+        engine.run("serving_default", {"image_bytes": np.array([png(7)], object)})
+        threads.append(len(os.listdir("/proc/self/task")))
+    assert threads[0] == threads[-1], threads
 
 
 @pytest.mark.parametrize(
@@ -209,10 +261,12 @@ def test_an_error_that_nobody_foresaw_reaches_every_request():
     [
         {"max_batch_size": 0},
         {"batch_timeout_micros": -1},
-        {"max_enqueued_batches": -1},
+        {"max_enqueued_batches": 0},
         {"num_batch_threads": 0},
         {"max_batch_size": 8, "allowed_batch_sizes": (2, 4)},
         {"max_batch_size": 8, "allowed_batch_sizes": (4, 2, 8)},
+        {"max_batch_size": 8, "max_execution_batch_size": 4},
+        {"max_batch_size": 8, "enable_large_batch_splitting": True, "max_execution_batch_size": 16},
     ],
 )
 def test_parameters_that_cannot_be_used(numbers):
@@ -243,17 +297,11 @@ def saved(tmp_path_factory):
     return path
 
 
-def test_a_saved_model_in_batches_with_a_bad_image(saved):
+def test_a_saved_model_in_batches_with_a_bad_image(saved, caplog):
     from keras_convnets.export.serving.engine import SavedModelEngine
 
-    class Counted(SavedModelEngine):
-        runs = collections.Counter()
-
-        def _call(self, name, inputs):
-            self.runs[len(inputs["image_bytes"])] += 1
-            return super()._call(name, inputs)
-
-    engine = Counted(saved, Batching(BatchingParameters(max_batch_size=8, num_batch_threads=1)))
+    caplog.set_level(logging.DEBUG, "keras_convnets.export.serving.batching")
+    engine = SavedModelEngine(saved, Batching(BatchingParameters(max_batch_size=8, num_batch_threads=1)))
 
     def one(n):
         data = b"no image" if n == 20 else png(n)
@@ -265,7 +313,8 @@ def test_a_saved_model_in_batches_with_a_bad_image(saved):
     with at_once(16) as pool:
         answers = list(pool.map(one, range(64)))
     assert answers == [Code.INVALID_ARGUMENT if n == 20 else [[n, n, n]] for n in range(64)]
-    assert sum(engine.runs.values()) < 48 and max(engine.runs) <= 8, engine.runs
+    sizes = [int(record.args[0]) for record in caplog.records]
+    assert sum(sizes) == 64 and len(sizes) < 48 and max(sizes) <= 8, sizes
 
 
 def test_a_full_queue_is_429_over_rest_and_the_state_is_still_told(saved):

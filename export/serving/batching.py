@@ -1,109 +1,34 @@
-"""How requests take turns at a model, and how small ones are run together.
+"""Requests that are run together, by TensorFlow's batch operation, which is TensorFlow Serving's own scheduler.
 
-TensorFlow's own batch operation is not used: its queue and its threads live as long as the process, one set for each
-signature of each version that was ever loaded, and they poll while idle. Here the first request of a batch runs it in
-its own thread, so that nothing is left of a version that was unloaded. As in TensorFlow Serving a batch takes more
-requests in until its turn comes.
+It is the operation behind `tf.nondifferentiable_batch_function`. That function gives each signature of each version
+threads of its own, which are never given back; here all share one set, and have a queue each.
 """
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
+import itertools
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_convnets.errors import UserError
+from keras_convnets.export.serving.dtypes import NUMBERS
 from keras_convnets.export.serving.status import Code, ServingError
+from keras_convnets.export.serving.turns import Execute, Tensors, Turns, check_deadline
+
+if TYPE_CHECKING:
+    from keras_convnets.export.serving.engine import Signature
 
 _log = logging.getLogger(__name__)
 
-Tensors = Mapping[str, np.ndarray]
-Execute = Callable[[Tensors], Mapping[str, np.ndarray]]
-
-AT_ONCE = max(8, 2 * (os.cpu_count() or 1))
-MAX_QUEUED_REQUESTS = 128
-
-# When the request at hand is no longer worth an answer, in seconds of time.monotonic.
-_DEADLINE: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
-
-
-@contextlib.contextmanager
-def deadline(at: float | None) -> Iterator[None]:
-    """Let what runs inside not begin a run after a moment.
-
-    Args:
-        at: the moment, in seconds of `time.monotonic`; None for never.
-    """
-    token = _DEADLINE.set(at)
-    try:
-        yield
-    finally:
-        _DEADLINE.reset(token)
-
-
-class Turns:
-    """At most so many runs at once, and at most so many that wait.
-
-    Args:
-        at_once: how many run at once.
-        waiting: how many may wait; one more is refused.
-    """
-
-    def __init__(self, at_once: int = AT_ONCE, waiting: int = MAX_QUEUED_REQUESTS):
-        self._at_once = at_once
-        self._most_waiting = waiting
-        self._running = self._waiting = 0
-        self._condition = threading.Condition()
-
-    @contextlib.contextmanager
-    def turn(self, until: float | None = None, *, always: bool = False) -> Iterator[None]:
-        """Wait for a turn and hold it.
-
-        Args:
-            until: the moment after which it is not worth having.
-            always: wait even where as many wait as may.
-
-        Raises:
-            ServingError: RESOURCE_EXHAUSTED when too many wait already; DEADLINE_EXCEEDED when the moment passed.
-        """
-        with self._condition:
-            if self._running >= self._at_once:
-                if self._waiting >= self._most_waiting and not always:
-                    raise ServingError(
-                        Code.RESOURCE_EXHAUSTED, f"The queue is full: {self._waiting} wait already; try again later."
-                    )
-                self._waiting += 1
-                try:
-                    self._condition.wait_for(lambda: self._running < self._at_once, _seconds_to(until))
-                finally:
-                    self._waiting -= 1
-            if self._running >= self._at_once or _is_past(until):
-                # A turn that came free for this one goes to the next.
-                self._condition.notify()
-                raise _too_late()
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._running -= 1
-                self._condition.notify()
-
-    def queue(self, execute: Execute) -> Execute:
-        """Return a function that runs each request by itself, in its turn."""
-
-        def run(inputs: Tensors) -> Mapping[str, np.ndarray]:
-            with self.turn(_DEADLINE.get()):
-                return execute(inputs)
-
-        return run
+# What TensorFlow's scheduler says of a request that it does not take, and of outputs that it can't divide.
+_FULL, _TOO_LARGE, _NOT_IN_ROWS = "batch scheduling queue", "maximum input batch size", "Batched output tensor"
+_numbers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +36,14 @@ class BatchingParameters:
     """TensorFlow Serving's batching parameters, with its defaults.
 
     Attributes:
-        max_batch_size: rows of a batch; a request of more runs by itself.
-        batch_timeout_micros: how long a batch waits for more rows before it asks for its turn.
-        max_enqueued_batches: batches that may wait for their turn.
-        num_batch_threads: batches that run at once.
-        allowed_batch_sizes: sizes to which batches are filled up, ascending up to max_batch_size; empty for any.
+        max_batch_size: rows of a batch; a request of more is refused, unless it may be split.
+        batch_timeout_micros: how long a batch waits for more rows.
+        max_enqueued_batches: batches of a signature that may wait, the one that is being filled included.
+        num_batch_threads: batches that run at once, over all models.
+        allowed_batch_sizes: sizes to which batches are filled up, ascending up to the largest that runs; empty for any.
+        enable_large_batch_splitting: whether a request of more rows than a batch is spread over several.
+        max_execution_batch_size: rows that run together where requests are split; None for max_batch_size, which then
+            only bounds a request.
 
     Raises:
         UserError: if a number can't be used.
@@ -126,19 +54,31 @@ class BatchingParameters:
     max_enqueued_batches: int = 10
     num_batch_threads: int = os.cpu_count() or 1
     allowed_batch_sizes: tuple[int, ...] = ()
+    enable_large_batch_splitting: bool = False
+    max_execution_batch_size: int | None = None
 
     def __post_init__(self):
-        for name, least in (("max_batch_size", 1), ("batch_timeout_micros", 0), ("max_enqueued_batches", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"batching parameter {name} is {getattr(self, name)}; it must be at least {least}.")
-        if self.num_batch_threads < 1:
-            raise UserError(f"batching parameter num_batch_threads is {self.num_batch_threads}; it must be at least 1.")
+        least = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1, "num_batch_threads": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UserError(f"batching parameter {name} is {getattr(self, name)}; it must be at least {low}.")
+        most = self.max_execution_batch_size
+        if most is not None and not (self.enable_large_batch_splitting and 1 <= most <= self.max_batch_size):
+            raise UserError(
+                f"batching parameter max_execution_batch_size is {most}; it must be from 1 to max_batch_size, "
+                f"{self.max_batch_size}, and goes with enable_large_batch_splitting."
+            )
         sizes = self.allowed_batch_sizes
-        if sizes and (sizes[-1] != self.max_batch_size or list(sizes) != sorted(set(sizes)) or sizes[0] < 1):
+        if sizes and (sizes[-1] != self.largest or list(sizes) != sorted(set(sizes)) or sizes[0] < 1):
             raise UserError(
                 f"batching parameter allowed_batch_sizes is {', '.join(map(str, sizes))}; the sizes must ascend and "
-                f"end with max_batch_size, {self.max_batch_size}."
+                f"end with that of the largest batch, {self.largest}."
             )
+
+    @property
+    def largest(self) -> int:
+        """The rows of the largest batch that runs."""
+        return self.max_execution_batch_size or self.max_batch_size
 
 
 class Batching:
@@ -150,154 +90,134 @@ class Batching:
 
     def __init__(self, parameters: BatchingParameters):
         self.parameters = parameters
-        self.turns = Turns(parameters.num_batch_threads, parameters.max_enqueued_batches)
+        # What can't be run in a batch takes turns.
+        self.turns = Turns(parameters.num_batch_threads)
+        self._name = f"keras_convnets_batching_{next(_numbers)}"
 
-    def queue(self, execute: Execute) -> Execute:
-        """Return a function that runs requests together with others that come at the same time."""
-        return _Queue(self.parameters, self.turns, execute).run
+    def queue(self, execute: Execute, signature: Signature, graph: Callable[..., Mapping[str, Any]]) -> Execute:
+        """Return a function that runs requests together with others that come at the same time.
 
+        Args:
+            execute: runs a request by itself.
+            signature: what it takes and gives.
+            graph: does the same with tensors, by alias, inside a tf.function.
+        """
+        batched = _Queue(self, execute, signature, graph).run
+        return batched if _is_in_rows(signature) else self.turns.queue(execute)
 
-class _Task:
-    """One request in a batch; `alone` says that it has to be run again by itself."""
+    def operation(self, tensors: Sequence[Any], function: Any) -> list[Any]:
+        """Return the outputs of a concrete function of these tensors, which are put into a batch with others'."""
+        import tensorflow as tf
 
-    def __init__(self, inputs: Tensors, rows: int):
-        self.inputs = inputs
-        self.rows = rows
-        self.until = _DEADLINE.get()
-        self.outputs: Mapping[str, np.ndarray] | None = None
-        self.error: ServingError | None = None
-        self.alone = False
-        self.done = threading.Event()
-
-
-class _Batch:
-    def __init__(self):
-        self.tasks: list[_Task] = []
-        self.rows = 0
-        self.full = threading.Event()
+        parameters = self.parameters
+        sizes = parameters.allowed_batch_sizes
+        if parameters.largest < parameters.max_batch_size and not sizes:
+            # The operation knows how much runs together by the last of the sizes alone.
+            sizes = range(1, parameters.largest + 1)
+        return tf.raw_ops.BatchFunction(
+            in_tensors=tensors,
+            captured_tensors=function.captured_inputs,
+            f=function,
+            num_batch_threads=parameters.num_batch_threads,
+            max_batch_size=parameters.max_batch_size,
+            batch_timeout_micros=parameters.batch_timeout_micros,
+            max_enqueued_batches=parameters.max_enqueued_batches,
+            allowed_batch_sizes=list(sizes),
+            enable_large_batch_splitting=parameters.enable_large_batch_splitting,
+            Tout=[output.dtype for output in function.outputs],
+            shared_name=self._name,
+            batching_queue=f"queue_{next(_numbers)}",
+        )
 
 
 class _Queue:
     """The requests to one signature of one version."""
 
-    def __init__(self, parameters: BatchingParameters, turns: Turns, execute: Execute):
-        self._parameters = parameters
-        self._turns = turns
+    def __init__(self, batching: Batching, execute: Execute, signature: Signature, graph: Callable):
+        self._batching = batching
         self._execute = execute
+        self._signature = signature
+        self._graph = graph
         self._lock = threading.Lock()
-        # By the inputs' types and shapes without the rows: what differs in them cannot be stacked.
-        self._open: dict[object, _Batch] = {}
-        # A signature whose outputs are not in rows shows when it is first run with others.
+        self._together: Callable | None = None
+        # Outputs that are not in rows show when the signature is first run in a batch.
         self._in_rows = True
 
     def run(self, inputs: Tensors) -> Mapping[str, np.ndarray]:
-        rows = _rows(inputs)
-        if not self._in_rows or not 0 < rows < self._parameters.max_batch_size:
-            with self._turns.turn(_DEADLINE.get()):
-                return self._execute(inputs)
-        task = _Task(inputs, rows)
-        key = tuple((alias, array.dtype.str, array.shape[1:]) for alias, array in sorted(inputs.items()))
-        batch = self._join(key, task)
-        if batch is not None:
-            self._lead(key, batch)
-        task.done.wait()
-        if task.alone:
-            with self._turns.turn(task.until, always=True):
-                return self._execute(inputs)
-        if task.error is not None:
-            raise ServingError(task.error.code, task.error.message)
-        return task.outputs
+        import tensorflow as tf
 
-    def _join(self, key: object, task: _Task) -> _Batch | None:
-        """Put a request into the open batch; returns the batch if this request is its first, and so has to run it."""
+        check_deadline()
+        always = False
+        if self._in_rows:
+            try:
+                outputs = self._compiled()(*(tf.constant(inputs[alias]) for alias in sorted(inputs)))
+                check_deadline()
+                return {alias: array.numpy() for alias, array in zip(self._signature.outputs, outputs, strict=True)}
+            except (tf.errors.OpError, ValueError, TypeError) as error:
+                # One bad image must not spoil the answers of the others: each is run again by itself.
+                self._check(str(error))
+                always = True
+        with self._batching.turns.turn(always=always):
+            return self._execute(inputs)
+
+    def _check(self, message: str) -> None:
+        """Raise what the scheduler refused; note that a signature's outputs are not in rows."""
+        line = next((line for line in message.splitlines() if _FULL in line or _TOO_LARGE in line), None)
+        if line is not None:
+            raise ServingError(Code.RESOURCE_EXHAUSTED if _FULL in line else Code.INVALID_ARGUMENT, line.strip())
+        if _NOT_IN_ROWS in message:
+            self._in_rows = False
+
+    def _compiled(self) -> Callable:
         with self._lock:
-            batch, leads = self._open.get(key), False
-            if batch is not None and batch.rows + task.rows > self._parameters.max_batch_size:
-                batch.full.set()
-                batch = None
-            if batch is None:
-                batch, leads = _Batch(), True
-                self._open[key] = batch
-            batch.tasks.append(task)
-            batch.rows += task.rows
-            if batch.rows == self._parameters.max_batch_size:
-                batch.full.set()
-                del self._open[key]
-        return batch if leads else None
+            if self._together is None:
+                self._together = self._compile()
+        return self._together
 
-    def _close(self, key: object, batch: _Batch) -> list[_Task]:
-        with self._lock:
-            if self._open.get(key) is batch:
-                del self._open[key]
-        return batch.tasks
+    def _compile(self) -> Callable:
+        import tensorflow as tf
 
-    def _lead(self, key: object, batch: _Batch) -> None:
-        try:
-            if self._parameters.batch_timeout_micros:
-                batch.full.wait(self._parameters.batch_timeout_micros / 1e6)
-            with self._turns.turn():
-                self._run_together(self._close(key, batch))
-        except Exception as error:
-            if not isinstance(error, ServingError):
-                _log.exception("A batch failed")
-                error = ServingError(Code.INTERNAL, f"Internal error: {type(error).__name__}: {error}")
-            for task in self._close(key, batch):
-                task.error = task.error or error
-        finally:
-            for task in batch.tasks:
-                task.done.set()
+        aliases, outputs = sorted(self._signature.inputs), list(self._signature.outputs)
+        infos = [self._signature.inputs[alias] for alias in aliases]
+        specs = [tf.TensorSpec(info.shape, tf.as_dtype(NUMBERS[info.dtype]), name=info.alias) for info in infos]
 
-    def _run_together(self, tasks: list[_Task]) -> None:
-        for task in tasks:
-            if _is_past(task.until):
-                task.error = _too_late()
-        tasks = [task for task in tasks if task.error is None]
-        if not tasks:
-            return
-        inputs, rows = self._stacked(tasks)
-        _log.debug("Running %d requests as a batch of %d", len(tasks), rows)
-        try:
-            outputs = self._execute(inputs)
-        except ServingError:
-            if len(tasks) == 1:
-                raise
-            # One bad image must not spoil the answers of the others.
-            for task in tasks:
-                task.alone = True
-            return
-        self._in_rows = all(array.ndim and len(array) == rows for array in outputs.values())
-        start = 0
-        for task in tasks:
-            task.alone = not self._in_rows
-            task.outputs = {alias: array[start : start + task.rows] for alias, array in outputs.items() if array.ndim}
-            start += task.rows
+        @tf.function(input_signature=specs)
+        def single(*tensors):
+            if _log.isEnabledFor(logging.DEBUG):
+                tf.numpy_function(_log_rows, [tf.shape(tensors[0])[0]], [])
+            answers = self._graph(**dict(zip(aliases, tensors, strict=True)))
+            return [answers[alias] for alias in outputs]
 
-    def _stacked(self, tasks: list[_Task]) -> tuple[Tensors, int]:
-        """Return the inputs of several requests in one, filled up to an allowed size with copies of the first row."""
-        rows = sum(task.rows for task in tasks)
-        size = next((size for size in self._parameters.allowed_batch_sizes if size >= rows), rows)
-        if len(tasks) == 1 and size == rows:
-            return tasks[0].inputs, rows
-        parts = {alias: [task.inputs[alias] for task in tasks] for alias in tasks[0].inputs}
-        if size > rows:
-            for arrays in parts.values():
-                arrays.append(np.repeat(arrays[0][:1], size - rows, axis=0))
-        return {alias: np.concatenate(arrays) for alias, arrays in parts.items()}, size
+        function = single.get_concrete_function()
+        together = tf.function(lambda *tensors: self._batching.operation(tensors, function), input_signature=specs)
+        return together.get_concrete_function()
 
 
-def _rows(inputs: Tensors) -> int:
-    """Return the number of rows that all inputs have, or 0 where they have none in common."""
-    sizes = {array.shape[0] if array.ndim else 0 for array in inputs.values()}
-    return sizes.pop() if len(sizes) == 1 else 0
+def graph_of(execute: Execute, signature: Signature) -> Callable[..., Mapping[str, Any]]:
+    """Return a function of tensors, by alias, that calls one of arrays."""
+    import tensorflow as tf
+
+    aliases, outputs = list(signature.inputs), signature.outputs
+    dtypes = [tf.as_dtype(NUMBERS[info.dtype]) for info in outputs.values()]
+
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        answers = execute(dict(zip(aliases, arrays, strict=True)))
+        return [answers[alias] for alias in outputs]
+
+    def graph(**tensors: Any) -> Mapping[str, Any]:
+        answers = tf.numpy_function(run, [tensors[alias] for alias in aliases], dtypes)
+        return dict(zip(outputs, answers, strict=True))
+
+    return graph
 
 
-def _is_past(moment: float | None) -> bool:
-    return moment is not None and time.monotonic() >= moment
+def _is_in_rows(signature: Signature) -> bool:
+    """Return whether all inputs and outputs may have any number of rows, as far as their shapes tell."""
+    infos = [*signature.inputs.values(), *signature.outputs.values()]
+    return bool(signature.inputs) and all(
+        info.shape is None or (len(info.shape) > 0 and info.shape[0] is None) for info in infos
+    )
 
 
-def _seconds_to(moment: float | None) -> float | None:
-    return None if moment is None else max(0.0, moment - time.monotonic())
-
-
-def _too_late() -> ServingError:
-    return ServingError(Code.DEADLINE_EXCEEDED, "The deadline passed before the request was run")
+def _log_rows(rows: np.ndarray) -> None:
+    _log.debug("Running a batch of %d", rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import logging
@@ -163,12 +164,9 @@ def read_batching(path: str | os.PathLike[str]) -> BatchingParameters:
     """
     message = _parsed(path, "BatchingParameters", "--batching_parameters_file")
     if message.pad_variable_length_inputs:
-        _log.warning("pad_variable_length_inputs is not done here: inputs of other shapes run in batches of their own.")
-    numbers = {
-        name: getattr(message, name).value
-        for name in ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
-        if message.HasField(name)
-    }
+        _log.warning("pad_variable_length_inputs is not done here: a request of another shape is run by itself.")
+    names = (field.name for field in dataclasses.fields(BatchingParameters) if field.name != "allowed_batch_sizes")
+    numbers = {name: getattr(message, name).value for name in names if message.HasField(name)}
     return BatchingParameters(**numbers, allowed_batch_sizes=tuple(message.allowed_batch_sizes))
 
 

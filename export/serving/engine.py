@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.export.serving.batching import Batching, Turns
+from keras_convnets.export.serving.batching import Batching, graph_of
 from keras_convnets.export.serving.dtypes import NAMES, TensorInfo, dtype_name
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
+from keras_convnets.export.serving.turns import Turns
 
 SERVE_TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
@@ -98,7 +99,10 @@ class Engine(abc.ABC):
         self.signature_defs = dict(signature_defs)
         self.signatures = {name: _describe(name, proto) for name, proto in sorted(signature_defs.items())}
         scheduler = scheduler or Turns()
-        self._queues = {name: scheduler.queue(functools.partial(self._call, name)) for name in self.signatures}
+        self._queues = {
+            name: scheduler.queue(functools.partial(self._call, name), signature, functools.partial(self._graph, name))
+            for name, signature in self.signatures.items()
+        }
 
     def run(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a signature.
@@ -129,6 +133,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a signature on inputs that fit it."""
+
+    def _graph(self, name: str, **tensors: Any) -> Mapping[str, Any]:
+        """Do the same with tensors inside a tf.function, for a batch."""
+        return graph_of(functools.partial(self._call, name), self.signatures[name])(**tensors)
 
 
 class SavedModelEngine(Engine):
@@ -170,6 +178,9 @@ class SavedModelEngine(Engine):
             return {alias: _as_array(outputs[alias]) for alias in self.signatures[name].outputs}
         except (self._tf.errors.OpError, TypeError, ValueError) as error:
             raise run_error(error) from error
+
+    def _graph(self, name: str, **tensors: Any) -> Mapping[str, Any]:
+        return self._functions[name](**tensors)
 
 
 def _describe(name: str, proto: Any) -> Signature:

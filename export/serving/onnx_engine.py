@@ -14,9 +14,10 @@ import numpy as np
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import EXTRA, ONNX
-from keras_convnets.export.serving.batching import Batching, Turns
+from keras_convnets.export.serving.batching import Batching
 from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
 from keras_convnets.export.serving.status import Code, ServingError
+from keras_convnets.export.serving.turns import Turns
 
 SIGNATURES = ("serving_default", "predict_images", "top_k", "classify")
 DECODED_AT_ONCE = 16

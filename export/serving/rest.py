@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from keras_convnets.export.serving import codec, examples, urls
-from keras_convnets.export.serving.batching import deadline
 from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
+from keras_convnets.export.serving.turns import deadline
 
 _log = logging.getLogger(__name__)
 

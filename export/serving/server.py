@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export.serving import configuration
-from keras_convnets.export.serving.batching import AT_ONCE, MAX_QUEUED_REQUESTS, Batching, BatchingParameters, Turns
+from keras_convnets.export.serving.batching import Batching, BatchingParameters
 from keras_convnets.export.serving.engine import Engine, SavedModelEngine
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.rest import MAX_REQUEST_BYTES, RestApp, RestServer
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import ServingError
+from keras_convnets.export.serving.turns import AT_ONCE, MAX_QUEUED_REQUESTS, Turns
 
 if TYPE_CHECKING:
     import grpc

@@ -23,7 +23,7 @@ class FastCIFAR(ResNetCIFAR):
 
     batch_size: int = option(256, "images in a step, over all devices", low=1)
     iterations: int | None = option(None, "length in steps", low=1)
-    epochs: float | None = option(30, "length in passes over the training images", low=0)
+    epochs: float | None = option(40, "length in passes over the training images", low=0)
     schedule: str = option("one_cycle", "of the learning rate: paper, cosine or one_cycle", choices=SCHEDULES)
     nesterov: bool = option(True, "Nesterov's form of the momentum")
     weight_decay: float = option(5e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
