@@ -37,7 +37,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from reporting import append_row
 
-CLIENTS, BATCH, WAIT_MICROS, NAME = 16, 16, 10_000, "resnet50"
+CLIENTS, BATCH, WAIT_MICROS, NAME = 16, 16, int(os.environ.get("WAIT", 10_000)), "resnet50"
+BATCH_THREADS = int(os.environ.get("BATCH_THREADS", 2))
 PEERS = ("fastapi", "litserve", "bentoml")
 START_SECONDS = 300
 
@@ -80,7 +81,9 @@ def serve(engine: str, base_path: str, ports: list[int]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("keras_convnets.export.serving.batching").setLevel(logging.DEBUG)
     # Without a wait the first of the requests that come together would run by itself.
-    batching = BatchingParameters(max_batch_size=BATCH, batch_timeout_micros=WAIT_MICROS)
+    batching = BatchingParameters(
+        max_batch_size=BATCH, batch_timeout_micros=WAIT_MICROS, num_batch_threads=BATCH_THREADS
+    )
     port, rest_api_port = ports
     models = {NAME: base_path}
     serve_forever(ModelServer(models, port=port, rest_api_port=rest_api_port, engine=engine, batching=batching))
@@ -205,7 +208,7 @@ def resident_mib(process: subprocess.Popen) -> float:
 
 
 def batch_sizes(log: Path) -> collections.Counter:
-    return collections.Counter(int(size) for size in re.findall(r"as a batch of (\d+)", log.read_text()))
+    return collections.Counter(int(size) for size in re.findall(r"Running a batch of (\d+)", log.read_text()))
 
 
 def report(what: str, ratios: list[float], times: list[float], speeds: list[float], **more: object) -> None:

@@ -1,18 +1,23 @@
-"""Training images/s of the trainer as a ratio to a bare compiled train step on data that lie in memory.
+"""Training images/s of the trainer as a ratio to a bare compiled train step, to Keras' `fit` and to PyTorch.
 
     python benchmarks/training_throughput.py
 
-ResNet-20, batch 128, 32x32 images, all local devices. The bare step is forward, backward and SGD with momentum in one
-tf.function on one batch that never changes: no input, no augmentation, no weight decay, no strategy. The trainer does
-all of that, shuffling, padding, cropping and flipping included. Keras' own `fit` on the same data stands beside them.
-The three are timed in turn, several rounds, and the medians of the ratios are printed and appended to
-results/training_throughput.csv. Aim: trainer / bare at least 0.95.
+ResNet-20, batch 128, 32x32 images, float32, all local devices. The bare step is forward, backward and SGD with momentum
+in one tf.function on one batch that never changes: no input, no augmentation, no weight decay, no strategy. The trainer
+does all of that, shuffling, padding, cropping and flipping included. Keras' own `fit` on the same data stands beside
+them, with its own batch normalisation, and PyTorch's training of the same network where PyTorch is installed: channels
+last, in a process of its own, on one batch that never changes. They are timed in turn, several rounds, and the medians
+of the ratios are printed and appended to results/training_throughput.csv. Aims: trainer / bare at least 0.95, and
+trainer / PyTorch at least 1.0.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import subprocess
+import sys
 import tempfile
 import time
 
@@ -65,7 +70,7 @@ def bare_step(data: DataSet):
 
 
 def keras_fit(data: DataSet):
-    model = ResNet20()
+    model = keras.models.clone_model(ResNet20(), clone_function=with_keras_own_normalization)
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy", metrics=["accuracy"])
     train = data.splits["train"]
     images, labels = train.images, train.labels
@@ -78,6 +83,70 @@ def keras_fit(data: DataSet):
         return count / (time.perf_counter() - began)
 
     return measure
+
+
+def with_keras_own_normalization(layer: keras.Layer) -> keras.Layer:
+    kind = keras.layers.BatchNormalization if isinstance(layer, keras.layers.BatchNormalization) else type(layer)
+    return kind.from_config(layer.get_config())
+
+
+def pytorch():
+    """Return the measure of a process that trains with PyTorch: steps go to it, images/s come back."""
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--pytorch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def measure(steps: int) -> float:
+        print(steps, file=process.stdin, flush=True)
+        return float(process.stdout.readline())
+
+    return measure
+
+
+def train_with_pytorch() -> None:
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    class Block(nn.Module):
+        """Two 3x3 convolutions and shortcut A."""
+
+        def __init__(self, maps: int, filters: int):
+            super().__init__()
+            self.stride, self.more = filters // maps, filters - maps
+            self.first = nn.Conv2d(maps, filters, 3, self.stride, 1, bias=False)
+            self.second = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
+            self.norms = nn.ModuleList([nn.BatchNorm2d(filters) for _ in range(2)])
+
+        def forward(self, x):
+            y = functional.relu(self.norms[0](self.first(x)))
+            y = self.norms[1](self.second(y))
+            if self.more:
+                x = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+            return functional.relu(x + y)
+
+    widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
+    blocks = [Block(maps, filters) for maps, filters in zip(widths, widths[1:], strict=False)]
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    network = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (BATCH,))
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    step()
+    for line in sys.stdin:
+        began = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        print(int(line) * BATCH / (time.perf_counter() - began), flush=True)
 
 
 def our_trainer(data: DataSet):
@@ -105,18 +174,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--pytorch", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.pytorch:
+        train_with_pytorch()
+        return
     data = made_data()
     ways = {"bare": bare_step(data), "fit": keras_fit(data), "trainer": our_trainer(data)}
+    others = ["bare", "fit"]
+    if importlib.util.find_spec("torch"):
+        ways["pytorch"] = pytorch()
+        others.append("pytorch")
     rounds = [{name: measure(args.steps) for name, measure in ways.items()} for _ in range(args.rounds)]
     for name in ways:
         print(f"{name:<8} {np.median([r[name] for r in rounds]):8.1f} images/s (median of {args.rounds})")
-    row = {"rounds": args.rounds, "steps": args.steps}
-    for name in ("trainer", "fit"):
-        ratios = [r[name] / r["bare"] for r in rounds]
-        row |= {f"{name}_to_bare": np.median(ratios), f"{name}_lowest": min(ratios), f"{name}_highest": max(ratios)}
-        print(f"{name} / bare step: {np.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-    append_row("training_throughput", row)
+    for name in others:
+        ratios = [r["trainer"] / r[name] for r in rounds]
+        print(f"trainer / {name}: {np.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        row = {"trainer_to": name, "rounds": args.rounds, "steps": args.steps}
+        append_row(
+            "training_throughput",
+            {**row, "median": float(np.median(ratios)), "lowest": min(ratios), "highest": max(ratios)},
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -419,11 +420,35 @@ def test_both_engines_agree(exported):
         with pytest.raises(ServingError) as caught:
             ours.run("serving_default", {"image_bytes": np.array([b"no image"], object)})
         assert caught.value.code is Code.INVALID_ARGUMENT and "Unknown image file format" in caught.value.message
-    batched = OnnxEngine(exported[0], Batching(BatchingParameters(max_batch_size=4)))
-    found = batched.run("serving_default", {"image_bytes": encoded})["probabilities"]
-    np.testing.assert_allclose(
-        found, theirs.run("serving_default", {"image_bytes": encoded})["probabilities"], atol=1e-5
-    )
+
+
+def test_both_engines_agree_in_batches_of_many_clients(exported):
+    """More batches at once than TensorFlow has threads: none may wait for what another holds."""
+    from keras_convnets.export.serving.engine import SavedModelEngine
+    from keras_convnets.export.serving.onnx_engine import OnnxEngine
+
+    encoded = [*photographs(), b"no image"] * 30
+    parameters = BatchingParameters(max_batch_size=4, num_batch_threads=8, max_enqueued_batches=100)
+
+    def answer(engine, data):
+        try:
+            return engine.run("serving_default", {"image_bytes": np.array([data], object)})["probabilities"]
+        except ServingError as error:
+            return error
+
+    answers = []
+    for kind in (SavedModelEngine, OnnxEngine):
+        engine = kind(exported[0], Batching(parameters))
+        with at_once(32) as pool:
+            answers.append(list(pool.map(functools.partial(answer, engine), encoded)))
+    for data, theirs, ours in zip(encoded, *answers, strict=True):
+        if data == b"no image":
+            assert theirs.code is ours.code is Code.INVALID_ARGUMENT
+            first, *_ = theirs.message.splitlines()
+            assert "Unknown image file format" in first and ours.message.startswith(first), ours.message
+            assert "File" not in ours.message
+        else:
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_a_saved_model_without_an_onnx_file_does_not_load(saved):

@@ -194,7 +194,7 @@ class _Queue:
 
 
 def graph_of(execute: Execute, signature: Signature) -> Callable[..., Mapping[str, Any]]:
-    """Return a function of tensors, by alias, that calls one of arrays."""
+    """Return a function of tensors, by alias, that calls one of arrays, which must not use TensorFlow itself."""
     import tensorflow as tf
 
     aliases, outputs = list(signature.inputs), signature.outputs

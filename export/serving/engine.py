@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.export.serving.batching import Batching, graph_of
+from keras_convnets.export.serving.batching import Batching
 from keras_convnets.export.serving.dtypes import NAMES, TensorInfo, dtype_name
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 from keras_convnets.export.serving.turns import Turns
@@ -24,8 +24,11 @@ from keras_convnets.export.serving.turns import Turns
 SERVE_TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
 
-# What eager execution adds to the message of the operation that failed.
-_PREAMBLE = re.compile(r"^Graph execution error:\s*(?:.*?<stack traces unavailable>\s*)?", re.DOTALL)
+# What eager execution adds to the message of the operation that failed: where the node was made, in files of ours.
+_PREAMBLE = re.compile(
+    r"^Graph execution error:\s*"
+    r'(?:Detected at node [^\n]*\n(?:[ \t]*(?:File "[^\n]*|<stack traces unavailable>)?\n)*)*\s*'
+)
 _SUFFIX = re.compile(r"\s*\[Op:[^\]]*\](?: name: \S*)?\s*$")
 
 
@@ -134,9 +137,9 @@ class Engine(abc.ABC):
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run a signature on inputs that fit it."""
 
+    @abc.abstractmethod
     def _graph(self, name: str, **tensors: Any) -> Mapping[str, Any]:
-        """Do the same with tensors inside a tf.function, for a batch."""
-        return graph_of(functools.partial(self._call, name), self.signatures[name])(**tensors)
+        """Do the same with tensors by alias, inside the tf.function that runs a batch."""
 
 
 class SavedModelEngine(Engine):

@@ -5,16 +5,19 @@ Images are decoded and viewed by the same TensorFlow operations as inside the Sa
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import EXTRA, ONNX
-from keras_convnets.export.serving.batching import Batching
+from keras_convnets.export.serving.batching import Batching, graph_of
 from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
 from keras_convnets.export.serving.status import Code, ServingError
 from keras_convnets.export.serving.turns import Turns
@@ -59,18 +62,47 @@ class OnnxEngine(Engine):
         except Exception as error:
             raise load_error(error, str(path)) from error
         super().__init__({name: proto for name, proto in known.items() if name in SIGNATURES}, scheduler)
+        # A run has a thread on every core; those of two at once wait for each other. Decoding goes on meanwhile.
+        self._one_run = threading.Lock()
         self._channels_first = self._session.get_inputs()[0].shape[1] == 3
         self._names = np.array([name.encode() for name in card.class_names], object)
         self._views = _make_views(card)
 
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import tensorflow as tf
+
         (given,) = inputs.values()
+        if name != "predict_images":
+            try:
+                given = self._viewed(name, tf.constant(given, tf.string)).numpy()
+            except (tf.errors.OpError, TypeError, ValueError) as error:
+                raise run_error(error) from error
+        return self._answers(name, given)
+
+    def _graph(self, name: str, **tensors: Any) -> Mapping[str, Any]:
+        # Images are decoded inside the graph: operations that a Python function called from there would wait for
+        # the threads that wait for it.
+        ((alias, given),) = tensors.items()
         images = given if name == "predict_images" else self._viewed(name, given)
+        answers = functools.partial(self._answers, name)
+        return graph_of(lambda inputs: answers(inputs[alias]), self.signatures[name])(**{alias: images})
+
+    def _viewed(self, name: str, encoded: Any) -> Any:
+        """Return the network's input, uint8 [batch, H, W, 3], for a tensor of what a signature takes."""
+        import tensorflow as tf
+
+        if name == "classify":
+            feature = tf.io.FixedLenFeature([], tf.string)
+            encoded = tf.io.parse_example(encoded, {"image/encoded": feature})["image/encoded"]
+        return self._views(encoded)
+
+    def _answers(self, name: str, images: np.ndarray) -> dict[str, np.ndarray]:
         pixels = np.asarray(images, np.float32)
         if self._channels_first:
             pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
         try:
-            (probabilities,) = self._session.run(["probabilities"], {"images": pixels})
+            with self._one_run:
+                (probabilities,) = self._session.run(["probabilities"], {"images": pixels})
         except Exception as error:  # onnxruntime's errors share no public base class
             raise ServingError(Code.INTERNAL, str(error)) from error
         if name in ("serving_default", "predict_images"):
@@ -79,18 +111,6 @@ class OnnxEngine(Engine):
         # Of equal scores the lower class comes first, as it does in TensorFlow.
         indices = np.argsort(-probabilities, axis=1, kind="stable")[:, : k or 5]
         return {"classes": self._names[indices], "scores": np.take_along_axis(probabilities, indices, axis=1)}
-
-    def _viewed(self, name: str, given: np.ndarray) -> np.ndarray:
-        import tensorflow as tf
-
-        try:
-            encoded = tf.constant(given, tf.string)
-            if name == "classify":
-                feature = tf.io.FixedLenFeature([], tf.string)
-                encoded = tf.io.parse_example(encoded, {"image/encoded": feature})["image/encoded"]
-            return self._views(encoded).numpy()
-        except (tf.errors.OpError, TypeError, ValueError) as error:
-            raise run_error(error) from error
 
 
 def _make_views(card: ModelCard):
