@@ -2,13 +2,15 @@
 
 python benchmarks/serving_peers.py fastapi|litserve|bentoml FOLDER PORT
 
-All answer POST /predict with TensorFlow Serving's body, one image a request, from FOLDER/network.keras.
+All answer POST /predict with TensorFlow Serving's body, one image a request: FastAPI with Keras' `predict` on
+FOLDER/network.keras, the other two with ONNX Runtime on FOLDER/1/model.onnx, in batches of up to 16.
 """
 
 from __future__ import annotations
 
 import base64
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -18,30 +20,49 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 VARIABLE = "SERVING_PEERS_NETWORK"
 
 
-def classifier(path: str):
+def keras_classifier(folder: str):
+    """Return what a FastAPI example does: Keras' `predict` on one image at a time."""
     import keras
     import numpy as np
-    import tensorflow as tf
 
     import keras_convnets  # noqa: F401  (registers the networks' own layers)
-    from keras_convnets._tf_ops import center_view, decode_image
 
-    model = keras.saving.load_model(path, compile=False)
+    model = keras.saving.load_model(os.path.join(folder, "network.keras"), compile=False)
+    return lambda bodies: model.predict(np.stack([view(body) for body in bodies]), verbose=0).tolist()
+
+
+def onnx_classifier(folder: str):
+    """Return what a batch costs in ONNX Runtime, the way the servers that are made for batches use it."""
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(os.path.join(folder, "1", "model.onnx"), providers=["CPUExecutionProvider"])
 
     def classify(bodies: list[dict]) -> list[list[float]]:
-        encoded = [base64.b64decode(body["instances"][0]["b64"]) for body in bodies]
-        views = [center_view(decode_image(data), 256, (224, 224)) for data in encoded]
-        answers = model.predict(np.stack([view.numpy() for view in views]).astype("float32"), verbose=0)
-        return tf.convert_to_tensor(answers).numpy().tolist()
+        (answers,) = session.run(["probabilities"], {"images": np.stack([view(body) for body in bodies])})
+        return answers.tolist()
 
     return classify
 
 
-def fastapi(path: str, port: int) -> None:
+def view(body: dict):
+    """Return the centre of an image as Pillow gives it, float32 [224, 224, 3]."""
+    import numpy as np
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(body["instances"][0]["b64"]))).convert("RGB")
+    scale = 256 / min(image.size)
+    width, height = (round(side * scale) for side in image.size)
+    left, top = (width - 224) // 2, (height - 224) // 2
+    image = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+    return np.asarray(image, np.float32)
+
+
+def fastapi(folder: str, port: int) -> None:
     import uvicorn
     from fastapi import FastAPI
 
-    app, classify = FastAPI(), classifier(path)
+    app, classify = FastAPI(), keras_classifier(folder)
 
     @app.post("/predict")
     def predict(body: dict) -> dict:
@@ -50,18 +71,18 @@ def fastapi(path: str, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 
-def litserve(path: str, port: int) -> None:
+def litserve(folder: str, port: int) -> None:
     import litserve as ls
 
-    os.environ[VARIABLE] = path
+    os.environ[VARIABLE] = folder
     server = ls.LitServer(LitNetwork(max_batch_size=16, batch_timeout=0.01), accelerator="cpu")
     server.run(host="127.0.0.1", port=port, generate_client_file=False)
 
 
-def bentoml(path: str, port: int) -> None:
+def bentoml(folder: str, port: int) -> None:
     command = [sys.executable, "-m", "bentoml", "serve", "serving_peers:Network", "--port", str(port)]
-    folder = os.path.dirname(os.path.abspath(__file__))
-    subprocess.run(command, env=os.environ | {VARIABLE: path}, cwd=folder, check=True)
+    here = os.path.dirname(os.path.abspath(__file__))
+    subprocess.run(command, env=os.environ | {VARIABLE: folder}, cwd=here, check=True)
 
 
 # LitServe starts its workers as processes that import this module anew.
@@ -73,7 +94,7 @@ if "litserve" in sys.argv[1:2] and importlib.util.find_spec("litserve"):
 
         def setup(self, device):
             """Load it, in the worker."""
-            self.classify = classifier(os.environ[VARIABLE])
+            self.classify = onnx_classifier(os.environ[VARIABLE])
 
         def decode_request(self, request):
             """Leave the body as it is."""
@@ -105,16 +126,14 @@ if __name__ == "serving_peers" and VARIABLE in os.environ:
         """What `bentoml serve` imports."""
 
         def __init__(self):
-            self.classify = classifier(os.environ[VARIABLE])
+            self.classify = onnx_classifier(os.environ[VARIABLE])
 
-        @_bentoml.api
-        def predict(self, instances: list) -> dict:
-            """Answer one request."""
-            return {"predictions": self.classify([{"instances": instances}])}
+        @_bentoml.api(batchable=True, max_batch_size=16, max_latency_ms=60_000)
+        def predict(self, instances: list) -> list:
+            """Answer the instances of several requests."""
+            return self.classify([{"instances": [instance]} for instance in instances])
 
 
 if __name__ == "__main__":
     name, folder, port = sys.argv[1:]
-    {"fastapi": fastapi, "litserve": litserve, "bentoml": bentoml}[name](
-        os.path.join(folder, "network.keras"), int(port)
-    )
+    {"fastapi": fastapi, "litserve": litserve, "bentoml": bentoml}[name](folder, int(port))

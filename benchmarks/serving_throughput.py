@@ -7,7 +7,7 @@ bare engine runs the same images in batches of 16 in this process. Server and en
 windows, many times, so that what else the machine does meets both; ratios are of neighbouring windows. Printed and
 appended to results/serving_throughput.csv: median, lowest and highest ratio, p50 and p99 of the answers' times, the
 batches that the server ran, the time from start to first answer and the resident memory, for both engines. FastAPI
-with `model.predict`, LitServe and BentoML are measured beside them where they are installed.
+with `model.predict`, LitServe and BentoML with ONNX Runtime are measured beside them where they are installed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from reporting import append_row
 
-CLIENTS, BATCH, WAIT_MICROS, NAME = 16, 16, int(os.environ.get("WAIT", 10_000)), "resnet50"
-BATCH_THREADS = int(os.environ.get("BATCH_THREADS", 2))
-PEERS = ("fastapi", "litserve", "bentoml")
+CLIENTS, BATCH, WAIT_MICROS, NAME = 16, 16, 10_000, "resnet50"
+# Each with the engine that it runs.
+PEERS = {"fastapi": "tensorflow", "litserve": "onnxruntime", "bentoml": "onnxruntime"}
 START_SECONDS = 300
 
 
@@ -81,9 +81,7 @@ def serve(engine: str, base_path: str, ports: list[int]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("keras_convnets.export.serving.batching").setLevel(logging.DEBUG)
     # Without a wait the first of the requests that come together would run by itself.
-    batching = BatchingParameters(
-        max_batch_size=BATCH, batch_timeout_micros=WAIT_MICROS, num_batch_threads=BATCH_THREADS
-    )
+    batching = BatchingParameters(max_batch_size=BATCH, batch_timeout_micros=WAIT_MICROS)
     port, rest_api_port = ports
     models = {NAME: base_path}
     serve_forever(ModelServer(models, port=port, rest_api_port=rest_api_port, engine=engine, batching=batching))
@@ -266,7 +264,7 @@ def measure_peer(name: str, folder: Path, images: list[bytes], args) -> None:
     with running(command, rest_client(port, images[0], "/predict"), folder / f"{name}.log") as (process, start):
         chosen = itertools.islice(itertools.cycle(images), CLIENTS)
         ways = {"rest": [rest_client(port, image, "/predict") for image in chosen]}
-        found = in_turn(ways, bare_engine("tensorflow", folder / "1", images), args)
+        found = in_turn(ways, bare_engine(PEERS[name], folder / "1", images), args)
         report(f"{name} rest", *found["rest"], start_s=start, resident_mib=resident_mib(process), mean_batch="")
 
 
@@ -276,6 +274,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each window")
     parser.add_argument("--engines", nargs="*", default=["tensorflow", "onnxruntime"])
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -287,7 +286,7 @@ def main() -> None:
         export_network(Path(folder) / "1")
         for kind in args.engines:
             measure_engine(kind, Path(folder), images, args)
-        for name in PEERS:
+        for name in args.peers:
             if importlib.util.find_spec(name):
                 measure_peer(name, Path(folder), images, args)
 

@@ -676,14 +676,17 @@ def test_parameter_files(tmp_path):
     batching = tmp_path / "batching.txt"
     batching.write_text(
         "max_batch_size { value: 8 } batch_timeout_micros { value: 5000 } max_enqueued_batches { value: 3 } "
-        "num_batch_threads { value: 2 } allowed_batch_sizes: 4 allowed_batch_sizes: 8 thread_pool_name { value: 'x' }"
+        "num_batch_threads { value: 2 } allowed_batch_sizes: 2 allowed_batch_sizes: 4 thread_pool_name { value: 'x' } "
+        "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 }"
     )
     assert vars(configuration.read_batching(batching)) == {
         "max_batch_size": 8,
         "batch_timeout_micros": 5000,
         "max_enqueued_batches": 3,
         "num_batch_threads": 2,
-        "allowed_batch_sizes": (4, 8),
+        "allowed_batch_sizes": (2, 4),
+        "enable_large_batch_splitting": True,
+        "max_execution_batch_size": 4,
     }
     monitoring = tmp_path / "monitoring.txt"
     for text, path in [

@@ -70,9 +70,10 @@ class BatchingParameters:
             )
         sizes = self.allowed_batch_sizes
         if sizes and (sizes[-1] != self.largest or list(sizes) != sorted(set(sizes)) or sizes[0] < 1):
+            last = "max_batch_size" if most is None else "max_execution_batch_size"
             raise UserError(
                 f"batching parameter allowed_batch_sizes is {', '.join(map(str, sizes))}; the sizes must ascend and "
-                f"end with that of the largest batch, {self.largest}."
+                f"end with {last}, {self.largest}."
             )
 
     @property
