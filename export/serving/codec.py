@@ -423,7 +423,10 @@ def float_tokens(flat: np.ndarray) -> list[str]:
     for index in np.flatnonzero(~np.isfinite(flat)):
         value = values[index]
         tokens[index] = "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return [token + ".0" if token.lstrip("-").isdigit() else token for token in tokens]
+    # Whole numbers, as far as they are not written with an exponent.
+    for index in np.flatnonzero(flat == np.trunc(flat)):
+        tokens[index] += ".0" * tokens[index].lstrip("-").isdigit()
+    return tokens
 
 
 def _nest(tokens: list[str], shape: tuple[int, ...], axis: int) -> list[str]:

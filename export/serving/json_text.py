@@ -77,7 +77,7 @@ def _needs_care(body: bytes) -> bool:
 
     Python accepts lone surrogates, lets numbers overflow to infinity without a word and refuses very long integers.
     """
-    if b"\\u" in body and _SURROGATE.search(body):
+    if b"\\" in body and _SURROGATE.search(body):
         return True
     kinds = body.translate(_NUMBER_KINDS)
     return any(kind in kinds for kind in (b"e000", b"e+000", b"0" * 300))
