@@ -5,9 +5,9 @@
 Expected: 91.5 % top-1 on the 5,000 images held out, in 35 minutes on a CPU of 2 cores (one run; standard error of the
 5,000 images 0.4 points). The paper's recipe trains four and a half times as long for 91.25 % on the test images.
 
-One-cycle learning rate (Smith 2018, arXiv:1803.09820) with Nesterov momentum, a larger batch and a stronger weight decay,
-on the kernels alone. Crops and flips are those of the paper. `--set precision=mixed_bfloat16` is faster by half where the
-processor computes in bfloat16.
+One-cycle learning rate (Smith 2018, arXiv:1803.09820) with Nesterov momentum, a larger batch and a stronger weight
+decay, on the kernels alone. Crops and flips are those of the paper. `--set precision=mixed_bfloat16` is faster where
+the processor computes in bfloat16.
 """
 
 from __future__ import annotations
