@@ -53,9 +53,9 @@ FAMILIES = {
     "ResNet18": (*(kc.ResNet18, 48, {}), {**POOLED, "Conv": 20, "Relu": 17, "MaxPool": 1, "Add": 8}),
     "ResNet18 A": (
         *(kc.ResNet18, 48, {"shortcut": "A"}),
-        {**POOLED, "Conv": 17, "Relu": 17, "MaxPool": 1, "Add": 8, "Slice": 3, "Pad": 3},
+        {**POOLED, "Conv": 17, "Relu": 17, "MaxPool": 1, "Add": 8, "AveragePool": 3, "Pad": 3},
     ),
-    "ResNet20": (*(kc.ResNet20, 16, {}), {**POOLED, "Conv": 19, "Relu": 19, "Add": 9, "Slice": 2, "Pad": 2}),
+    "ResNet20": (*(kc.ResNet20, 16, {}), {**POOLED, "Conv": 19, "Relu": 19, "Add": 9, "AveragePool": 2, "Pad": 2}),
     "PlainNet20": (*(kc.PlainNet20, 16, {}), {**POOLED, "Conv": 19, "Relu": 19}),
     "ResNet50": (*(kc.ResNet50, 48, {}), {**POOLED, "Conv": 53, "Relu": 49, "MaxPool": 1, "Add": 16}),
 }
