@@ -182,7 +182,10 @@ def free_ports(count: int) -> list[int]:
 def running(command: list[str], ask: Callable[[], None], log: Path) -> Iterator[tuple[subprocess.Popen, float]]:
     """Start a server; gives its process and the seconds to its first answer."""
     began = time.perf_counter()
-    with open(log, "w") as errors, subprocess.Popen(command, stdout=errors, stderr=errors) as process:
+    with (
+        open(log, "w") as errors,
+        subprocess.Popen(command, stdout=errors, stderr=errors, start_new_session=True) as process,
+    ):
         try:
             while True:
                 try:
@@ -199,6 +202,9 @@ def running(command: list[str], ask: Callable[[], None], log: Path) -> Iterator[
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
+            # Some servers leave their workers behind, which then disturb whatever is measured next.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def resident_mib(process: subprocess.Popen) -> float:
