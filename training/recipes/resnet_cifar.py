@@ -4,8 +4,8 @@
 
 Expected (Table 6, test error in percent): ResNet-20 8.75, 32 7.51, 44 7.17, 56 6.97, 110 6.43 (6.61 +- 0.16 over five
 runs), 1202 7.93. `--set holdout=5000` gives the 45k/5k split that the paper chose the schedule on. Seen there with
-ResNet-20: training error 17.7 % and holdout error 18.2 % after 3,868 iterations, 16.7 % and 20.2 % after 4,219; the whole
-schedule takes a CPU of 2 cores about three hours.
+ResNet-20: training error 17.7 % and holdout error 18.2 % after 3,868 iterations, 16.7 % and 20.2 % after 4,219; the
+whole schedule takes a CPU of 2 cores about three hours.
 
 "We use a weight decay of 0.0001 and momentum of 0.9 ... mini-batch size of 128 ... learning rate of 0.1, divide it by
 10 at 32k and 48k iterations, and terminate training at 64k iterations ... 4 pixels are padded on each side, and a 32x32
