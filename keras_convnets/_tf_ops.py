@@ -38,7 +38,7 @@ def fused_batch_normalization(
 
     Returns:
         The maps in x's dtype, and the mean and the variance [C] of each channel over its n numbers, float32; the
-        variance is the sum of squares divided by n.
+        variance is the mean of the squared differences from the mean.
     """
     gamma, beta = tf.cast(gamma, tf.float32), tf.cast(beta, tf.float32)
     none = tf.constant([], tf.float32)
