@@ -164,6 +164,8 @@ def _write(
             log.warning("int8 is calibrated on %d images (%s); give more.", len(samples.encoded), samples.source)
     for artifact in artifacts:
         _write_artifact(artifact, network, card, folder, layout, calibration)
+    # Its weights would be held beside those that the runtimes load.
+    del network
     exported |= verify(folder, artifacts, keras_classifier(model, card), samples)
     extra = folder / EXTRA
     extra.mkdir(exist_ok=True)

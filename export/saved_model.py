@@ -41,21 +41,24 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
     # bias, sum and ReLU are fused into one operation either way, and every signature holds copies of its own:
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
     module.weights = [weight.value for weight in network.weights]
-    module.infer = _inference(network, card)
-    tf.saved_model.save(module, str(folder), signatures=_signatures(module.infer, card))
+    # Both are functions of their own, so that the signatures share what is traced of them.
+    module.infer, module.view = _inference(network, card), _views(card)
+    tf.saved_model.save(module, str(folder), signatures=_signatures(module.infer, module.view, card))
 
 
-def _inference(network: keras.Model, card: ModelCard) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+def _inference(network: keras.Model, card: ModelCard) -> tf.types.experimental.PolymorphicFunction:
     pixels = tf.TensorSpec([None, *card.view["crop"], 3], tf.uint8, name="images")
-    return tf.function(lambda images: network(images, training=False), input_signature=[pixels])
+    return tf.function(lambda images: network(images, training=False), input_signature=[pixels], autograph=False)
 
 
-def _signatures(infer: Callable[[tf.Tensor], dict[str, tf.Tensor]], card: ModelCard) -> dict[str, Callable]:
-    """Return the signatures by name, all of which call the same inference function."""
+def _signatures(
+    infer: tf.types.experimental.PolymorphicFunction, view: Callable[[tf.Tensor], tf.Tensor], card: ModelCard
+) -> dict[str, Callable]:
+    """Return the signatures by name, all of which call the same functions for decoding and for inference."""
     names, k = tf.constant(card.class_names), min(TOP_K, len(card.class_names))
 
     def infer_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return infer(_views(image_bytes, card))
+        return infer(view(image_bytes))
 
     def likeliest(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         scores, indices = tf.math.top_k(infer_encoded(image_bytes)["probabilities"], k)
@@ -86,14 +89,17 @@ def _signatures(infer: Callable[[tf.Tensor], dict[str, tf.Tensor]], card: ModelC
     }
     if "features" in infer.get_concrete_function().structured_outputs:
         given[features] = encoded
-    return {call.__name__: tf.function(call, input_signature=[spec]) for call, spec in given.items()}
+    return {call.__name__: tf.function(call, input_signature=[spec], autograph=False) for call, spec in given.items()}
 
 
-def _views(image_bytes: tf.Tensor, card: ModelCard) -> tf.Tensor:
-    """Return encoded images as the network's input, uint8 [batch, H, W, 3]."""
+def _views(card: ModelCard) -> tf.types.experimental.PolymorphicFunction:
+    """Return the function from encoded images, string [batch], to the network's input, uint8 [batch, H, W, 3]."""
+    viewed = tf.TensorSpec([*card.view["crop"], 3], tf.uint8)
 
     def view(data: tf.Tensor) -> tf.Tensor:
         return center_view(decode_image(data), card.view["resize"], card.view["crop"])
 
-    viewed = tf.TensorSpec([*card.view["crop"], 3], tf.uint8)
-    return tf.map_fn(view, image_bytes, fn_output_signature=viewed, parallel_iterations=DECODED_AT_ONCE)
+    def views(image_bytes: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(view, image_bytes, fn_output_signature=viewed, parallel_iterations=DECODED_AT_ONCE)
+
+    return tf.function(views, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
