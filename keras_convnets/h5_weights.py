@@ -41,6 +41,10 @@ BROKEN = (
 )
 
 
+class _Outside(Exception):
+    """What of a file lies in other files."""
+
+
 def read_h5(path: str | os.PathLike, sizes: Mapping[str, int] | None = None) -> list[StoredLayer]:
     """Read a weights file of Keras.
 
@@ -127,6 +131,10 @@ def refusing(path: Path, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except _Outside as error:
+        raise UserError(
+            f"{path} is not read: {error}, which could be any of this machine; save the weights again as one file."
+        ) from error
     except BROKEN as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} is not {what} ({reason}).") from error
@@ -247,7 +255,7 @@ def _item(group: Any, name: str) -> Any:
         if link is None:
             raise KeyError(f"it has no {name}")
         if link is not h5py.HardLink:
-            raise _outside(group, f"{group.name.rstrip('/')}/{part} is a link ({link.__name__})")
+            raise _Outside(f"{group.name.rstrip('/')}/{part} is a link ({link.__name__})")
         group = group[part]
     return group
 
@@ -263,19 +271,12 @@ def _array(group: Any, name: str, most: int | None = None) -> np.ndarray:
 
 def _check_array(dataset: Any, name: str) -> None:
     if dataset.external or dataset.is_virtual:
-        raise _outside(dataset, f"{dataset.name} lies in other files")
+        raise _Outside(f"{dataset.name} lies in other files")
     if dataset.dtype.kind not in "fiu" and dataset.size:
         raise ValueError(f"{name} is an array of {dataset.dtype} and not of numbers")
     # Whoever reads one number of a chunk inflates it whole.
     if dataset.chunks is not None and math.prod(dataset.chunks) > max(math.prod(dataset.shape), LEAST_CHUNK):
         raise ValueError(f"{name} has chunks of {math.prod(dataset.chunks):,} numbers and {dataset.size:,} in all")
-
-
-def _outside(item: Any, what: str) -> UserError:
-    return UserError(
-        f"{item.file.filename} is not read: {what}, which could be any of this machine; save the weights again as one "
-        "file."
-    )
 
 
 def _most(name: str, sizes: Mapping[str, int] | None) -> int | None:

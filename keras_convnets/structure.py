@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IMAGES = "images"
+PLACES = "places for its kernel"
 WEIGHTED = ("convolution", "fully connected layer", "batch normalisation")
 # The side of images, in pixels, at which networks for images of any size are compared.
 ANY_SIDE = 224
@@ -120,6 +121,8 @@ def places(
     for step in steps:
         given = [tensors[name] for name in step.inputs if name in tensors]
         if not given:
+            if step.kind in WEIGHTED and step.layer in labels:
+                found[labels[step.layer]] = Place({}, forms.number("something unknown"))
             tensors[step.output] = _Tensor(forms.number(step.kind, _plain(step.settings)), None)
         elif step.kind in WEIGHTED:
             # A convolution takes the zeros around its input into its windows.
@@ -147,12 +150,14 @@ def difference(
         forms: that both were made with.
     """
     for label, name in names.items():
-        if label not in ours or label not in theirs:
-            continue
-        mine, other = ours[label], theirs[label]
-        for setting, value in mine.window.items():
-            if other.window.get(setting, value) != value:
-                return f"{name} has {setting} {_shown(value)} and the file's has {_shown(other.window[setting])}"
+        mine, other = ours[label], theirs.get(label)
+        if other is None:
+            return f"what leads to {name} is not told"
+        settings = [setting for setting, value in mine.window.items() if other.window.get(setting, value) != value]
+        # Other places alone come from what the layer takes, where that is another thing too.
+        if settings and (settings != [PLACES] or mine.given == other.given):
+            values = (_shown(place.window[settings[0]]) for place in (mine, other))
+            return "{} has {} {} and the file's has {}".format(name, settings[0], *values)
         if mine.given != other.given:
             return (
                 f"{name} takes {forms.words(mine.given, names)} in the network and "
@@ -174,7 +179,7 @@ def _through_weights(step: Step, x: _Tensor) -> tuple[tuple[int, int] | None, in
         "groups": step.settings["groups"],
         "padding above and on the left": padding,
         # What is padded below and on the right follows from it.
-        "places for its kernel": size,
+        PLACES: size,
     }
     return size, step.settings["filters"], window
 

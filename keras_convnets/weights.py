@@ -159,7 +159,8 @@ class Weights:
         ours = structure.places(own, {name: at for at, name in names.items()}, size, forms, ignoring)
         differing = structure.difference(ours, found, names, forms)
         if differing is not None:
-            elsewhere = "padding" in differing and self.input_shape not in (None, model.input_shape[1:])
+            sized = "padding" in differing or "places" in differing
+            elsewhere = sized and self.input_shape not in (None, model.input_shape[1:])
             hint = f"; its own size is input_shape={self.input_shape}" if elsewhere else ""
             raise UserError(
                 f"{self.path} does not hold weights for {model.name}, as its layers are those of another network: "
