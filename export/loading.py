@@ -93,7 +93,7 @@ def load_onnx(path: Path, card: ModelCard | None = None) -> Classifier:
     """
     import onnxruntime
 
-    refuse_external_data(path)
+    refuse_external_data(path, "a model that ONNX Runtime loads")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no public base class

@@ -24,8 +24,12 @@ EXTERNAL_DATA, DATA_LOCATION = 13, 14
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-def refuse_external_data(path: str | os.PathLike) -> None:
+def refuse_external_data(path: str | os.PathLike, what: str = "an ONNX file") -> None:
     """Refuse an ONNX file whose tensors lie in other files; it is looked through without being read into memory.
+
+    Args:
+        path: the file.
+        what: what it should be, for the error's sentence.
 
     Raises:
         UserError: if one does, or the file is no ONNX file.
@@ -34,7 +38,7 @@ def refuse_external_data(path: str | os.PathLike) -> None:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found = _has_external_data(data)
     except (OSError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is not an ONNX file ({' '.join(str(error).split())[:200]}).") from error
+        raise UserError(f"{path} is not {what} ({' '.join(str(error).split())[:200]}).") from error
     if found:
         raise UserError(
             f"{path} keeps tensors in other files (external data), which are not read, as they could be any of this "
