@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.errors import UserError
+from keras_convnets.errors import UserError, printable
 from keras_convnets.onnx_weights import StoredLayer
 
 # What a layer's arrays are, by their number and the rank of the first.
@@ -133,10 +133,11 @@ def refusing(path: Path, what: str) -> Iterator[None]:
         raise
     except _Outside as error:
         raise UserError(
-            f"{path} is not read: {error}, which could be any of this machine; save the weights again as one file."
+            f"{path} is not read: {printable(str(error))}, which could be any of this machine; save the weights again "
+            "as one file."
         ) from error
     except BROKEN as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = printable(" ".join(str(error).split()), 200) or type(error).__name__
         raise UserError(f"{path} is not {what} ({reason}).") from error
 
 
@@ -314,7 +315,7 @@ def _stored(name: str, arrays: list[np.ndarray], epsilon: float | None) -> Store
     arrays = [array if array.strides == (0,) * array.ndim else np.asarray(array, np.float32) for array in arrays]
     kind, names = KINDS.get((len(arrays), arrays[0].ndim), ("unknown", [str(index) for index in range(len(arrays))]))
     settings = {"epsilon": epsilon} if epsilon is not None and kind == "BatchNormalization" else {}
-    return StoredLayer(name, kind, dict(zip(names, arrays, strict=True)), settings)
+    return StoredLayer(printable(name, 200), kind, dict(zip(names, arrays, strict=True)), settings)
 
 
 def _epsilons(file: Any) -> dict[str, float]:

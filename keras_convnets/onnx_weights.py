@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from keras_convnets.errors import UserError
+from keras_convnets.errors import UserError, printable
 from keras_convnets.onnx_files import refuse_external_data
 from keras_convnets.onnx_steps import onnx_steps
 from keras_convnets.structure import Step
@@ -168,7 +168,7 @@ def _stored(node: Any, constants: Mapping, biases: Mapping, path: Any) -> Stored
     if node.op_type not in readers:
         return None
     given = [constants[name].astype(np.float32) for name in node.input[1:] if name in constants]
-    name = node.name or node.output[0]
+    name = printable(node.name or node.output[0], 200)
     if len(given) != len([tensor for tensor in node.input[1:] if tensor]) or not given:
         raise UserError(f"{path} computes the weights of {name} instead of storing them; give a file that stores them.")
     layer = readers[node.op_type](name, given, {item.name: item for item in node.attribute})

@@ -12,13 +12,15 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
+from keras_convnets.errors import printable
+
 IMAGES = "images"
 PLACES = "places for its kernel"
 WEIGHTED = ("convolution", "fully connected layer", "batch normalisation")
 # The side of images, in pixels, at which networks for images of any size are compared.
 ANY_SIDE = 224
 # How far back a difference is described: what stands before that is the same, or another layer.
-DESCRIBED = 5
+DESCRIBED, BRANCHES = 5, 4
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,9 @@ class Forms:
             return own
         if most == 0:
             return f"... {own}"
-        before = [self.words(operand, names, most - 1) for operand in operands]
+        if len(operands) > 1:
+            most = max(most - 2, 1)
+        before = [self.words(operand, names, most - 1) for operand in operands[:BRANCHES]]
         return f"{before[0]}, {own}" if len(before) == 1 else f"the {own} of ({') and ('.join(before)})"
 
 
@@ -157,11 +161,11 @@ def difference(
         # Other places alone come from what the layer takes, where that is another thing too.
         if settings and (settings != [PLACES] or mine.given == other.given):
             values = (_shown(place.window[settings[0]]) for place in (mine, other))
-            return "{} has {} {} and the file's has {}".format(name, settings[0], *values)
+            return printable("{} has {} {} and the file's has {}".format(name, settings[0], *values))
         if mine.given != other.given:
             return (
-                f"{name} takes {forms.words(mine.given, names)} in the network and "
-                f"{forms.words(other.given, names)} in the file"
+                f"{name} takes {printable(forms.words(mine.given, names))} in the network and "
+                f"{printable(forms.words(other.given, names))} in the file"
             )
     return None
 

@@ -154,7 +154,7 @@ class Weights:
         own = structure.keras_steps(model.get_config())
         try:
             found = structure.places(steps, theirs, size, forms, ignoring)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"{self.path} is not a network that can be compared ({type(error).__name__}).") from error
         ours = structure.places(own, {name: at for at, name in names.items()}, size, forms, ignoring)
         differing = structure.difference(ours, found, names, forms)

@@ -156,6 +156,27 @@ def test_another_network_is_told_by_layer_and_values(changes, words):
     assert found is not None and re.search(words, found), found
 
 
+def test_what_a_file_says_is_shown_safely_and_in_bounds():
+    """Operators' names are the file's: no escape reaches a terminal, and many branches make no endless sentence."""
+    found = compared(relu2={"op_type": "Re\x1b[31mlu\n" + "x" * 5000})
+    assert found.isprintable() and "Re?[31mlu?" in found and len(found) < 1000
+    forms = structure.Forms()
+    number = forms.number("images")
+    for depth in range(30):
+        number = forms.number("concatenation", depth, [number] * 100)
+    assert len(forms.words(number, {})) < 2000
+
+
+def test_a_stride_of_nothing_is_no_network(tmp_path):
+    whole = onnx.load(zoo.resnet(tmp_path / "whole.onnx", 18, 32, CLASSES))
+    pool = next(node for node in whole.graph.node if node.op_type == "MaxPool")
+    next(item for item in pool.attribute if item.name == "strides").ints[:] = [0, 0]
+    onnx.save(whole, tmp_path / "still.onnx")
+    refused(
+        keras_convnets.ResNet18(input_shape=(32, 32, 3), classes=CLASSES), tmp_path / "still.onnx", "can be compared"
+    )
+
+
 def test_every_other_pixel_however_it_is_taken():
     """Option A: a slice an axis, as PyTorch exports it, and a pooling of one pixel."""
     images = keras.Input((8, 8, 3))
