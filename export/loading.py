@@ -15,6 +15,7 @@ from keras_convnets.card import ModelCard
 from keras_convnets.classifier import Classifier
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import EXTRA, SAVED_MODEL, versions
+from keras_convnets.onnx_files import refuse_external_data
 from keras_convnets.preprocessing import Preprocessing
 
 # What the exporter writes into an ONNX file's metadata.
@@ -54,7 +55,10 @@ def load(path: str | os.PathLike) -> Classifier:
 
 
 def load_saved_model(folder: Path, card: ModelCard | None) -> Classifier:
-    """Load a SavedModel with TensorFlow."""
+    """Load a SavedModel with TensorFlow.
+
+    A SavedModel is a program: TensorFlow's operations read and write files. Load only what you trust.
+    """
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(folder))
@@ -85,10 +89,11 @@ def load_onnx(path: Path, card: ModelCard | None = None) -> Classifier:
         A classifier: it takes uint8 [n, H, W, 3], whatever the file's layout.
 
     Raises:
-        UserError: if it is no ONNX file, or was not exported by this package.
+        UserError: if it is no ONNX file, keeps tensors in other files, or was not exported by this package.
     """
     import onnxruntime
 
+    refuse_external_data(path, "a model that ONNX Runtime loads")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no public base class

@@ -44,7 +44,8 @@ def publish(
     """Export a network into a model repository, each artifact verified before anyone can see it.
 
     Args:
-        source: a Keras model, a finished run directory, or a .keras file.
+        source: a Keras model, a finished run directory, or a .keras file. Where it gives logits, a softmax is exported
+            with it.
         name: the model's name in the repository; by default the run's or the model's.
         to: the repository.
         version: its number; by default the highest and one.
@@ -59,7 +60,8 @@ def publish(
         The version's folder, `<to>/<name>/<version>`.
 
     Raises:
-        UserError: if an argument can't be used, the version exists, or the repository can't be written to.
+        UserError: if an argument can't be used, the network gives no probabilities of classes, the version exists, or
+            the repository can't be written to.
         RuntimeError: if an artifact does not agree with Keras; nothing is published then.
 
     Example:
@@ -124,10 +126,10 @@ def _chosen(formats: Sequence[str]) -> list[Artifact]:
 
 def _opened(place: Path) -> tuple[keras.Model, ModelCard]:
     """Return the network and the card of a finished run, or of a .keras file."""
-    import keras
+    from keras_convnets.network import load_keras
 
     if place.suffix == ".keras" and place.is_file():
-        model = keras.saving.load_model(place, compile=False)
+        model = load_keras(place)
         return model, card_of_model(model)
     card = ModelCard.read(place)
     weights = place / card.weights.get("file", "best.keras")
@@ -135,7 +137,7 @@ def _opened(place: Path) -> tuple[keras.Model, ModelCard]:
         raise UserError(f"{place} has a model card but no {weights.name}; it is not a finished run.")
     if sha256(weights) != card.weights.get("sha256"):
         raise UserError(f"{weights} is not the file that {place / 'model.json'} describes (its sha256 differs).")
-    return keras.saving.load_model(weights, compile=False), card
+    return load_keras(weights), card
 
 
 def _write(
@@ -152,8 +154,12 @@ def _write(
     from keras_convnets.export.verification import verify
     from keras_convnets.export.warm_up import FILE_NAME as WARM_UP
     from keras_convnets.export.warm_up import write_warm_up
+    from keras_convnets.outputs import softmaxed
 
-    network = inference_network(model)
+    whole = softmaxed(model)
+    if whole is not model:
+        log.warning("%s gives logits; they are exported with a softmax behind them.", model.name)
+    network = inference_network(whole)
     write_saved_model(network, card, folder)
     exported: dict[str, Any] = {"formats": [artifact.key for artifact in artifacts], "layout": layout}
     quantised = any(artifact.precision == "int8" for artifact in artifacts)
@@ -170,8 +176,13 @@ def _write(
     extra = folder / EXTRA
     extra.mkdir(exist_ok=True)
     dataclasses.replace(card, export=exported).write(extra)
-    (extra / "labels.txt").write_text("".join(f"{label}\n" for label in card.class_names), encoding="utf-8")
+    (extra / "labels.txt").write_text("".join(f"{one_line(label)}\n" for label in card.class_names), encoding="utf-8")
     write_warm_up(extra / WARM_UP, name, samples.encoded[:3])
+
+
+def one_line(label: str) -> str:
+    """Return a class name for a file of a name a line: what would end the line becomes a space."""
+    return " ".join(label.splitlines()) if label.splitlines() != [label] else label
 
 
 def _write_artifact(artifact: Artifact, network, card: ModelCard, folder: Path, layout: str, calibration) -> None:

@@ -91,9 +91,10 @@ _HOMES = {
 
 __all__ = ["__version__", "get_model", "list_models", *_HOMES]
 
-# keras.saving.load_model finds custom layers only where they are registered. They are registered when Keras itself
-# is imported, before or after this package, so that importing this package need not import Keras.
-wrapt.register_post_import_hook(lambda keras: importlib.import_module("keras_convnets.layers"), "keras")
+# keras.saving.load_model finds custom layers and models only where they are registered. They are registered when Keras
+# itself is imported, before or after this package, so that importing this package need not import Keras.
+for _module in ("keras_convnets.layers", "keras_convnets.network"):
+    wrapt.register_post_import_hook(lambda keras, module=_module: importlib.import_module(module), "keras")
 
 
 def __getattr__(name: str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,20 @@ from keras import layers
 
 from keras_convnets.errors import UserError
 from keras_convnets.layers import ImageNormalization
+from keras_convnets.network import BuiltAs, Functional, weights_digest
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.weights import Weights, choose_preprocessing, find_weights
+
+# What is left out of the note of how a network was built.
+NOT_NOTED = ("input_tensor", "preprocessing", "weights")
 
 
 @dataclass(frozen=True)
 class Common:
-    """The arguments that every builder takes; `application` documents them."""
+    """The arguments that every builder takes; `application` documents them.
+
+    One is not the caller's: `chosen`, the names of those that were given whatever the weights ask for.
+    """
 
     include_top: bool
     weights: Weights | None
@@ -35,6 +42,7 @@ class Common:
     name: str
     include_preprocessing: bool
     preprocessing: Preprocessing | None
+    chosen: frozenset[str] = frozenset()
 
     def start(self, default_shape: tuple[int, int, int], minimum: int, default: Preprocessing) -> tuple[Any, Any]:
         """Return the input tensor, and the normalised tensor that the network starts from.
@@ -96,9 +104,10 @@ class Common:
 
     def finish(self, inputs: Any, outputs: Any) -> keras.Model:
         """Return the model, with its weights loaded; it remembers them where its classifier is theirs."""
-        model = keras.Model(_source_input(inputs), outputs, name=self.name)
-        if self.weights is not None and self.weights.load_into(model):
+        model = Functional(_source_input(inputs), outputs, name=self.name)
+        if self.weights is not None and self.weights.load_into(model, self.chosen):
             model.published_weights = self.weights
+            model.published_digest = weights_digest(model)
         return model
 
 
@@ -151,12 +160,18 @@ def application(
         bound.apply_defaults()
         values = dict(bound.arguments)
         own = {key: values.pop(key) for key in (*leading, *extras)}
+        chosen = frozenset(key for key, value in own.items() if value is not None)
         values["weights"] = weights = find_weights(values["weights"], name)
         if weights is not None:
             own |= {key: weights.arguments[key] for key in own.keys() & weights.arguments.keys() if own[key] is None}
+        noted = {**values, **own}
         if values["name"] is None:
             values["name"] = (stem or name.lower()) + "".join(str(own[key]) for key in leading)
-        return network(Common(**values), **(fixed or {}), **own)
+        model = network(Common(**values, chosen=chosen), **(fixed or {}), **own)
+        if values["input_tensor"] is None or values["input_tensor"] is model.inputs[0]:
+            # Else the network begins before its own first layer.
+            model.built_as = _built_as(name, signature, noted, model.input_shape)
+        return model
 
     builder.__name__ = builder.__qualname__ = name
     builder.__module__ = network.__module__
@@ -164,6 +179,25 @@ def application(
     example = f"{name}({'26, ' if leading else ''}classes=5)"
     builder.__doc__ = _DOCSTRING.format(summary=summary, documented=documented, classes=classes, example=example)
     return builder
+
+
+def _built_as(name: str, signature: inspect.Signature, values: dict[str, Any], input_shape: Any) -> BuiltAs:
+    """Return the call that makes a network again, without its weights.
+
+    Args:
+        name: the builder's.
+        signature: the builder's.
+        values: of its arguments.
+        input_shape: the model's, [batch, height, width, channels].
+    """
+    arguments: dict[str, Any] = {"classes": values["classes"], "input_shape": list(input_shape[1:])}
+    for key, parameter in signature.parameters.items():
+        if key not in (*arguments, *NOT_NOTED):
+            value = values[key]
+            value = keras.activations.serialize(value) if callable(value) else _plain(value)
+            if value != parameter.default:
+                arguments[key] = value
+    return BuiltAs(name, arguments)
 
 
 def _signature(
@@ -219,6 +253,15 @@ _DOCSTRING = """{summary}
     Example:
         >>> model = {example}
 """
+
+
+def _plain(value: Any) -> Any:
+    """Return an argument as JSON keeps it; NumPy's numbers become Python's."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def _source_input(inputs: Any) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,12 +16,16 @@ from keras_convnets.classes import imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
 from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
     import keras
 
+    from keras_convnets.records import WeightsRecord
+
 FILE_NAME = "model.json"
 FORMAT = 1
+log = logging.getLogger("keras_convnets")
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class ModelCard:
     """All that export, serving and evaluation need to know of a trained network besides its weights.
 
     Attributes:
-        architecture: the registered name, such as "ResNet20".
-        arguments: what its builder took, such as {"classes": 10, "input_shape": [32, 32, 3]}.
+        architecture: the builder's name, such as "ResNet20"; of a network that none of this package made, its own.
+        arguments: what the builder took that is not its default, such as {"classes": 10, "input_shape": [32, 32, 3]};
+            empty where no builder of this package made the network.
         class_names: the classes, in the order of the outputs.
         preprocessing: what the first layer does.
         view: how an image becomes an input: {"name": "center", "resize": shorter side, "crop": side}, in pixels.
@@ -84,8 +89,11 @@ class ModelCard:
             values["class_names"] = tuple(values["class_names"])
             values["class_ids"] = tuple(values.get("class_ids", ()))
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+            _check_file_name(values.get("weights", {}).get("file"), where)
             return cls(**values)
-        except (KeyError, TypeError, ValueError) as error:
+        except UserError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where} is not a whole model card: {error} is missing or wrong.") from error
 
     @classmethod
@@ -99,9 +107,34 @@ class ModelCard:
         """Write `model.json` into a folder, by rename."""
         write_json(Path(folder) / FILE_NAME, self.to_dict())
 
+    def build(self, **arguments: Any) -> keras.Model:
+        """Return the network that the card describes, with weights as they are initialised.
+
+        Args:
+            **arguments: of its builder, in place of the card's or besides them, such as `weights`.
+
+        Raises:
+            UserError: if no builder of this package made it, or the card's arguments are none of its.
+        """
+        import keras_convnets
+
+        if self.architecture not in (*ARCHITECTURES, "CIFARPlainNet", "CIFARResNet") or not self.arguments:
+            raise UserError(f"{self.architecture} was made by no builder of this package; load its file instead.")
+        given = {"preprocessing": self.preprocessing} if self.arguments.get("include_preprocessing", True) else {}
+        try:
+            return getattr(keras_convnets, self.architecture)(**{**given, **self.arguments, **arguments})
+        except TypeError as error:
+            raise UserError(f"the model card's arguments are none of {self.architecture}'s ({error}).") from error
+
     def with_metrics(self, key: str, figures: dict[str, Any]) -> ModelCard:
         """Return a card with the figures added under "data/split/protocol"; other figures stay."""
         return dataclasses.replace(self, metrics={**self.metrics, key: figures})
+
+
+def _check_file_name(name: Any, where: object) -> None:
+    """Refuse a weights file elsewhere than beside the card."""
+    if name is not None and (not isinstance(name, str) or name == ".." or Path(name).name != name):
+        raise UserError(f"{where} names the weights file {name!r}; it must lie beside the card: give its name alone.")
 
 
 def current_versions() -> dict[str, str]:
@@ -132,14 +165,15 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
 
     Args:
         model: a functional model with one input [batch, H, W, 3] of fixed size and one output [batch, classes].
-        class_names: the classes; by default "0", "1" and so on.
+        class_names: the classes; by default those of published weights, else "0", "1" and so on.
 
     Raises:
-        UserError: if the model is of another form.
+        UserError: if the model is of another form, or gives neither probabilities nor logits.
     """
-    shape, outputs = model.input_shape, model.output_shape
-    if isinstance(outputs, dict) and "probabilities" in outputs:  # beside auxiliary classifiers
-        outputs = outputs["probabilities"]
+    from keras_convnets.outputs import main_output, meaning
+
+    main = main_output(model)  # perhaps beside auxiliary classifiers
+    shape, outputs = model.input_shape, model.output_shape if main is None else tuple(main.shape)
     if not _is_image_shape(shape) or not isinstance(outputs, tuple) or len(outputs) != 2:
         raise UserError(
             f"{model.name} takes {shape} and gives {outputs}; a classifier takes images of one fixed size "
@@ -150,15 +184,17 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         raise UserError(
             f"{model.name} has {outputs[1]} classes and {len(class_names)} class names came; give one for each."
         )
+    meaning(model)
     first = next((layer for layer in model.layers if hasattr(layer, "preprocessing")), None)
+    note = getattr(model, "built_as", None)
     preprocessing = first.preprocessing if first else Preprocessing(mean=(0.0, 0.0, 0.0))
     facts = _published_facts(model, shape, outputs[1])
     if class_names is not None:
         facts |= {"class_names": tuple(class_names), "class_ids": ()}
     return ModelCard(
         **{
-            "architecture": model.name,
-            "arguments": {"classes": outputs[1], "input_shape": list(shape)},
+            "architecture": note.architecture if note else model.name,
+            "arguments": dict(note.arguments) if note else {},
             "class_names": tuple(str(index) for index in range(outputs[1])),
             "preprocessing": preprocessing,
             "view": center_view(shape[0], shape[1]),
@@ -169,34 +205,40 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
 
 
 def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -> dict[str, Any]:
-    """Return what the weights that a network was built with say of it: nothing where they say nothing."""
+    """Return what the weights that a network was built with say of it: nothing where they say nothing.
+
+    What was measured of the file, and its sha256, hold as long as the network has its weights.
+    """
     weights = getattr(model, "published_weights", None)
     if weights is None:
         return {}
-    facts = {
-        "architecture": weights.architecture,
-        "arguments": {"classes": outputs, "input_shape": list(shape), **_plain(weights.arguments)},
-        "trained": True,
-        "weights": {"file": weights.path.name, "sha256": sha256(weights.path)},
-    }
-    if weights.record is not None:
-        facts["data"] = {"name": weights.record.data}
-        facts["metrics"] = {
-            f"{item.data}/{item.protocol}/{item.source}": {
-                "n": item.n,
-                "top1": item.top1 / 100,
-                "top5": item.top5 / 100,
-            }
-            for item in weights.record.accuracies
-        }
+    from keras_convnets.network import weights_digest
+
+    facts: dict[str, Any] = {"trained": True}
+    if tuple(model.published_digest) != weights_digest(model):
+        log.warning(
+            "%s no longer has the weights of %s: their accuracies and sha256 are not those of its card; the names of "
+            "the classes are kept.",
+            model.name,
+            weights.path.name,
+        )
+    else:
+        facts["weights"] = {"file": weights.path.name, "sha256": sha256(weights.path)}
+        facts |= _recorded_facts(weights.record)
     if weights.in_imagenet_order and outputs == len(imagenet_classes().ids):
         facts |= {"class_names": imagenet_classes().names, "class_ids": imagenet_classes().ids}
         facts["view"] = center_view(shape[0], shape[1], resize=max(256, shape[0], shape[1]))
     return facts
 
 
-def _plain(value: Any) -> Any:
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+def _recorded_facts(record: WeightsRecord | None) -> dict[str, Any]:
+    if record is None:
+        return {}
+    metrics = {
+        f"{item.data}/{item.protocol}/{item.source}": {"n": item.n, "top1": item.top1 / 100, "top5": item.top5 / 100}
+        for item in record.accuracies
+    }
+    return {"data": {"name": record.data}, "metrics": metrics}
 
 
 def _is_image_shape(shape: Any) -> bool:

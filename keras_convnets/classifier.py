@@ -80,12 +80,25 @@ def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
 
 
 def keras_classifier(model, card: ModelCard) -> Classifier:
-    """Return a classifier over a Keras model, which is compiled once and sees any batch size."""
+    """Return a classifier over a Keras model, which is compiled once and sees any batch size.
+
+    Of a model that gives logits it gives their softmax. What is no probability is refused when it is seen.
+    """
     import tensorflow as tf
 
+    from keras_convnets.outputs import check_probabilities, softmaxed
+
+    whole = softmaxed(model)
+
     def infer(images):
-        outputs = model(images, training=False)
+        outputs = whole(images, training=False)
         return outputs["probabilities"] if isinstance(outputs, dict) else outputs
 
     predict = tf.function(infer, reduce_retracing=True)
-    return Classifier(card, lambda images: predict(tf.constant(images)).numpy())
+
+    def predict_images(images: np.ndarray) -> np.ndarray:
+        probabilities = predict(tf.constant(images)).numpy()
+        check_probabilities(probabilities, model.name)
+        return probabilities
+
+    return Classifier(card, predict_images)

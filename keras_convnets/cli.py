@@ -327,6 +327,7 @@ def _evaluate_one(source: str, args: argparse.Namespace):
 
     with _opened(source) as (classifier, run):
         data = _data_of(source, run, args)
+        _check_has_weights(source, "measure")
         if run is not None:
             # In the order of the training: what is left out first changes who is held out.
             recipe = run.config()["recipe"]
@@ -428,14 +429,11 @@ def _open_model(source: str):
     """Return the network of MODEL, MODEL:WEIGHTS or a .keras file."""
     weights = _weights_of(source)
     if source.endswith(".keras") and weights is None:
-        import keras
+        from keras_convnets.network import load_keras
 
         if not Path(source).is_file():
             raise UserError(f"there is no file {source}; give an existing .keras file.")
-        try:
-            return keras.saving.load_model(source, compile=False)
-        except (ValueError, TypeError, OSError, KeyError) as error:
-            raise UserError(f"{source} is not a network that Keras loads ({str(error).splitlines()[0]}).") from error
+        return load_keras(source)
     name = source if weights is None else source.partition(":")[0]
     if os.sep in name or Path(source).exists():
         state = (
@@ -443,6 +441,15 @@ def _open_model(source: str):
         )
         raise UserError(f"{source} {state}; give one of these, MODEL, MODEL:WEIGHTS or a URL.")
     return get_model(name, weights=weights)
+
+
+def _check_has_weights(source: str, doing: str) -> None:
+    """Refuse a network's bare name where answers are wanted: an untrained network's are chance."""
+    if source.lower() in map(str.lower, ARCHITECTURES) and not Path(source).exists():
+        raise UserError(
+            f"{source} names a network without weights, whose answers are chance, so there is nothing to {doing}; give "
+            f"{source}:WEIGHTS (a name that info lists, or a file), a run directory or an exported version."
+        )
 
 
 def _weights_of(source: str) -> str | None:
@@ -488,6 +495,7 @@ def _answering(args: argparse.Namespace) -> Iterator[Callable[[Sequence[bytes]],
         from keras_convnets.training import Run
 
         Run.existing(args.run)
+    _check_has_weights(args.run or args.model, "predict")
     with _opened(args.run or args.model) as (classifier, _):
         if classifier.card is None:
             raise UserError(f"--model got {args.model!r}; give an endpoint's address as --url.")

@@ -39,3 +39,9 @@ def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") 
     else:
         allowed = f"valid names are {', '.join(known) or 'none'}"
     return UserError(f"unknown {kind} {str(name)!r}; {allowed}{f'; {hint}' if hint else ''}.")
+
+
+def printable(text: str, most: int = 400) -> str:
+    """Return a text from a file as something to show: control characters become "?", and what is too long is cut."""
+    safe = "".join(letter if letter.isprintable() else "?" for letter in text[:most])
+    return safe if len(text) <= most else f"{safe}..."

@@ -15,6 +15,7 @@ from keras import layers
 from keras_convnets import preprocessing
 from keras_convnets.assembly import Common, application, check_fixed_size
 from keras_convnets.layers import LRN
+from keras_convnets.network import BuiltAs, Functional
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj; None is the max pooling 3x3/2 between two rows.
 TABLE = {
@@ -108,7 +109,12 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
         images [batch, H, W, 3] to probabilities [batch, classes].
     """
     outputs = model.output["probabilities"] if isinstance(model.output, dict) else model.output
-    return keras.Model(model.input, outputs, name=model.name)
+    bare = Functional(model.input, outputs, name=model.name)
+    note = getattr(model, "built_as", None)
+    if note is not None:
+        kept = {key: value for key, value in note.arguments.items() if key != "auxiliary"}
+        bare.built_as = BuiltAs(note.architecture, kept)
+    return bare
 
 
 GoogLeNet = application(

@@ -14,7 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from keras_convnets.errors import UserError
+from keras_convnets.errors import UserError, printable
+from keras_convnets.onnx_files import refuse_external_data
+from keras_convnets.onnx_steps import onnx_steps
+from keras_convnets.structure import Step
 
 Node = TypeVar("Node")
 
@@ -29,6 +32,7 @@ class StoredLayer:
         arrays: by Keras' names: kernel and bias; or gamma, beta, moving_mean and moving_variance.
         settings: of the layer, as far as the file says: strides, groups, epsilon.
         channels_first: whether the rows of a Dense kernel that follows a feature map are in C, H, W order.
+        step: what the file's steps know the layer by.
     """
 
     name: str
@@ -36,6 +40,7 @@ class StoredLayer:
     arrays: Mapping[str, np.ndarray]
     settings: Mapping[str, Any] = field(default_factory=dict)
     channels_first: bool = False
+    step: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -45,22 +50,25 @@ class OnnxWeights:
     Attributes:
         layers: in the order of the graph.
         lrn: the constants of its response normalisation in this package's convention, or None where it has none.
+        steps: what the graph does between its layers.
     """
 
     layers: tuple[StoredLayer, ...]
     lrn: Mapping[str, float] | None
+    steps: tuple[Step, ...] = ()
 
 
 def read_onnx(path: str | os.PathLike) -> OnnxWeights:
     """Read the weights of an ONNX file.
 
     Raises:
-        UserError: if it is no ONNX file, or its layers are not stored as constants.
+        UserError: if it is no ONNX file, keeps tensors in other files, or its layers are not stored as constants.
     """
     import onnx
 
+    refuse_external_data(path)
     try:
-        graph = onnx.load(path).graph
+        graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's own error class differs by its implementation
         raise UserError(f"{path} is not an ONNX file ({' '.join(str(error).split())[:200]}).") from error
     if not graph.node or not graph.output:
@@ -76,7 +84,7 @@ def read_onnx(path: str | os.PathLike) -> OnnxWeights:
     stored: dict[str, StoredLayer] = {}
     for node in graph.node:
         if layer := _stored(node, constants, biases, path):
-            stored[node.output[0]] = layer
+            stored[node.output[0]] = dataclasses.replace(layer, step=node.output[0])
     order = in_graph_order(
         graph.node,
         inputs=lambda node: [name for name in node.input if name not in constants],
@@ -85,7 +93,8 @@ def read_onnx(path: str | os.PathLike) -> OnnxWeights:
         adds=lambda node: node.op_type in ("Add", "Sum"),
         result=graph.output[0].name,
     )
-    return OnnxWeights(tuple(stored[node.output[0]] for node in order), _response_normalization(graph))
+    layers = tuple(stored[node.output[0]] for node in order)
+    return OnnxWeights(layers, _response_normalization(graph), tuple(onnx_steps(graph, constants, biases)))
 
 
 def in_graph_order(
@@ -159,7 +168,7 @@ def _stored(node: Any, constants: Mapping, biases: Mapping, path: Any) -> Stored
     if node.op_type not in readers:
         return None
     given = [constants[name].astype(np.float32) for name in node.input[1:] if name in constants]
-    name = node.name or node.output[0]
+    name = printable(node.name or node.output[0], 200)
     if len(given) != len([tensor for tensor in node.input[1:] if tensor]) or not given:
         raise UserError(f"{path} computes the weights of {name} instead of storing them; give a file that stores them.")
     layer = readers[node.op_type](name, given, {item.name: item for item in node.attribute})

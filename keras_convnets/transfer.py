@@ -104,6 +104,12 @@ def converted(model: keras.Model, pairs: Sequence[Pair], path: Path) -> Values:
     for layer, theirs in sorted(pairs, key=lambda pair: pair[1].kind == "BatchNormalization"):
         arrays = dict(theirs.arrays)
         _check_settings(model, layer, theirs, path)
+        if not _fits(layer, theirs):
+            # Only the classifier may have another width. Nothing is computed with an array of another shape, which a
+            # stranger's file may make as large as it likes.
+            if layer.name in HEADS and _fits(layer, theirs, width=False):
+                continue
+            raise _misfit(model, layer, theirs, path)
         if theirs.kind == "Dense":
             arrays["kernel"] = _in_channels_last(layer, theirs)
         if theirs.kind == "BatchNormalization":
@@ -117,15 +123,34 @@ def converted(model: keras.Model, pairs: Sequence[Pair], path: Path) -> Values:
                 arrays["bias"] = np.zeros(arrays["kernel"].shape[-1:], np.float32) if bias is None else bias
             elif bias is not None:
                 shifts[followers[id(layer.output)].name] = bias
-        wanted, given = [tuple(weight.shape) for weight in layer.weights], [array.shape for array in arrays.values()]
-        if wanted == given:
-            values.append((layer, list(arrays.values())))
-        elif layer.name not in HEADS or [shape[:-1] for shape in wanted] != [shape[:-1] for shape in given]:
-            raise UserError(
-                f"{path} does not fit {model.name}: {layer.name} has shapes {_shapes(wanted)} and the file's "
-                f"{theirs.name} has {_shapes(given)}."
-            )
+        if [tuple(weight.shape) for weight in layer.weights] != [array.shape for array in arrays.values()]:
+            raise _misfit(model, layer, theirs, path)
+        values.append((layer, list(arrays.values())))
     return values
+
+
+def _fits(layer: keras.layers.Layer, theirs: StoredLayer, width: bool = True) -> bool:
+    """Whether stored arrays have the shape of a layer's first weight, and for each of its outputs one number.
+
+    Args:
+        layer: the network's.
+        theirs: the file's.
+        width: whether the number of outputs counts.
+    """
+    wanted, *_ = [tuple(weight.shape) for weight in layer.weights]
+    given, *others = [array.shape for array in theirs.arrays.values()]
+    if not given or any(other != given[-1:] for other in others):
+        return False
+    return wanted == given if width else wanted[:-1] == given[:-1]
+
+
+def _misfit(model: keras.Model, layer: keras.layers.Layer, theirs: StoredLayer, path: Path) -> UserError:
+    wanted = [tuple(weight.shape) for weight in layer.weights]
+    given = [array.shape for array in theirs.arrays.values()]
+    return UserError(
+        f"{path} does not fit {model.name}: {layer.name} has shapes {_shapes(wanted)} and the file's "
+        f"{theirs.name} has {_shapes(given)}."
+    )
 
 
 def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:

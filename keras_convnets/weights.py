@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_convnets import h5_weights, onnx_weights
+from keras_convnets import h5_weights, onnx_weights, structure
 from keras_convnets.errors import UserError
 from keras_convnets.files import sha256
 from keras_convnets.preprocessing import BGR_MEANS, CAFFE_MEANS, UNIT_SCALED, Preprocessing
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import keras
 
 SUFFIXES = (".onnx", ".keras", ".weights.h5", ".h5")
-# What tells networks apart whose arrays all agree.
-JOINTS = ("Add", "ShortcutA", "Concatenate", "LRN")
 # What a file that no record knows was trained on, by the network's module and the file's kind.
 CONVENTIONS = {
     ("keras_convnets.alexnet", ".onnx"): BGR_MEANS,
@@ -88,8 +87,12 @@ class Weights:
         """Whether 1,000 outputs are ImageNet's classes: of records and of the kinds of files that publish them."""
         return self.record is not None or (self._module, self.suffix) in CONVENTIONS
 
-    def load_into(self, model: keras.Model) -> bool:
+    def load_into(self, model: keras.Model, chosen: Collection[str] = ()) -> bool:
         """Put the weights into a network; returns whether its classifier was among them.
+
+        Args:
+            model: the network.
+            chosen: arguments of its builder that its caller gave, whatever the weights ask for, such as "lrn".
 
         Raises:
             UserError: if the file belongs to another network; nothing is changed then.
@@ -99,9 +102,10 @@ class Weights:
         if self._onnx is not None:
             pairs = transfer.in_order(model, self._onnx.layers, self.path)
         else:
-            self._check_kinds(model)
-            pairs = transfer.by_name(model, h5_weights.read_h5(self.path), self.path)
+            sizes = {layer.name: _largest(layer) for layer in transfer.leaves(model)}
+            pairs = transfer.by_name(model, h5_weights.read_h5(self.path, sizes), self.path)
         values = transfer.converted(model, pairs, self.path)
+        self._check_structure(model, pairs, chosen)
         # A network keeps these facts about its weights, not the file's numbers besides its own.
         self.__dict__.pop("_onnx", None)
         for layer, arrays in values:
@@ -125,20 +129,48 @@ class Weights:
     def _onnx(self) -> onnx_weights.OnnxWeights | None:
         return onnx_weights.read_onnx(self.path) if self.suffix == ".onnx" else None
 
-    def _check_kinds(self, model: keras.Model) -> None:
-        """Refuse a whole model of other layers: a plain network and its residual counterpart agree in all arrays."""
-        from keras_convnets.transfer import leaves
-
-        config = h5_weights.configuration(self.path)
-        if config is None:
-            return
-        stored = h5_weights.layers_in(config)
-        theirs = _telling((kind, config["name"]) for kind, config in stored)
-        ours = _telling((type(layer).__name__, layer.name) for layer in leaves(model))
-        if theirs != ours:
+    def _check_structure(self, model: keras.Model, pairs: Sequence[Any], chosen: Collection[str]) -> None:
+        """Refuse a file whose network does something else between its layers: all arrays of the two may agree."""
+        if self._onnx is not None:
+            steps: Iterable[structure.Step] = self._onnx.steps
+        else:
+            config = h5_weights.configuration(self.path)
+            if config is None:
+                log.warning(
+                    "%s tells names and shapes alone: that its network pads, activates, pools and adds as %s does is "
+                    "taken on trust",
+                    self.path,
+                    model.name,
+                )
+                return
+            steps = structure.keras_steps(config)
+        names = {position: layer.name for position, (layer, _) in enumerate(pairs)}
+        theirs = {stored.name if stored.step is None else stored.step: at for at, (_, stored) in enumerate(pairs)}
+        size = tuple(side or structure.ANY_SIDE for side in model.input_shape[1:3])
+        forms = structure.Forms()
+        # A record knows the constants that its file was trained with.
+        known = self.record.arguments if self.record is not None else {}
+        ignoring = ("LRN",) if "lrn" in {*chosen, *known} else ()
+        own = structure.keras_steps(model.get_config())
+        try:
+            found = structure.places(steps, theirs, size, forms, ignoring)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise UserError(f"{self.path} is not a network that can be compared ({type(error).__name__}).") from error
+        ours = structure.places(own, {name: at for at, name in names.items()}, size, forms, ignoring)
+        differing = structure.difference(ours, found, names, forms)
+        if differing is not None:
+            sized = "padding" in differing or "places" in differing
+            elsewhere = sized and self.input_shape not in (None, model.input_shape[1:])
+            hint = f"; its own size is input_shape={self.input_shape}" if elsewhere else ""
             raise UserError(
-                f"{self.path} does not hold weights for {model.name}: its layers are those of another network."
+                f"{self.path} does not hold weights for {model.name}, as its layers are those of another network: "
+                f"{differing}{hint}."
             )
+
+
+def _largest(layer: keras.layers.Layer) -> int:
+    """Return how many numbers the largest array of a layer has."""
+    return max((math.prod(weight.shape) for weight in layer.weights), default=0)
 
 
 def find_weights(weights: Any, architecture: str) -> Weights | None:
@@ -219,7 +251,3 @@ def choose_preprocessing(given: Any, weights: Weights | None, default: Preproces
         chosen, source = default, "the network's default"
     log.info("preprocessing by %s: %s minus %s, divided by %s", source, chosen.order, chosen.mean, chosen.std)
     return chosen
-
-
-def _telling(layers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    return {name: kind for kind, name in layers if kind in JOINTS}

@@ -117,6 +117,17 @@ def test_mistakes_get_one_sentence_and_status_2(cli, tmp_path, monkeypatch, argu
     assert not list(tmp_path.iterdir())
 
 
+def test_a_network_without_weights_has_no_answers(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("x.png")
+    commands = {"predict": "predict x.png --model resnet20", "measure": "evaluate resnet20 --dataset digits"}
+    for doing, command in commands.items():
+        status, out, err = cli(*command.split())
+        assert status == 2 and not out, err
+        assert "resnet20 names a network without weights, whose answers are chance" in err and f"to {doing};" in err
+        assert "resnet20:WEIGHTS" in err and err.count("\n") == 1
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="unknown model"):
         main(["info", "Resnet9000", "--debug"])

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_convnets import CIFARResNet, ModelCard, Preprocessing
+import keras_convnets
+from keras_convnets import CIFARResNet, ModelCard, Preprocessing, get_model, list_models
 from keras_convnets.card import FILE_NAME, card_of_model, center_view, current_git_revision, current_versions
 from keras_convnets.classifier import Classifier, name_scores
 from keras_convnets.errors import UserError
@@ -309,8 +310,8 @@ def test_card_of_a_model():
     preset = Preprocessing((1.0, 2.0, 3.0), order="BGR")
     model = CIFARResNet(8, classes=3, input_shape=(12, 8, 3), preprocessing=preset)
     card = card_of_model(model)
-    assert (card.architecture, card.trained) == ("resnet8", False)
-    assert card.arguments == {"classes": 3, "input_shape": [12, 8, 3]}
+    assert (card.architecture, card.trained) == ("CIFARResNet", False)
+    assert card.arguments == {"depth": 8, "classes": 3, "input_shape": [12, 8, 3]}
     assert card.class_names == ("0", "1", "2") and card.preprocessing == preset
     # The shorter side of a picture becomes the input's shorter side, and its centre is kept.
     assert (card.view["name"], card.view["resize"], card.view["crop"]) == ("center", 8, [12, 8])
@@ -320,8 +321,93 @@ def test_card_of_a_model():
 
 def test_card_of_a_model_that_does_not_normalise():
     inputs = keras.Input((4, 4, 3))
-    outputs = keras.layers.GlobalAveragePooling2D()(inputs)
+    outputs = keras.layers.Softmax()(keras.layers.GlobalAveragePooling2D()(inputs))
     assert card_of_model(keras.Model(inputs, outputs)).preprocessing == Preprocessing((0, 0, 0))
+
+
+def test_a_card_of_another_packages_model_names_no_builder():
+    inputs = keras.Input((4, 4, 3))
+    outputs = keras.layers.Dense(2, "softmax")(keras.layers.Flatten()(inputs))
+    card = card_of_model(keras.Model(inputs, outputs, name="ResNet20"))
+    assert (card.architecture, card.arguments) == ("ResNet20", {})
+    with pytest.raises(UserError, match="made by no builder of this package"):
+        card.build()
+
+
+def test_a_card_names_the_builder_and_what_it_took(tmp_path):
+    arguments = {"shortcut": "A", "name": "mine", "classes": 4, "input_shape": (32, np.int64(40), 3)}
+    model = keras_convnets.ResNet18(**arguments, classifier_activation=keras.activations.softmax)
+    expected = {"shortcut": "A", "name": "mine", "classes": 4, "input_shape": [32, 40, 3]}
+    card = card_of_model(model)
+    assert (card.architecture, dict(card.arguments)) == ("ResNet18", expected)
+    # A part of a network, or one with layers before it, is another network.
+    part = keras.Model(model.input, keras.layers.Dense(2)(model.get_layer("avg_pool").output))
+    assert card_of_model(part).arguments == {}
+    inputs = keras.Input((8, 8, 3))
+    assert card_of_model(CIFARResNet(8, input_tensor=keras.layers.ReLU()(inputs))).arguments == {}
+    assert card_of_model(CIFARResNet(8, input_tensor=inputs)).arguments["depth"] == 8
+
+
+def test_the_builder_is_known_from_a_file(tmp_path):
+    constants = {"k": 1.0, "alpha": np.float32(2e-5)}
+    model = keras_convnets.GoogLeNet(
+        input_shape=(80, 80, 3), classes=5, auxiliary=True, lrn=constants, include_preprocessing=False
+    )
+    model.save(tmp_path / "own.keras")
+    loaded = keras.saving.load_model(tmp_path / "own.keras")
+    for network, further in ((loaded, {"auxiliary": True}), (keras_convnets.without_auxiliary(loaded), {})):
+        card = ModelCard.from_dict(json.loads(json.dumps(card_of_model(network).to_dict())))
+        lrn = {"k": 1.0, "alpha": float(np.float32(2e-5))}
+        expected = {"classes": 5, "input_shape": [80, 80, 3], "lrn": lrn, "include_preprocessing": False, **further}
+        assert (card.architecture, card.arguments) == ("GoogLeNet", expected)
+    model.save(tmp_path / "own.h5")
+    assert card_of_model(keras.saving.load_model(tmp_path / "own.h5")).arguments == {}
+
+
+# One network of each module and way to build it; what all of them note is tested where all of them are built.
+REBUILT = {
+    "AlexNetSixConvs": {"lrn": {"k": 1.0}},
+    "GoogLeNet": {"classifier_activation": None},
+    "ResNet18": {"shortcut": "C"},
+    "PlainNet18": {"include_preprocessing": False},
+    "ResNet20": {"preprocessing": Preprocessing((1.0, 2.0, 3.0), order="BGR"), "name": "mine"},
+}
+
+
+def zeros(self, shape, dtype=None):
+    return keras.ops.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in REBUILT else pytest.mark.heavy) for name in list_models()]
+)
+def test_a_network_is_built_again_from_its_card(name, tmp_path, monkeypatch):
+    # Drawing tens of millions of random numbers takes most of the time, and none is looked at.
+    monkeypatch.setattr(keras.initializers.RandomNormal, "__call__", zeros)
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
+    side = 32 if name.startswith(("ResNet", "Plain", "VGG")) else 64
+    model = get_model(name, classes=3, input_shape=(side, side, 3), **REBUILT.get(name, {}))
+    model.get_layer("predictions").bias.assign([1.0, 2.0, 3.0])
+    model.save_weights(tmp_path / "own.weights.h5")
+    card = ModelCard.from_dict(json.loads(json.dumps(card_of_model(model).to_dict())))
+    assert card.architecture == name
+    again = card.build(weights=tmp_path / "own.weights.h5")
+    assert again.built_as == model.built_as and again.to_json() == model.to_json()
+    np.testing.assert_array_equal(again.get_layer("predictions").bias, [1.0, 2.0, 3.0])
+    (tmp_path / "own.weights.h5").unlink()
+
+
+def test_a_card_with_arguments_that_no_builder_takes():
+    for architecture, arguments in (("ResNet20", {"dilation": 2}), ("get_model", {"name": "ResNet20"})):
+        card = dataclasses.replace(filled_card(), architecture=architecture, arguments=arguments)
+        with pytest.raises(UserError, match="arguments are none of ResNet20's|made by no builder"):
+            card.build()
+
+
+@pytest.mark.parametrize("name", ["../../other.keras", "/etc/passwd", "a/b.keras", "..", 7])
+def test_a_card_that_names_a_file_elsewhere_is_refused(name):
+    with pytest.raises(UserError, match="must lie beside the card"):
+        ModelCard.from_dict({**filled_card().to_dict(), "weights": {"file": name, "sha256": "0" * 64}})
 
 
 def two_outputs():

@@ -70,6 +70,7 @@ class Facts:
     input_name: str
     output_names: list
     layers: dict  # by name, in order: class name, configuration, output shape, names of the layers before
+    built_as: object
 
 
 @functools.cache
@@ -99,6 +100,7 @@ def facts(name):
         input_name=model.input.name,
         output_names=model.output_names,
         layers=layers,
+        built_as=model.built_as,
     )
 
 
@@ -196,6 +198,8 @@ def test_what_is_built_is_what_the_registry_says(name):
     assert found.trainable == entry.parameters
     assert info.parameters + info.statistics == found.counted
     assert (found.name, found.input_name, found.output_names) == (name.lower(), "images", ["probabilities"])
+    expected = {"classes": entry.classes, "input_shape": list(entry.input_shape)}
+    assert (found.built_as.architecture, dict(found.built_as.arguments)) == (name, expected)
     dtypes = {name: str(found.layers[name][1]["dtype"]) for name in ("predictions", "probabilities")}
     assert all("float32" in dtype for dtype in dtypes.values())
 

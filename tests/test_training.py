@@ -162,6 +162,8 @@ def test_a_finished_run_is_whole_and_better_than_chance(trained_run):
     card = run.card()
     assert card.architecture == "ResNet20" and card.class_names == tuple("0123456789") and card.trained
     assert card.preprocessing.mean_image.shape == (8, 8, 3)
+    assert card.arguments == {"classes": 10, "input_shape": [8, 8, 3]} and not card.metrics
+    assert run.model().built_as.architecture == "ResNet20"
     assert card.data["images"] == {"train": 1293, "test": 360, "holdout": 144}
     metrics = run.metrics()
     assert metrics[-1]["step"] == 122 and metrics[0]["learning_rate"] == pytest.approx(0.05)

@@ -641,6 +641,28 @@ def test_a_record_gives_its_arguments_and_its_input_size(small_alexnet, recorded
     assert (given.get_layer("norm1").k, given.get_layer("norm1").n) == (6.0, 5)
 
 
+def test_a_card_says_of_a_file_what_holds_of_its_weights(resnet18, recorded, caplog):
+    known = recorded(resnet18, architecture="ResNet18")
+    model = keras_convnets.ResNet18(weights=resnet18, **SMALL)
+    card = card_of_model(model)
+    assert card.weights == {"file": "resnet18.onnx", "sha256": known.sha256}
+    assert card.metrics and card.data == {"name": "ImageNet 2012"} and card.trained
+    assert (card.architecture, card.arguments) == ("ResNet18", {"classes": CLASSES, "input_shape": [32, 32, 3]})
+    assert "no longer" not in caplog.text
+    # A statistic alone, as one step with every layer frozen but the normalisation leaves it.
+    mean = model.get_layer("conv1_bn").moving_mean
+    before = as_numpy(mean)
+    mean.assign(before + np.eye(1, 64, 5)[0])
+    later = card_of_model(model)
+    assert (later.weights, later.metrics, later.data, later.recipe) == ({}, {}, {}, {})
+    assert "resnet18 no longer has the weights of resnet18.onnx" in caplog.text
+    assert (later.architecture, later.arguments, later.trained) == (card.architecture, card.arguments, True)
+    mean.assign(before)
+    assert card_of_model(model).weights == card.weights
+    # Another network, or a copy from a file, says nothing of the published one.
+    assert card_of_model(keras.Model(model.input, model.output)).weights == {}
+
+
 def test_a_keras_file_keeps_its_own_preprocessing(tmp_path):
     path = tmp_path / "own.keras"
     keras_convnets.ResNet20(preprocessing=OTHERS).save(path)

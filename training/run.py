@@ -19,6 +19,7 @@ from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import only_one, read_json, whole_file, whole_folder, write_json, write_text
 from keras_convnets.images import encode_png
+from keras_convnets.network import load_keras
 from keras_convnets.training.data import DataSet
 from keras_convnets.training.data.splits import held_out
 from keras_convnets.training.evaluation import Evaluation
@@ -117,7 +118,7 @@ class Run:
     def model(self) -> keras.Model:
         """Return the best network, compiled for nothing."""
         self.card()
-        return keras.saving.load_model(self.path / BEST, compile=False)
+        return load_keras(self.path / BEST)
 
     def add_evaluation(self, result: Evaluation) -> None:
         """Add an evaluation to the card, and write it whole as `evaluation.json` and `plots/confusion_matrix.png`."""

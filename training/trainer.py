@@ -20,6 +20,7 @@ from rich.console import Console
 from keras_convnets.card import ModelCard, current_git_revision, current_versions
 from keras_convnets.errors import Interrupted, UserError
 from keras_convnets.files import sha256
+from keras_convnets.googlenet import without_auxiliary
 from keras_convnets.registry import get_model
 from keras_convnets.training.data import DataSet
 from keras_convnets.training.evaluation import mean_loss, predict_split, top_k_accuracy
@@ -120,7 +121,7 @@ class _Training:
             recipe.prepare(self.whole)
             self.model = self.whole
             if isinstance(self.whole.output, dict):
-                self.model = keras.Model(self.whole.inputs, self.whole.output["probabilities"], name=self.whole.name)
+                self.model = without_auxiliary(self.whole)
             # Training works on the logits; all models share their layers.
             logits = {name: self.whole.get_layer(name).output for name in recipe.loss_weights(plan.architecture)}
             self.network = keras.Model(self.whole.inputs, logits)
@@ -314,7 +315,7 @@ class _Training:
             run.save_model(self.model, BEST)
         card = ModelCard(
             architecture=plan.architecture,
-            arguments=self.arguments,
+            arguments=dict(self.model.built_as.arguments),
             class_names=plan.data.class_names,
             preprocessing=self.preprocessing or self.model.get_layer("preprocessing").preprocessing,
             view=plan.view,

@@ -21,6 +21,7 @@ from keras_convnets.export.serving.batching import Batching, graph_of
 from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
 from keras_convnets.export.serving.status import Code, ServingError
 from keras_convnets.export.serving.turns import Turns
+from keras_convnets.onnx_files import refuse_external_data
 
 SIGNATURES = ("serving_default", "predict_images", "top_k", "classify")
 DECODED_AT_ONCE = 16
@@ -56,6 +57,7 @@ class OnnxEngine(Engine):
         try:
             card = ModelCard.read(path / EXTRA)
             known = read_signature_defs(str(path))
+            refuse_external_data(path / ONNX)
             self._session = onnxruntime.InferenceSession(str(path / ONNX), providers=["CPUExecutionProvider"])
         except UserError as error:
             raise ServingError(Code.FAILED_PRECONDITION, str(error)) from error

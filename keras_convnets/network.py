@@ -1,0 +1,82 @@
+"""The model that builders return: a functional Keras model that knows which builder made it, also from a file."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_convnets.h5_weights import check_archive, refusing, write_configuration
+
+
+@dataclass(frozen=True)
+class BuiltAs:
+    """The call that makes a network.
+
+    Attributes:
+        architecture: the builder's name, such as "ResNet34".
+        arguments: what it took that is not its default, `classes` and `input_shape` always; plain data for JSON. Not
+            among them are weights, an input tensor, and the preprocessing, which is the first layer's.
+    """
+
+    architecture: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The name is Keras' own: of a whole model the legacy .h5 format keeps the class's bare name, not the registered one.
+@keras.saving.register_keras_serializable("keras_convnets")
+class Functional(keras.Model):
+    """A functional Keras model with a note of how it was built, which `.keras` and `.weights.h5` files carry.
+
+    A model that is made of its layers, such as `keras.Model(network.input, ...)`, is Keras' own and has no such note.
+
+    Attributes:
+        built_as: the call that makes it, or None of a copy that may be another network.
+    """
+
+    built_as: BuiltAs | None = None
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the configuration, with the note."""
+        note = self.built_as
+        plain = None if note is None else {"architecture": note.architecture, "arguments": dict(note.arguments)}
+        return {**super().get_config(), "built_as": plain}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Functional:
+        """Return the model of a configuration, with its note."""
+        note = config.get("built_as")
+        rest = {key: value for key, value in config.items() if key != "built_as"}
+        model = super().from_config(rest, custom_objects=custom_objects)
+        if note is not None:
+            model.built_as = BuiltAs(note["architecture"], dict(note["arguments"]))
+        return model
+
+    def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the weights as Keras does, with the configuration beside them: arrays alone fit other networks too."""
+        super().save_weights(filepath, *args, **kwargs)
+        if str(filepath).endswith(".weights.h5") and Path(filepath).is_file():
+            write_configuration(filepath, keras.saving.serialize_keras_object(self)["config"])
+
+
+def load_keras(path: str | os.PathLike) -> keras.Model:
+    """Return the network of a .keras file, compiled for nothing. No code that the file may hold is run.
+
+    Raises:
+        UserError: if Keras does not load it, or it asks for other files or for memory beyond its size.
+    """
+    check_archive(path)
+    with refusing(Path(path), "a network that Keras loads"):
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def weights_digest(model: keras.Model) -> tuple[int, ...]:
+    """Return a checksum of each weight: it tells whether training has changed a model since, not who changed it."""
+    arrays = (np.ascontiguousarray(keras.ops.convert_to_numpy(weight)) for weight in model.weights)
+    return tuple(zlib.crc32(array) for array in arrays)
