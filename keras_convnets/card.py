@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FILE_NAME = "model.json"
 FORMAT = 1
+# The shorter side before the crop, as the published ImageNet weights were evaluated.
+IMAGENET_SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -191,8 +193,26 @@ def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -
         }
     if weights.in_imagenet_order and outputs == len(imagenet_classes().ids):
         facts |= {"class_names": imagenet_classes().names, "class_ids": imagenet_classes().ids}
-        facts["view"] = center_view(shape[0], shape[1], resize=max(256, shape[0], shape[1]))
+        facts["view"] = center_view(shape[0], shape[1], resize=max(IMAGENET_SIDE, shape[0], shape[1]))
     return facts
+
+
+def view_of_model(model: keras.Model) -> Mapping[str, Any] | None:
+    """Return how an image becomes a network's input, or None where the input has no fixed size.
+
+    It is the view of the run that the network comes from, else that of the published weights it was built with, else
+    the plain view at its input size.
+    """
+    own = getattr(model, "evaluation_view", None)
+    shape = getattr(model, "input_shape", None)
+    if own is not None or not _is_image_shape(shape):
+        return own
+    weights, outputs = getattr(model, "published_weights", None), model.output_shape
+    outputs = outputs["probabilities"] if isinstance(outputs, dict) and "probabilities" in outputs else outputs
+    is_imagenet = weights is not None and weights.in_imagenet_order
+    if is_imagenet and isinstance(outputs, tuple) and outputs[-1] == len(imagenet_classes().ids):
+        return center_view(shape[1], shape[2], resize=max(IMAGENET_SIDE, shape[1], shape[2]))
+    return center_view(shape[1], shape[2])
 
 
 def _plain(value: Any) -> Any:

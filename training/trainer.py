@@ -326,7 +326,7 @@ class _Training:
             versions=current_versions(),
             git_revision=current_git_revision(),
         )
-        run.save_samples(plan.data)
+        run.save_samples(plan.data, plan.view)
         card.write(run.path)
         run.save_model(self.model, FINAL)
         learning_curves(

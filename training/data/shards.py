@@ -66,7 +66,6 @@ class ShardSplit(StreamSplit):
         folder: that holds them.
         shards: what the index says of each: "file", "images", "sha256".
         positions: which of their images, in the stored order; a range or an array.
-        view: how the images are brought to one size when read, or None before that is known.
     """
 
     # `prepare` writes only what it has decoded, and the records have checksums.
@@ -77,17 +76,16 @@ class ShardSplit(StreamSplit):
         folder: Path,
         shards: Sequence[dict[str, Any]],
         positions: Sequence[int],
-        view: dict[str, Any] | None = None,
     ):
-        super().__init__(positions, view)
+        super().__init__(positions)
         self._folder, self._shards = folder, shards
 
     def fingerprint(self) -> str:
         """Return what the index says of the shards, with their sha256."""
         return self._state() + self._digest()
 
-    def _of(self, positions, view) -> ShardSplit:
-        return ShardSplit(self._folder, self._shards, positions, view)
+    def _of(self, positions) -> ShardSplit:
+        return ShardSplit(self._folder, self._shards, positions)
 
     def _name_of(self, stored: int) -> str:
         return f"image {stored} of {self._folder}"
