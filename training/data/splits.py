@@ -7,6 +7,7 @@ brought to that by a view (`Split.at_size`), or is an array that is stored so.
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import math
 import os
@@ -199,12 +200,21 @@ class ViewedSplit(SizedSplit):
         return ArraySplit(images, labels, self.view)
 
     def _decoded(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-        view = self.view
+        viewed = _viewing(self.view["resize"], self.image_size)
+        return examples.map(
+            lambda encoded, label, position: (viewed(encoded), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
 
-        def load(encoded, label, position):
-            return center_view(decode_image(encoded), view["resize"], view["crop"]), label
 
-        return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+@functools.lru_cache(maxsize=16)
+def _viewing(resize: int, crop: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return what turns an encoded image into a view; its graph takes half a second to build, so it is kept."""
+    return tf.function(
+        lambda encoded: center_view(decode_image(encoded), resize, crop),
+        input_signature=[tf.TensorSpec([], tf.string)],
+    )
 
 
 def check_count(found: int, said: int) -> None:
