@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_convnets.classes import imagenet_classes
+from keras_convnets.classes import check_class_names, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
 from keras_convnets.preprocessing import Preprocessing
@@ -64,6 +64,9 @@ class ModelCard:
     class_ids: tuple[str, ...] = ()
     export: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        check_class_names(self.class_names, f"the model card of {self.architecture}")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
@@ -87,6 +90,8 @@ class ModelCard:
             values["class_ids"] = tuple(values.get("class_ids", ()))
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             return cls(**values)
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where} is not a whole model card: {error} is missing or wrong.") from error
 

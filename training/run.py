@@ -18,7 +18,7 @@ import numpy as np
 from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
-from keras_convnets.files import only_one, read_json, whole_file, whole_folder, write_json, write_text
+from keras_convnets.files import only_one, read_json, safe_names, whole_file, whole_folder, write_json, write_text
 from keras_convnets.images import encode_png
 from keras_convnets.training.data import DataSet
 from keras_convnets.training.data.splits import held_out
@@ -148,6 +148,8 @@ class Run:
     def save_samples(self, data: DataSet, view: dict[str, Any]) -> None:
         """Keep a few images that were not trained on as `samples/<class>/<position>.png`, for checks and for a look.
 
+        A class's folder is its name by `safe_names`.
+
         Args:
             data: the run's; where it has no other labelled split, the images are of "train".
             view: how images that are still encoded are brought to one size.
@@ -159,9 +161,10 @@ class Run:
         shutil.rmtree(self.path / "samples", ignore_errors=True)
         kept = split.subset(np.asarray(chosen)).at_size(view, memory_limit=0)
         images = np.concatenate([batch.numpy() for batch, _ in kept.in_order(SAMPLES)])
+        class_folders = safe_names(data.class_names)
         with whole_folder(self.path / "samples") as folder:
             for position, image in zip(chosen, images, strict=True):
-                of_class = folder / data.class_names[split.labels[position]]
+                of_class = folder / class_folders[split.labels[position]]
                 of_class.mkdir(exist_ok=True)
                 (of_class / f"{position:05d}.png").write_bytes(encode_png(image))
 

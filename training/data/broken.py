@@ -15,6 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_convnets._tf_ops import MAX_PIXELS, decode_image
+from keras_convnets.display import printable
 from keras_convnets.downloads import cache_folder
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, write_json
@@ -138,7 +139,7 @@ def check_share(split: str, size: int, broken: Sequence[BrokenImage], share: flo
             "them left out."
         )
     for image in broken:
-        log.warning("left out of %s: %s (%s)", split, image.file, image.reason)
+        log.warning("left out of %s: %s (%s)", split, printable(image.file), image.reason)
     log.warning("%d of the %d images of split %s can't be read and are left out.", len(broken), size, split)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_convnets.card import center_view
+from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.training.data.broken import BROKEN_SHARE, BrokenImage, check_share
 from keras_convnets.training.data.splits import Split, held_out
@@ -42,6 +43,7 @@ class DataSet:
     image_size: tuple[int, int] | None
 
     def __post_init__(self):
+        check_class_names(self.class_names, f"data set {self.name}")
         if len(self.class_names) < 2:
             raise UserError(
                 f"data set {self.name} has {len(self.class_names)} class ({', '.join(self.class_names) or 'none'}); "
