@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_convnets.card import ModelCard
+from keras_convnets.display import printable
 from keras_convnets.export.repository import Version
 
 
@@ -22,7 +23,7 @@ def versions_text(found: Sequence[Version]) -> str:
         network = f"{row['network'] or '-'}{'' if row['trained'] or item.card is None else ' (untrained)'}"
         formats = ",".join(key.replace(" ", "-") for key in row["formats"])
         facts = f"{item.model:<{width}}  {number:>8}  {item.size / 1e6:>7.1f}  {network:<26} {formats:<32}"
-        lines.append(f"{facts} {_best(item.card)}")
+        lines.append(printable(f"{facts} {_best(item.card)}"))
     return "\n".join(lines)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from keras_convnets.card import ModelCard
+from keras_convnets.files import safe_names
 from keras_convnets.images import find_images, read_image
 
 # As many as calibration gains from; more only take time.
@@ -33,7 +34,8 @@ class Samples:
 def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None = None) -> Samples:
     """Return the images of a folder, else those that the run kept, else scikit-learn's two photographs.
 
-    An image's class is the name of the folder it lies in, where that is one of the card's class names or ids.
+    An image's class is the name of the folder it lies in, where that is one of the card's class names or ids. Those
+    that the run kept lie in folders that `safe_names` names.
 
     Args:
         card: knows the classes.
@@ -43,20 +45,21 @@ def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None 
     Raises:
         UserError: if the folder holds no images, or one that can't be read.
     """
+    folders = {name: label for label, name in enumerate(safe_names(card.class_names))}
     if folder is not None:
-        return _of_files(find_images([str(folder)]), card, str(folder))
+        known = {name: label for names in (card.class_ids, card.class_names) for label, name in enumerate(names)}
+        return _of_files(find_images([str(folder)]), folders | known, str(folder))
     kept = sorted((run_folder / "samples").glob("*/*.png")) if run_folder else []
     if kept:
-        return _of_files([str(path) for path in kept], card, "the run's samples")
+        return _of_files([str(path) for path in kept], folders, "the run's samples")
     from sklearn import datasets
 
     photographs = sorted((Path(datasets.__file__).parent / "images").glob("*.jpg"))
     return Samples([path.read_bytes() for path in photographs], None, "scikit-learn's sample photographs")
 
 
-def _of_files(places: Sequence[str], card: ModelCard, source: str) -> Samples:
+def _of_files(places: Sequence[str], index: Mapping[str, int], source: str) -> Samples:
     chosen = [places[position * len(places) // MOST] for position in range(MOST)] if len(places) > MOST else places
-    index = {name: label for names in (card.class_ids, card.class_names) for label, name in enumerate(names)}
     labels = [index.get(Path(place).parent.name) for place in chosen]
     known = None if None in labels else np.array(labels)
     return Samples([read_image(place) for place in chosen], known, source)

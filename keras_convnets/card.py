@@ -7,12 +7,13 @@ import logging
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_convnets.classes import imagenet_classes
+from keras_convnets.classes import check_class_names, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
 from keras_convnets.preprocessing import Preprocessing
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 FILE_NAME = "model.json"
 FORMAT = 1
 log = logging.getLogger("keras_convnets")
+# The shorter side before the crop, as the published ImageNet weights were evaluated.
+IMAGENET_SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class ModelCard:
     git_revision: str | None = None
     class_ids: tuple[str, ...] = ()
     export: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        check_class_names(self.class_names, f"the model card of {self.architecture}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -227,7 +233,7 @@ def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -
         facts |= _recorded_facts(weights.record)
     if weights.in_imagenet_order and outputs == len(imagenet_classes().ids):
         facts |= {"class_names": imagenet_classes().names, "class_ids": imagenet_classes().ids}
-        facts["view"] = center_view(shape[0], shape[1], resize=max(256, shape[0], shape[1]))
+        facts["view"] = center_view(shape[0], shape[1], resize=max(IMAGENET_SIDE, shape[0], shape[1]))
     return facts
 
 
@@ -239,6 +245,25 @@ def _recorded_facts(record: WeightsRecord | None) -> dict[str, Any]:
         for item in record.accuracies
     }
     return {"data": {"name": record.data}, "metrics": metrics}
+
+
+def view_of_model(model: keras.Model) -> Mapping[str, Any] | None:
+    """Return how an image becomes a network's input, or None where the input has no fixed size.
+
+    It is the view of the run that the network comes from, else that of the published weights it was built with, else
+    the plain view at its input size.
+    """
+    own = getattr(model, "evaluation_view", None)
+    shape = getattr(model, "input_shape", None)
+    if own is not None or not _is_image_shape(shape):
+        return own
+    from keras_convnets.outputs import main_output
+
+    weights, main = getattr(model, "published_weights", None), main_output(model)
+    is_imagenet = weights is not None and weights.in_imagenet_order
+    if is_imagenet and main is not None and main.shape[-1] == len(imagenet_classes().ids):
+        return center_view(shape[1], shape[2], resize=max(IMAGENET_SIDE, shape[1], shape[2]))
+    return center_view(shape[1], shape[2])
 
 
 def _is_image_shape(shape: Any) -> bool:

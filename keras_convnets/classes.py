@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +17,35 @@ from keras_convnets.errors import UserError
 if TYPE_CHECKING:
     from keras_convnets.card import ModelCard
     from keras_convnets.records import WeightsRecord
+
+
+# Longer names are none; and they would have to be shown.
+MOST_CHARACTERS = 1000
+
+
+def check_class_names(names: Sequence[Any], where: str) -> None:
+    """Refuse class names that can't be shown and written a line each.
+
+    Slashes and dots are allowed: where a name becomes a part of a path, `keras_convnets.files.safe_names` sees to it.
+
+    Args:
+        names: the classes.
+        where: whose they are, for the error's sentence, such as "data set cifar10".
+
+    Raises:
+        UserError: if one is no text, empty, longer than 1,000 characters, or holds control characters, line breaks or
+            parts of characters.
+    """
+    for position, name in enumerate(names):
+        if not isinstance(name, str) or not 0 < len(name) <= MOST_CHARACTERS or _UNFIT(name):
+            raise UserError(
+                f"class {position} of {where} is named {_short(name)}; a class name is a text of 1 to "
+                f"{MOST_CHARACTERS} characters without control characters and line breaks: give it another."
+            )
+
+
+# Control characters, lone surrogates (of file names that are no text), and line breaks.
+_UNFIT = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]").search
 
 
 @dataclass(frozen=True)

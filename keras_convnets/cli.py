@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_convnets.arguments import Parser
+from keras_convnets.display import printable
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.registry import ARCHITECTURES, PublishedError, get_architecture, get_model, list_models
 from keras_convnets.version import __version__
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_show_as_text)
     try:
         args = _parse(argv)
         return args.command(args) or 0
@@ -54,12 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error)
 
 
+def _show_as_text(record: logging.LogRecord) -> bool:
+    """Rewrite a message of ours so that names in it send nothing but text to the terminal."""
+    if record.name.startswith("keras_convnets"):
+        record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 def _complain(error: BaseException) -> int:
     """Print one sentence for an error and return the exit status that fits it."""
     from keras_convnets.downloads import DownloadError
     from keras_convnets.errors import Interrupted
 
-    sentence = " ".join(str(error).split()) or type(error).__name__
+    sentence = printable(" ".join(str(error).split())) or type(error).__name__
     status = FAILURE
     if isinstance(error, UserError):
         status = USER_ERROR
@@ -126,7 +135,9 @@ def _console():
 
 
 def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
+    from keras_convnets.files import json_text
+
+    print(json_text(data))
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -336,7 +347,7 @@ def _evaluate_one(source: str, args: argparse.Namespace):
         data = data.at_size(*_input_size(source, classifier, data), resize=resize)
         _check_classes(source, classifier, data)
         with Progress(transient=True, disable=bool(args.json) or not sys.stdout.isatty()) as progress:
-            task = progress.add_task(f"evaluating {source}", total=None)
+            task = progress.add_task(_described(f"evaluating {source}"), total=None)
             result = training.evaluate(
                 classifier,
                 data,
@@ -347,6 +358,13 @@ def _evaluate_one(source: str, args: argparse.Namespace):
     if run is not None:
         run.add_evaluation(result)
     return result
+
+
+def _described(doing: str) -> str:
+    """Return what rich shows as it is given: brackets in a name are no markup."""
+    from rich.markup import escape
+
+    return escape(printable(doing))
 
 
 def _check_classes(source: str, classifier: Classifier, data: DataSet) -> None:
@@ -384,16 +402,18 @@ def _input_size(source: str, classifier: Classifier, data: DataSet) -> tuple[int
 
 def _print_evaluation(source: str, result) -> None:
     top5 = "" if result.top5 is None else f"  top-5 {result.top5:.2%}"
-    print(f"{source}: top-1 {result.top1:.2%} (+- {result.standard_error:.2%}){top5}  on {result.key}, n={result.n}")
-    width = max(len(name) for name in result.class_names)
+    figures = f"top-1 {result.top1:.2%} (+- {result.standard_error:.2%}){top5}"
+    print(printable(f"{source}: {figures}  on {result.key}, n={result.n}"))
+    names = [printable(name) for name in result.class_names]
+    width = max(map(len, names))
     print(f"  {'class':<{width}}  {'n':>6}  {'top-1':>7}  most often taken for")
     for index, row in enumerate(result.per_class):
         if row["n"]:
             mistakes = result.confusion[index].copy()
             mistakes[index] = 0
             worst = mistakes.argmax()
-            taken = f"{result.class_names[worst]} ({mistakes[worst]})" if mistakes[worst] else ""
-            print(f"  {row['class']:<{width}}  {row['n']:>6}  {row['top1']:>7.2%}  {taken}".rstrip())
+            taken = f"{names[worst]} ({mistakes[worst]})" if mistakes[worst] else ""
+            print(f"  {names[index]:<{width}}  {row['n']:>6}  {row['top1']:>7.2%}  {taken}".rstrip())
 
 
 @contextlib.contextmanager
@@ -664,7 +684,7 @@ def _counted(doing: str, hidden: bool = False) -> Iterator[Callable[[int, int], 
     speed = TextColumn("{task.fields[speed]}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
     with Progress(*columns, transient=True, disable=hidden or not sys.stdout.isatty()) as progress:
-        task = progress.add_task(doing, total=None, speed="")
+        task = progress.add_task(_described(doing), total=None, speed="")
 
         def show(done: int, total: int) -> None:
             rate = progress.tasks[0].speed

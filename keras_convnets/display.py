@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,32 @@ if TYPE_CHECKING:
 BLOCKS = "▏▎▍▌▋▊▉█"
 ASCII_BLOCKS = "#"
 BAR_CELLS = 30
+
+
+def printable(text: object, most: int | None = None) -> str:
+    """Return a name from data, a file or elsewhere as text that a terminal, a log or a line of a file shows as it is.
+
+    What is no visible character, such as an escape sequence, a line break, a change of the writing direction or a part
+    of a file's name that is not text, is written as Python writes it in a literal: \\x1b, \\n, \\u202e.
+
+    Args:
+        text: what is to be shown.
+        most: how many of its characters; what is longer is cut and ends in "...".
+
+    Example:
+        >>> printable("ants\\x1b[2J")
+        'ants\\\\x1b[2J'
+    """
+    text = str(text)
+    text = text if most is None or len(text) <= most else f"{text[:most]}..."
+    return text if text.isprintable() else "".join(map(_shown_character, text))
+
+
+def _shown_character(character: str) -> str:
+    # Spaces of other scripts, and what joins and parts letters in some, are part of how words are written.
+    if character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs":
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def blocks_for(encoding: str | None) -> str:
@@ -53,12 +80,14 @@ def answers_text(found: list[dict[str, Any]], blocks: str = BLOCKS) -> str:
         found: {"image": path, "classes": [{"class": name, "probability": 0 to 1}, ...]}, one an image.
         blocks: the characters of the bars.
     """
-    width = max((len(row["class"]) for item in found for row in item["classes"]), default=0)
+    width = max((len(printable(row["class"])) for item in found for row in item["classes"]), default=0)
     lines = []
     for item in found:
-        lines.append(item["image"])
+        lines.append(printable(item["image"]))
         for row in item["classes"]:
-            shown = f"  {row['class']:<{width}}  {row['probability']:>6.1%}  {bar(row['probability'], blocks)}"
+            shown = (
+                f"  {printable(row['class']):<{width}}  {row['probability']:>6.1%}  {bar(row['probability'], blocks)}"
+            )
             lines.append(shown.rstrip())
     return "\n".join(lines)
 

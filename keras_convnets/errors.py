@@ -5,13 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from keras_convnets.display import printable
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: one sentence that says what came, what is allowed and what to do.
 
     The command line prints the sentence without a traceback and exits with status 2. It is a `ValueError`,
-    so that code which uses the package as a library catches what it expects.
+    so that code which uses the package as a library catches what it expects. Names from data may stand in the sentence:
+    what a terminal would not show as text is written as in a Python literal.
     """
+
+    def __init__(self, sentence: object = ""):
+        # Line breaks of other programs' messages stay; the command line folds them.
+        super().__init__("\n".join(map(printable, str(sentence).split("\n"))))
 
 
 class Interrupted(Exception):
@@ -39,9 +46,3 @@ def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") 
     else:
         allowed = f"valid names are {', '.join(known) or 'none'}"
     return UserError(f"unknown {kind} {str(name)!r}; {allowed}{f'; {hint}' if hint else ''}.")
-
-
-def printable(text: str, most: int = 400) -> str:
-    """Return a text from a file as something to show: control characters become "?", and what is too long is cut."""
-    safe = "".join(letter if letter.isprintable() else "?" for letter in text[:most])
-    return safe if len(text) <= most else f"{safe}..."

@@ -8,9 +8,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,58 @@ from keras_convnets.errors import UserError
 
 # Names that no server takes for a version and no reader for a finished thing.
 UNFINISHED = ".writing-"
+
+
+# What some file system or shell takes for more than a part of a name, and "%", with which it is written.
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff/\\:*?"<>|%]')
+# In bytes; a part of a path may have 255, and a temporary name has more beside it.
+LONGEST_NAME = 160
+
+
+def safe_name(name: str) -> str:
+    """Return a name from data as one part of a path: never another folder, never hidden, on any file system.
+
+    What is unsafe in it is written as in URLs, "/" as "%2F"; most names stay as they are. Different names stay
+    different; one that is too long ends in a digest instead.
+
+    Example:
+        >>> safe_name("/a/abbey"), safe_name("..")
+        ('%2Fa%2Fabbey', '%2E%2E')
+    """
+    safe = _UNSAFE.sub(lambda found: _escaped(found[0]), name)
+    # Leading dots hide, and some file systems drop dots and spaces at the end.
+    safe = re.sub(r"^[. ]|[. ]$", lambda found: _escaped(found[0]), safe) or "%"
+    if len(safe.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+        safe = f"{safe.encode()[: LONGEST_NAME - 18].decode(errors='ignore')}%~{digest[:16]}"
+    return safe
+
+
+def safe_names(names: Sequence[str]) -> list[str]:
+    """Return each name as one part of a path, all different, on file systems that ignore upper and lower case too.
+
+    Of names that would be one, the second ends in "%~2" and so on: the same names in the same order give the same.
+
+    Example:
+        >>> safe_names(["Ant", "ant", "../ant"])
+        ['Ant', 'ant%~2', '%2E.%2Fant']
+    """
+    counts: dict[str, int] = {}
+    parts = []
+    for part in map(safe_name, names):
+        folded = folded_name(part)
+        counts[folded] = counts.get(folded, 0) + 1
+        parts.append(part if counts[folded] == 1 else f"{part}%~{counts[folded]}")
+    return parts
+
+
+def folded_name(name: str) -> str:
+    """Return what two names have in common that a file system which ignores case and composition takes for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode(errors="surrogatepass"))
 
 
 @contextlib.contextmanager
@@ -122,7 +176,13 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
     """Write a JSON file by rename."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(data) + "\n")
+
+
+def json_text(data: Any) -> str:
+    """Return data as JSON that UTF-8 can write: in file names that are no text, JSON's own escapes stand."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def read_json(path: str | os.PathLike, what: str) -> Any:

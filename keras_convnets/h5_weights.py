@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.errors import UserError, printable
+from keras_convnets.display import printable
+from keras_convnets.errors import UserError
 from keras_convnets.onnx_weights import StoredLayer
 
 # What a layer's arrays are, by their number and the rank of the first.
@@ -133,7 +134,7 @@ def refusing(path: Path, what: str) -> Iterator[None]:
         raise
     except _Outside as error:
         raise UserError(
-            f"{path} is not read: {printable(str(error))}, which could be any of this machine; save the weights again "
+            f"{path} is not read: {printable(error, 400)}, which could be any of this machine; save the weights again "
             "as one file."
         ) from error
     except BROKEN as error:

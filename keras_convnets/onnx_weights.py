@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from keras_convnets.errors import UserError, printable
+from keras_convnets.display import printable
+from keras_convnets.errors import UserError
 from keras_convnets.onnx_files import refuse_external_data
 from keras_convnets.onnx_steps import onnx_steps
 from keras_convnets.structure import Step

@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
-from keras_convnets.errors import printable
+from keras_convnets.display import printable
 
 IMAGES = "images"
 PLACES = "places for its kernel"
@@ -21,6 +21,8 @@ WEIGHTED = ("convolution", "fully connected layer", "batch normalisation")
 ANY_SIDE = 224
 # How far back a difference is described: what stands before that is the same, or another layer.
 DESCRIBED, BRANCHES = 5, 4
+# Characters of a sentence that a file's own names may take.
+LONGEST_TEXT = 400
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,11 @@ def difference(
         # Other places alone come from what the layer takes, where that is another thing too.
         if settings and (settings != [PLACES] or mine.given == other.given):
             values = (_shown(place.window[settings[0]]) for place in (mine, other))
-            return printable("{} has {} {} and the file's has {}".format(name, settings[0], *values))
+            return printable("{} has {} {} and the file's has {}".format(name, settings[0], *values), LONGEST_TEXT)
         if mine.given != other.given:
             return (
-                f"{name} takes {printable(forms.words(mine.given, names))} in the network and "
-                f"{printable(forms.words(other.given, names))} in the file"
+                f"{name} takes {printable(forms.words(mine.given, names), LONGEST_TEXT)} in the network and "
+                f"{printable(forms.words(other.given, names), LONGEST_TEXT)} in the file"
             )
     return None
 

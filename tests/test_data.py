@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import shutil
 import socket
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from sklearn import datasets as sklearn_datasets
 
 from keras_convnets.errors import UserError
-from keras_convnets.training.data import ArraySplit, load_dataset
+from keras_convnets.training.data import ArraySplit, DataSet, FileSplit, load_dataset
 from keras_convnets.training.data import broken as broken_images
 from keras_convnets.training.data.splits import held_out
 
@@ -404,3 +406,82 @@ def test_other_kinds_of_image_become_rgb(mode, kind):
     Image.new("RGB", (20, 10), (51, 51, 51)).convert(mode).save(encoded, kind)
     image = decode_image(tf.constant(encoded.getvalue())).numpy()
     assert image.shape == (10, 20, 3) and np.abs(image.astype(int) - 51).max() <= 2
+
+
+@pytest.mark.parametrize("images, expected", [
+    (0, set()), (39, {"holdout", "val"}), (60, {"train", "holdout"}), (79, {"train", "holdout", "val"}),
+    (80, {"train", "val", "test", "holdout"}),
+])  # fmt: skip
+def test_one_limit_holds_for_the_decoded_images_of_all_splits(tmp_path, images, expected):
+    write_image(tmp_path / "red.png", (200, 0, 0), size=(4, 4))
+    splits = {}
+    for name, size in {"train": 40, "val": 10, "test": 10, "holdout": 20}.items():
+        splits[name] = FileSplit([tmp_path / "red.png"] * size, np.arange(size) % 2)
+        splits[name].checked = True
+    limit = images * 4 * 4 * 3
+    data = DataSet("made", ("a", "b"), True, splits, None)
+    sized = data.at_size(4, 4, memory_limit=limit)
+    found = {name for name, split in sized.splits.items() if isinstance(split, ArraySplit)}
+    assert found == expected and list(sized.splits) == list(splits)
+    assert sum(sized.splits[name].images.nbytes for name in found) <= limit
+    # What is left as it is counts too, where it is decoded.
+    kept = {"train": ArraySplit(np.zeros((40, 4, 4, 3), np.uint8), np.arange(40) % 2)}
+    beside = data.at_size(4, 4, memory_limit=limit, leaving=kept).splits
+    assert {name for name, split in beside.items() if isinstance(split, ArraySplit)} == (
+        expected if "train" in expected else {"train"}
+    )
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from Linux' /proc")
+def test_arrays_are_held_once_whatever_is_read_of_them():
+    """Streams, subsets and fingerprints of 96 MB take little more than those."""
+    images = np.zeros((2_000, 128, 125, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(2_000) % 251
+    split = ArraySplit(images, np.arange(2_000) % 2)
+    del images
+    next(iter(split.subset(np.arange(10)).in_order(1)))
+    before = resident()
+    tracemalloc.start()
+    part = split.subset(np.arange(1, 2_000))
+    assert split.fingerprint() != part.fingerprint()
+    streams = [iter(stream) for one in (split, part) for stream in (one.in_order(8), one.shuffled(8, 0))]
+    assert next(streams[2])[0].numpy()[:, 0, 0, 0].tolist() == list(range(1, 9))
+    first = [next(stream) for stream in streams]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6 and resident() - before < 60e6 and len(first) == 4
+
+
+def test_a_subset_in_memory_is_what_a_copy_of_it_would_be():
+    split, at = numbered(300), np.array([7, 3, 290, 11, 12, 3])
+    part = split.subset(np.arange(0, 300, 2)).subset(at // 2)
+    copy = ArraySplit(split.images[at // 2 * 2], split.labels[at // 2 * 2])
+    assert (part.images == copy.images).all() and part.fingerprint() == copy.fingerprint()
+    assert np.shares_memory(part._stored, split.images)
+    for one, other in (
+        (part.in_order(4), copy.in_order(4)),
+        (part.shuffled(4, 1).take(5), copy.shuffled(4, 1).take(5)),
+    ):
+        for got, expected in zip(one, other, strict=True):
+            assert all((a.numpy() == b.numpy()).all() for a, b in zip(got, expected, strict=True))
+    assert [data.numpy() for data, *_ in part.encoded_in_order()] == [d.numpy() for d, *_ in copy.encoded_in_order()]
+
+
+def test_decoding_fills_one_array():
+    split = ArraySplit(np.zeros((600, 16, 16, 3), np.uint8), np.arange(600) % 2)
+    view = {"name": "center", "resize": 128, "crop": [128, 128], "kernel": "bilinear"}
+    tracemalloc.start()
+    sized = split.at_size(view, 10**9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * sized.images.nbytes == 1.3 * 600 * 128 * 128 * 3
+
+
+def test_hidden_labels_stay_hidden_in_memory():
+    split = ArraySplit(np.zeros((3, 8, 8, 3), np.uint8), [-1, -1, -1])
+    assert not split.labelled and not split.at_size({"resize": 4, "crop": [4, 4]}, 10**6).labelled

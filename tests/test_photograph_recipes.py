@@ -11,10 +11,13 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_convnets import GoogLeNet, ResNet18, training
+from keras_convnets.classifier import Classifier
 from keras_convnets.errors import UserError
+from keras_convnets.layers import ImageNormalization
+from keras_convnets.preprocessing import IMAGENET
 from keras_convnets.training import trainer
 from keras_convnets.training.plan import make_plan
-from keras_convnets.training.recipes import default_recipe, get_recipe
+from keras_convnets.training.recipes import RECIPES, default_recipe, get_recipe
 from keras_convnets.training.step import make_optimizer, make_step
 
 
@@ -326,3 +329,62 @@ def test_googlenet_learns_ants_and_bees(real_data, tmp_path):
     result = training.evaluate(run.model(), data)
     # 94 % after the whole recipe; the bound leaves four standard errors of 153 images.
     assert result.n == 153 and result.top1 > 0.85
+
+
+def smallest(name, classes, input_shape, weights, preprocessing, **_):
+    """A network that is built and compiled in no time, in the place of any other."""
+    inputs = keras.Input(input_shape)
+    x = ImageNormalization(preprocessing or IMAGENET, name="preprocessing")(inputs)
+    x = keras.layers.Conv2D(4, 3, strides=4, name="conv")(x)
+    x = keras.layers.Dense(classes, name="predictions")(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, keras.layers.Softmax(name="probabilities")(x), name=name.lower())
+
+
+@pytest.fixture
+def only_train(photographs, tmp_path, monkeypatch):
+    """The photographs to train on and no others, and the smallest network to train."""
+    monkeypatch.setattr(trainer, "get_model", smallest)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(photographs / "train")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_ends_on_data_with_train_alone(only_train, tmp_path, recipe):
+    """Neither a holdout nor a split to evaluate on."""
+    overrides = {"iterations": 2, "batch_size": 4, "holdout": 0, "image_size": 16}
+    run = training.fit("ResNet20", only_train, run=tmp_path / "run", recipe=recipe, overrides=overrides)
+    written = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*.*")}
+    assert {"best.keras", "final.keras", "model.json", "plots/learning_curves.png"} <= written
+    kept = [Image.open(path).size for path in run.path.glob("samples/*/*.png")]
+    assert run.finished and len(kept) == 23
+
+
+def test_evaluate_takes_data_as_they_are_loaded(only_train, tmp_path):
+    overrides = {"iterations": 1, "batch_size": 4, "holdout": 0, "image_size": 16}
+    run = training.fit("ResNet18", only_train, run=tmp_path / "run", overrides=overrides)
+    model, view, data = run.model(), run.card().view, training.load_dataset(only_train)
+    seen = []
+
+    def looking(images):
+        seen.append(images)
+        return model(images).numpy()
+
+    result = training.evaluate(model, data, split="train")
+    data, _ = data.without_broken()
+    sized = data.at_size(*view["crop"], resize=view["resize"])
+    assert view["resize"] > 16 and result.n == 24
+    assert (result.confusion == training.evaluate(looking, sized, split="train").confusion).all()
+    training.evaluate(Classifier(run.card(), looking), data, split="train")
+    assert (seen[0] == seen[1]).all() and seen[0].shape == (24, 16, 16, 3)
+    # Without a run the model's input tells, and without a model nothing does.
+    bare = keras.saving.load_model(run.path / "best.keras")
+    plain = data.at_size(16, 16)
+    assert (
+        training.evaluate(bare, data, split="train").confusion
+        == training.evaluate(looking, plain, split="train").confusion
+    ).all()
+    with pytest.raises(UserError, match=r"bring them to one with dataset.at_size\(height, width\)"):
+        training.evaluate(looking, data, split="train")
+    with pytest.raises(UserError, match="was brought to 8 x 8 pixels and the classifier takes 16 x 16"):
+        training.evaluate(model, data.at_size(8, 8), split="train")

@@ -159,7 +159,7 @@ def test_another_network_is_told_by_layer_and_values(changes, words):
 def test_what_a_file_says_is_shown_safely_and_in_bounds():
     """Operators' names are the file's: no escape reaches a terminal, and many branches make no endless sentence."""
     found = compared(relu2={"op_type": "Re\x1b[31mlu\n" + "x" * 5000})
-    assert found.isprintable() and "Re?[31mlu?" in found and len(found) < 1000
+    assert found.isprintable() and r"Re\x1b[31mlu\n" in found and len(found) < 1000
     forms = structure.Forms()
     number = forms.number("images")
     for depth in range(30):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_convnets.card import view_of_model
 from keras_convnets.errors import UserError
-from keras_convnets.training.data import DataSet, Split
+from keras_convnets.training.data import DataSet, SizedSplit
+from keras_convnets.training.data.splits import check_count
 
 # What turns images, uint8 [b, H, W, 3], into probabilities, float32 [b, classes].
 Predictor = Callable[[np.ndarray], np.ndarray]
@@ -90,23 +93,32 @@ def evaluate(
 ) -> Evaluation:
     """Measure a classifier on a split by the plain centre view.
 
+    The images are brought to the classifier's input as they are read, by the view of the run that the model comes from
+    (`Run.model`) or of the classifier's card; else, for published ImageNet weights with their 1,000 classes, with the
+    shorter side resized to 256 before the crop; else with the shorter side resized to that of the model's input. Data
+    that were brought to a size before (`DataSet.at_size`) are taken as they are. Images that do not decode are left
+    out, as by `DataSet.without_broken`.
+
     Args:
-        predictor: a Keras model, or any function from images, uint8 [b, H, W, 3], to probabilities [b, classes].
-        dataset: at the classifier's input size (`DataSet.at_size`).
+        predictor: a Keras model, or any function from images, uint8 [b, H, W, 3], to probabilities [b, classes]. Of a
+            function, and of a model whose input has no fixed size, the input size is not known: then the images must
+            have one size.
+        dataset: as `load_dataset` gives it, or brought to the classifier's input size.
         split: the split's name; by default the data set's evaluation split.
         batch_size: images at a time.
         progress: called with (images done, images in all).
 
     Raises:
-        UserError: if the split is missing or has no labels, or the number of classes differs.
+        UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or
+            the number of classes differs.
 
     Example:
         >>> evaluate(run.model(), load_dataset("digits")).top1
     """
     name = split or dataset.evaluation_split
-    images = dataset.split(name)
-    if not images.labelled:
+    if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
+    images = _at_input_size(predictor, dataset, name)
     probabilities = predict_split(predictor, images, batch_size, progress)
     classes = len(dataset.class_names)
     if probabilities.shape[1] != classes:
@@ -115,6 +127,11 @@ def evaluate(
             "evaluate on data with the model's classes."
         )
     labels = images.labels
+    if labels.max() >= classes:
+        raise UserError(
+            f"split {name} of {dataset.name} has the label {labels.max()}, and its {classes} classes end at "
+            f"{classes - 1}; prepare or download the data again."
+        )
     return Evaluation(
         data=dataset.name,
         split=name,
@@ -127,9 +144,38 @@ def evaluate(
     )
 
 
+def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> SizedSplit:
+    """Return a split at a classifier's input size, by the rule that `evaluate` states."""
+    images, view = dataset.split(name), _view_of(predictor)
+    has_view = isinstance(images, SizedSplit) and images.view is not None
+    if has_view and view is not None and [*images.image_size] != [*view["crop"]]:
+        raise UserError(
+            f"split {name} of {dataset.name} was brought to {images.image_size[0]} x {images.image_size[1]} pixels and "
+            f"the classifier takes {view['crop'][0]} x {view['crop'][1]}; give the data as load_dataset returns them."
+        )
+    if has_view or (isinstance(images, SizedSplit) and view is None):
+        return images
+    if view is None:
+        raise UserError(
+            f"the input size of the classifier is not known, and the images of {dataset.name} are not of one size; "
+            "bring them to one with dataset.at_size(height, width)."
+        )
+    alone = dataclasses.replace(dataset, splits={name: images})
+    # They are read once: nothing is gained by holding them.
+    return alone.at_size(*view["crop"], resize=view["resize"], memory_limit=0).splits[name]
+
+
+def _view_of(predictor: Predictor | keras.Model) -> Mapping[str, Any] | None:
+    """Return how an image becomes a classifier's input, or None where that is not known."""
+    card = getattr(predictor, "card", None)
+    if card is not None:
+        return card.view
+    return view_of_model(predictor) if isinstance(predictor, keras.Model) else None
+
+
 def predict_split(
     predictor: Predictor | keras.Model,
-    split: Split,
+    split: SizedSplit,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -144,6 +190,7 @@ def predict_split(
         done += len(images)
         if progress:
             progress(done, split.size)
+    check_count(done, split.size)
     return np.concatenate(parts)
 
 
@@ -151,7 +198,12 @@ def _compiled(model: keras.Model, batch_size: int) -> Predictor:
     # Kept on the model: a training evaluates after every epoch and must not compile each time.
     compiled = getattr(model, "_keras_convnets_predict", None)
     if compiled is None:
-        compiled = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+
+        def infer(images: tf.Tensor) -> tf.Tensor:
+            outputs = model(images, training=False)
+            return outputs["probabilities"] if isinstance(outputs, dict) else outputs
+
+        compiled = tf.function(infer, reduce_retracing=True)
         model._keras_convnets_predict = compiled
 
     def predict(images: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
 from keras_convnets.files import sha256
 from keras_convnets.registry import Architecture, get_architecture
-from keras_convnets.training.data import DataSet, Split, load_dataset
+from keras_convnets.training.data import DataSet, SizedSplit, load_dataset
 from keras_convnets.training.recipes import Recipe, default_recipe, get_recipe
 from keras_convnets.weights import Weights, find_weights
 
@@ -52,7 +52,7 @@ class Plan:
         """(height, width, 3)."""
         return (*self.view["crop"], 3)
 
-    def sample(self) -> Split:
+    def sample(self) -> SizedSplit:
         """Return training images in the plain view, some evenly taken ones where there are very many."""
         train = self.data.split("train")
         if train.size > SAMPLED_IMAGES:

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from keras_convnets.display import printable
 from keras_convnets.files import whole_file
 
 # Above this many classes the cells are too small for numbers and names.
 MOST_NUMBERED, MOST_NAMED = 20, 60
+# In characters; longer labels leave no room for the cells.
+LONGEST_LABEL = 40
 
 
 def learning_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -> None:
@@ -38,7 +41,7 @@ def learning_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
         axes.grid(alpha=0.3)
         for step in drops:
             axes.axvline(step, color="grey", linewidth=0.8, linestyle=":")
-    figure.suptitle(f"{title} (dotted: the learning rate falls)" if drops else title)
+    figure.suptitle(_label(f"{title} (dotted: the learning rate falls)" if drops else title), parse_math=False)
     _save(figure, path)
 
 
@@ -62,16 +65,24 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path,
     # Shares of the true class, so that rare classes are seen as well as common ones.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="answer", ylabel="truth", title=title)
+    axes.set(xlabel="answer", ylabel="truth")
+    axes.set_title(_label(title), parse_math=False)
     if classes <= MOST_NAMED:
-        rotation = 0 if max(map(len, class_names)) <= 2 else 90
-        axes.set_xticks(range(classes), class_names, rotation=rotation)
-        axes.set_yticks(range(classes), class_names)
+        labels = [_label(name, LONGEST_LABEL) for name in class_names]
+        rotation = 0 if max(map(len, labels)) <= 2 else 90
+        axes.set_xticks(range(classes), labels, rotation=rotation, parse_math=False)
+        axes.set_yticks(range(classes), labels, parse_math=False)
     if classes <= MOST_NUMBERED:
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
     _save(figure, path)
+
+
+def _label(text: str, most: int = 200) -> str:
+    """Return a name as it stands in a picture; with `parse_math=False`, as dollar signs would begin a formula."""
+    shown = printable(text)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
-from keras_convnets.files import only_one, read_json, whole_file, whole_folder, write_json, write_text
+from keras_convnets.files import only_one, read_json, safe_names, whole_file, whole_folder, write_json, write_text
 from keras_convnets.images import encode_png
 from keras_convnets.network import load_keras
 from keras_convnets.training.data import DataSet
@@ -116,9 +117,12 @@ class Run:
         return ModelCard.read(self.path)
 
     def model(self) -> keras.Model:
-        """Return the best network, compiled for nothing."""
-        self.card()
-        return load_keras(self.path / BEST)
+        """Return the best network, compiled for nothing; `evaluate` brings images to it by the view of its card."""
+        view = self.card().view
+        model = load_keras(self.path / BEST)
+        # Not a dict, which Keras would take for a container of layers.
+        model.evaluation_view = types.MappingProxyType(view)
+        return model
 
     def add_evaluation(self, result: Evaluation) -> None:
         """Add an evaluation to the card, and write it whole as `evaluation.json` and `plots/confusion_matrix.png`."""
@@ -142,17 +146,26 @@ class Run:
             model.save(temporary)
         return self.path / name
 
-    def save_samples(self, data: DataSet) -> None:
-        """Keep a few images that were not trained on as `samples/<class>/<position>.png`, for checks and for a look."""
+    def save_samples(self, data: DataSet, view: dict[str, Any]) -> None:
+        """Keep a few images that were not trained on as `samples/<class>/<position>.png`, for checks and for a look.
+
+        A class's folder is its name by `safe_names`.
+
+        Args:
+            data: the run's; where it has no other labelled split, the images are of "train".
+            view: how images that are still encoded are brought to one size.
+        """
         unseen = ("test", "val", "validation", "holdout")
         name = next((name for name in unseen if name in data.splits and data.splits[name].labelled), "train")
         split = data.split(name)
         chosen, _ = held_out(split.labels, min(SAMPLES, split.size - 1)) if split.size > 1 else ([0], None)
         shutil.rmtree(self.path / "samples", ignore_errors=True)
-        images = np.concatenate([batch.numpy() for batch, _ in split.subset(np.asarray(chosen)).in_order(SAMPLES)])
+        kept = split.subset(np.asarray(chosen)).at_size(view, memory_limit=0)
+        images = np.concatenate([batch.numpy() for batch, _ in kept.in_order(SAMPLES)])
+        class_folders = safe_names(data.class_names)
         with whole_folder(self.path / "samples") as folder:
             for position, image in zip(chosen, images, strict=True):
-                of_class = folder / data.class_names[split.labels[position]]
+                of_class = folder / class_folders[split.labels[position]]
                 of_class.mkdir(exist_ok=True)
                 (of_class / f"{position:05d}.png").write_bytes(encode_png(image))
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from keras_convnets.card import ModelCard, current_git_revision, current_versions
+from keras_convnets.display import printable
 from keras_convnets.errors import Interrupted, UserError
 from keras_convnets.files import sha256
 from keras_convnets.googlenet import without_auxiliary
@@ -143,7 +144,8 @@ class _Training:
             self.warming, self.running_error = state["warming"], state["running_error"]
             self.sums = [tuple(pair) for pair in state["sums"]]
             if console:
-                console.print(f"going on with {run.path} at step {self.step} of {plan.total_steps}", highlight=False)
+                going_on = f"going on with {printable(run.path)} at step {self.step} of {plan.total_steps}"
+                console.print(going_on, highlight=False, markup=False)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps beside weights and optimizer."""
@@ -327,7 +329,7 @@ class _Training:
             versions=current_versions(),
             git_revision=current_git_revision(),
         )
-        run.save_samples(plan.data)
+        run.save_samples(plan.data, plan.view)
         card.write(run.path)
         run.save_model(self.model, FINAL)
         learning_curves(

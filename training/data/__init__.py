@@ -2,6 +2,6 @@
 
 from keras_convnets.training.data.broken import BrokenImage
 from keras_convnets.training.data.dataset import DataSet, load_dataset
-from keras_convnets.training.data.splits import ArraySplit, FileSplit, Split
+from keras_convnets.training.data.splits import ArraySplit, FileSplit, SizedSplit, Split
 
-__all__ = ["ArraySplit", "BrokenImage", "DataSet", "FileSplit", "Split", "load_dataset"]
+__all__ = ["ArraySplit", "BrokenImage", "DataSet", "FileSplit", "SizedSplit", "Split", "load_dataset"]

@@ -15,6 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_convnets._tf_ops import MAX_PIXELS, decode_image
+from keras_convnets.display import printable
 from keras_convnets.downloads import cache_folder
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, write_json
@@ -70,20 +71,22 @@ def outcomes(dataset: tf.data.Dataset) -> Iterator[Any]:
         yield element
 
 
-def broken_positions(encoded: tf.data.Dataset, state: str) -> list[int]:
+def broken_positions(encoded: tf.data.Dataset, size: int, state: str) -> list[int]:
     """Return the positions of the images that do not decode.
 
     All are decoded once, in parallel. Of many images the result is kept in the user's cache folder.
 
     Args:
         encoded: single encoded images, strings, in the stored order.
+        size: how many there are.
         state: a text that changes with the images, such as the files' sizes and times of change.
     """
     # Another TensorFlow may decode otherwise.
-    digest = hashlib.sha256(f"{tf.__version__} {__version__} {state}".encode()).hexdigest()
-    kept = cache_folder() / "checked" / f"{digest}.json"
-    if kept.is_file():
-        return read_json(kept, "list of checked images")["broken"]
+    text = f"{tf.__version__} {__version__} {state}"
+    kept = cache_folder() / "checked" / f"{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()}.json"
+    known = _kept_positions(kept, size)
+    if known is not None:
+        return known
     decoded = encoded.map(lambda data: tf.size(decode_image(data)), num_parallel_calls=tf.data.AUTOTUNE)
     count, broken = 0, []
     try:
@@ -100,6 +103,17 @@ def broken_positions(encoded: tf.data.Dataset, state: str) -> list[int]:
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_json(kept, {"images": count, "broken": broken})
     return broken
+
+
+def _kept_positions(kept: Path, size: int) -> list[int] | None:
+    """Return the positions that a kept check found, or None where it is missing or not what was written."""
+    try:
+        found = read_json(kept, "list of checked images")
+        images, positions = found["images"], found["broken"]
+        is_whole = images == size and all(type(at) is int and 0 <= at < size for at in positions)
+    except (UserError, KeyError, TypeError):
+        return None
+    return positions if is_whole else None
 
 
 def check_share(split: str, size: int, broken: Sequence[BrokenImage], share: float) -> None:
@@ -125,7 +139,7 @@ def check_share(split: str, size: int, broken: Sequence[BrokenImage], share: flo
             "them left out."
         )
     for image in broken:
-        log.warning("left out of %s: %s (%s)", split, image.file, image.reason)
+        log.warning("left out of %s: %s (%s)", split, printable(image.file), image.reason)
     log.warning("%d of the %d images of split %s can't be read and are left out.", len(broken), size, split)
 
 

@@ -122,11 +122,10 @@ class RecordSplit(StreamSplit):
         name: the split's name there.
         keys: names of the image and the label feature.
         positions: which of its examples, in the stored order; a range or an array.
-        view: how the images are brought to one size when read, or None before that is known.
     """
 
-    def __init__(self, builder, name, keys, positions, view=None):
-        super().__init__(positions, view)
+    def __init__(self, builder, name, keys, positions):
+        super().__init__(positions)
         self._builder, self._name, self._keys = builder, name, keys
 
     @property
@@ -139,8 +138,8 @@ class RecordSplit(StreamSplit):
         """Return name, version and number of examples, which say what a prepared directory holds."""
         return f"{self._builder.info.full_name}/{self._name}/{self.size}"
 
-    def _of(self, positions, view) -> RecordSplit:
-        return RecordSplit(self._builder, self._name, self._keys, positions, view)
+    def _of(self, positions) -> RecordSplit:
+        return RecordSplit(self._builder, self._name, self._keys, positions)
 
     def _name_of(self, stored: int) -> str:
         return f"image {stored} of {self._builder.info.full_name} {self._name}"

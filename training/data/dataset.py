@@ -12,12 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from keras_convnets.card import center_view
+from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.training.data.broken import BROKEN_SHARE, BrokenImage, check_share
 from keras_convnets.training.data.splits import Split, held_out
 
-# Decoded images of up to this many bytes are kept in memory; more are read from disk in each epoch.
+# Of a data set, over all its splits, decoded images of up to this many bytes are held in memory; more are decoded
+# whenever they are read.
 MEMORY_LIMIT = 2 * 1024**3
+# These are read again and again in a training, so they have the first claim to memory; then the others in their order.
+HELD_FIRST = ("train", "holdout")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class DataSet:
     image_size: tuple[int, int] | None
 
     def __post_init__(self):
+        check_class_names(self.class_names, f"data set {self.name}")
         if len(self.class_names) < 2:
             raise UserError(
                 f"data set {self.name} has {len(self.class_names)} class ({', '.join(self.class_names) or 'none'}); "
@@ -116,13 +121,15 @@ class DataSet:
     ) -> DataSet:
         """Return the data set with every image brought to one size by the plain centre view.
 
-        Splits that fit into the memory limit (bytes) are decoded once and held; larger ones are decoded when read.
-        Images that do not decode are left out first, as by `without_broken`.
+        Splits are decoded once and held as long as all together fit into the memory limit, "train" and "holdout" first;
+        the others are decoded whenever they are read. What is held is held once: neither streams nor subsets nor
+        fingerprints copy it. Images that do not decode are left out first, as by `without_broken`.
 
         Args:
             height: of the images, in pixels.
             width: of the images, in pixels.
-            memory_limit: in bytes.
+            memory_limit: of the decoded images of all splits together, in bytes; arrays that have the size already
+                count, but are not dropped.
             resize: the shorter side before the centre is cropped; by default the shorter of the two.
             leaving: splits that are taken as they are given here.
 
@@ -133,7 +140,11 @@ class DataSet:
         view = center_view(height, width, resize)
         others = {name: split for name, split in self.splits.items() if name not in leaving}
         sound, _ = dataclasses.replace(self, splits=others).without_broken()
-        sized = {name: split.at_size(view, memory_limit) for name, split in sound.splits.items()}
+        left = memory_limit - sum(split.held_bytes for split in leaving.values())
+        sized: dict[str, Split] = {}
+        for name in sorted(sound.splits, key=lambda name: name not in HELD_FIRST):
+            sized[name] = sound.splits[name].at_size(view, left)
+            left -= sized[name].held_bytes
         splits = {name: leaving.get(name) or sized[name] for name in self.splits}
         return dataclasses.replace(self, splits=splits, image_size=(height, width))
 

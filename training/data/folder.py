@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from keras_convnets.classes import check_class_names
+from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import open_header
 from keras_convnets.training.data.dataset import DataSet
@@ -37,7 +39,7 @@ def load_folder(folder: Path) -> DataSet:
     left = {name: _without_listed(folder, split) for name, split in everything.splits.items()}
     count = sum(everything.splits[name].size - left[name].size for name in left)
     if count:
-        log.warning("%s lists %d images, which are left out.", folder / QUARANTINE, count)
+        log.warning("%s lists %d images, which are left out.", printable(folder / QUARANTINE), count)
     lost = np.setdiff1d(train.labels, left["train"].labels)
     if len(lost):
         raise UserError(
@@ -67,7 +69,7 @@ def _read_folder(folder: Path) -> DataSet:
         # The split is made before anything is left out, so that no image moves from one part to the other.
         splits = _every_fifth(_read_split(folder, classes))
     return DataSet(
-        name=folder.name or str(folder),
+        name=printable(folder.name or folder),
         class_names=classes,
         flips_keep_labels=True,
         splits=splits,
@@ -83,12 +85,18 @@ def _without_listed(folder: Path, split: FileSplit) -> FileSplit:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / QUARANTINE} can't be read ({error}); mend or remove it.") from error
     listed = {line.partition("\t")[0] for line in lines}
-    kept = [at for at, path in enumerate(split.paths) if path.relative_to(folder).as_posix() not in listed]
+    kept = [at for at, path in enumerate(split.paths) if listed_name(path, folder) not in listed]
     return split.subset(np.array(kept, int))
+
+
+def listed_name(path: Path, folder: Path) -> str:
+    """Return a file's path in a folder, with slashes, as one line of a list can hold it."""
+    return printable(path.relative_to(folder).as_posix())
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(entry.name for entry in _visible(folder) if entry.is_dir()))
+    check_class_names(names, f"folder {folder}")
     if len(names) < 2:
         raise UserError(
             f"{folder} holds {len(names)} class folder{'s' * (len(names) != 1)}{': ' if names else ''}"

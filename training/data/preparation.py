@@ -6,7 +6,8 @@ import contextlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from keras_convnets._tf_ops import decode_image
+from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.files import only_one, read_json, sha256, whole_file, write_json
+from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json
 from keras_convnets.images import ORIENTATION
 from keras_convnets.training.data.broken import (
     BROKEN_SHARE,
@@ -29,10 +31,9 @@ from keras_convnets.training.data.broken import (
     open_header,
 )
 from keras_convnets.training.data.folder import load_folder
-from keras_convnets.training.data.shards import INDEX
+from keras_convnets.training.data.shards import FORMATS, INDEX, read_index
 from keras_convnets.training.data.splits import FileSplit, file_reason
 
-FORMATS = ("folder", "tfrecord")
 # About 200 MB of photographs whose shorter side is 256.
 SHARD_IMAGES = 4096
 JPEG_QUALITY = 95
@@ -118,7 +119,7 @@ def _check_arguments(folder: Path, to: Path, shorter_side: int, format: str) -> 
 def _claimed(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """Return the index of what is done; an empty folder's is new."""
     if (to / INDEX).is_file():
-        index = read_json(to / INDEX, "index of prepared images")
+        index = read_index(to)
         if index["plan"] != plan:
             raise UserError(
                 f"{to} was prepared from other images or in another way ({_shown(index['plan'])}; now {_shown(plan)}); "
@@ -151,17 +152,24 @@ class _Work:
     def write_files(self, split_name: str, split: FileSplit) -> None:
         """Write a split as files; what is there already is not made again."""
         # Every split has the folders of all classes, also of those that it has no image of.
-        for name in self.index["class_names"]:
-            (self.to / split_name / name).mkdir(parents=True, exist_ok=True)
+        folders = [self.to / split_name / name for name in self.index["class_names"]]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        if len({os.stat(folder).st_ino for folder in folders}) < len(folders):
+            raise UserError(
+                f"the file system of {self.to} takes the names of two classes for one (upper and lower case); rename "
+                "one of them, or write to another."
+            )
+        names = _distinct_names(split.paths)
 
         def make(path: Path, label: int) -> tuple[int, int] | None:
-            target = self.to / split_name / self.index["class_names"][label]
+            target, name = folders[label], names[path]
             with contextlib.suppress(StopIteration):
-                return _size(next(found for name in _names(path) if (found := target / name).is_file()))
+                return _size(next(found for name in _names(name) if (found := target / name).is_file()))
             made = prepared_image(path, self.shorter_side)
             if made is None:
                 return None
-            with whole_file(target / made.name_for(path)) as temporary:
+            with whole_file(target / made.name_for(name)) as temporary:
                 temporary.write_bytes(made.encoded)
             return made.size
 
@@ -204,7 +212,7 @@ class _Work:
 
     def _count(self, split_name: str, path: Path, size: tuple[int, int] | None) -> None:
         if size is None:
-            self.index["left_out"].append([split_name, str(path), file_reason(path)])
+            self.index["left_out"].append([split_name, printable(path), file_reason(path)])
         else:
             self.index["images"] += 1
             # Two different sizes say all that is asked: whether the images share one.
@@ -225,7 +233,7 @@ class _Work:
             "image/encoded": texts(encoded),
             "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
             "image/class/text": texts(self.index["class_names"][label].encode()),
-            "image/filename": texts(path.relative_to(self.folder).as_posix().encode()),
+            "image/filename": texts(os.fsencode(path.relative_to(self.folder).as_posix())),
         }
         return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
@@ -244,9 +252,9 @@ class PreparedImage:
     kind: str
     size: tuple[int, int]
 
-    def name_for(self, path: Path) -> str:
-        """Return the file's name, with another ending where the type has changed."""
-        return path.name if path.suffix.lower() in ENDINGS[self.kind] else path.name + ENDINGS[self.kind][0]
+    def name_for(self, name: str) -> str:
+        """Return the name for a file of this name, with another ending where the type has changed."""
+        return name if Path(name).suffix.lower() in ENDINGS[self.kind] else name + ENDINGS[self.kind][0]
 
 
 def prepared_image(path: Path, shorter_side: int) -> PreparedImage | None:
@@ -287,9 +295,25 @@ def _orientation(data: bytes) -> int:
         return 1
 
 
-def _names(path: Path) -> list[str]:
-    """Return the names under which an image may have been written."""
-    return [path.name, *(path.name + endings[0] for endings in ENDINGS.values())]
+def _names(name: str) -> list[str]:
+    """Return the names under which an image may be written that is called so."""
+    return [name, *(name + endings[0] for endings in ENDINGS.values())]
+
+
+def _distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return a name for each file, its own where no two files of a class could be written under one name.
+
+    "x.gif" may become "x.gif.png", and file systems may ignore upper and lower case; a later file then gets a number.
+    """
+    chosen, taken = {}, defaultdict(set)
+    for path in paths:
+        name, number = path.name, 1
+        while taken[path.parent] & set(map(folded_name, _names(name))):
+            number += 1
+            name = f"{path.stem}%~{number}{path.suffix}"
+        taken[path.parent] |= set(map(folded_name, _names(name)))
+        chosen[path] = name
+    return chosen
 
 
 def _size(path: Path) -> tuple[int, int]:

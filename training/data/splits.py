@@ -1,11 +1,17 @@
-"""A split: images with labels, read in order or shuffled without end, from memory or from disk."""
+"""A split: images with labels, read in order or shuffled without end, from memory or from disk.
+
+A `Split` gives its images as they are encoded, of any size. A `SizedSplit` gives pixels, all images of one size: it was
+brought to that by a view (`Split.at_size`), or is an array that is stored so.
+"""
 
 from __future__ import annotations
 
 import abc
+import functools
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +23,33 @@ from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import broken_kind, broken_positions
 from keras_convnets.training.data.sampling import balanced_positions
 
+# Images decoded together when a split is brought into memory.
+DECODED_TOGETHER = 64
+# In bytes: what is hashed at a time.
+HASHED_TOGETHER = 1 << 24
+# TensorFlow takes memory as a tensor without a copy if it begins at a multiple of the longest vector's size, in bytes.
+ALIGNMENT = 64
+
 
 class Split(abc.ABC):
-    """Labelled images of one kind. Sub-classes say where the images come from.
+    """Labelled images of one kind, encoded. Sub-classes say where the images come from.
 
     Attributes:
         size: number of images.
         labelled: whether the labels are known (some public test sets hide them).
         checked: whether all images are known to decode.
+        held_bytes: how many bytes of decoded images it holds in memory.
     """
 
     size: int
     labelled: bool = True
     checked: bool = False
+    held_bytes: int = 0
 
     @property
     @abc.abstractmethod
     def labels(self) -> np.ndarray:
         """All labels, int64 [size], in the stored order."""
-
-    @abc.abstractmethod
-    def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
-        """Return the split with images of one size, by the view that `keras_convnets.card.center_view` describes."""
 
     @abc.abstractmethod
     def subset(self, positions: np.ndarray) -> Split:
@@ -47,10 +58,6 @@ class Split(abc.ABC):
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Return a short text that changes with the images or labels."""
-
-    @abc.abstractmethod
-    def in_order(self, batch_size: int) -> tf.data.Dataset:
-        """Return one pass in the stored order: (images uint8 [b, H, W, 3], labels int64 [b]), the last b shorter."""
 
     @abc.abstractmethod
     def encoded_in_order(self) -> tf.data.Dataset:
@@ -62,59 +69,172 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def encoded_shuffled(self, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
-        """Return an endless stream of single images as they are encoded, in the order of `shuffled`.
-
-        Args:
-            seed: of the permutations.
-            first: how many images of the stream to pass over.
-            balanced: draw every class equally often, as `shuffled` does.
-
-        Returns:
-            A dataset of (encoded, a string; label, int64; position in the split, int64), all scalars.
-        """
-
-    def broken(self) -> list[tuple[int, str, str]]:
-        """Return (position, path or what else finds it, reason) of the images that do not decode."""
-        return []
-
-    @abc.abstractmethod
-    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
-        """Return an endless stream of full batches in which each image comes once an epoch.
+        """Return an endless stream of single images as they are encoded, each of them once an epoch.
 
         The order is a function of the seed and the epoch alone, so that a resumed run goes on with just the images
-        the unbroken one would have seen next. Batches run over the ends of epochs: no image is left out.
+        the unbroken one would have seen next.
 
         Args:
-            batch_size: number of images in a batch.
             seed: of the permutations.
             first: how many images of the stream to pass over.
             balanced: draw every class equally often instead: of each run of as many images as there are classes, one
                 comes from each, and the images of a class come in turn. An epoch is still as many images as the split
                 has; one of a rare class then comes several times in it.
 
+        Returns:
+            A dataset of (encoded, a string; label, int64; position in the split, int64), all scalars.
+
         Raises:
             UserError: if `balanced` is asked of records that can only be read one after the other.
         """
+
+    def broken(self) -> list[tuple[int, str, str]]:
+        """Return (position, path or what else finds it, reason) of the images that do not decode."""
+        return []
+
+    def at_size(self, view: dict[str, Any], memory_limit: int) -> SizedSplit:
+        """Return the split with images of one size: decoded into memory where they fit, else decoded when read.
+
+        Args:
+            view: as `keras_convnets.card.center_view` describes it.
+            memory_limit: how many bytes of decoded images may be held.
+        """
+        viewed = ViewedSplit(self, view)
+        fits = self.size * math.prod(view["crop"]) * 3 <= memory_limit
+        return viewed.in_memory() if fits else viewed
+
+
+class SizedSplit(Split):
+    """A split whose images have one size: it gives pixels too.
+
+    Attributes:
+        image_size: (height, width) of every image.
+        view: what brought the images to this size, or None of images that are stored so.
+    """
+
+    image_size: tuple[int, int]
+    view: dict[str, Any] | None = None
+
+    @abc.abstractmethod
+    def in_order(self, batch_size: int) -> tf.data.Dataset:
+        """Return one pass in the stored order: (images uint8 [b, H, W, 3], labels int64 [b]), the last b shorter."""
+
+    @abc.abstractmethod
+    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream of full batches in the order of `encoded_shuffled`, whose arguments it takes.
+
+        Batches run over the ends of epochs: no image is left out.
+        """
+
+
+class ViewedSplit(SizedSplit):
+    """A split whose images are decoded and brought to one size whenever they are read.
+
+    Args:
+        source: the split with the encoded images.
+        view: how they are brought to one size.
+    """
+
+    def __init__(self, source: Split, view: dict[str, Any]):
+        self._source, self.view = source, view
+        self.size, self.checked, self.held_bytes = source.size, source.checked, source.held_bytes
+        self.image_size = (view["crop"][0], view["crop"][1])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known."""
+        return self._source.labelled
+
+    @property
+    def labels(self) -> np.ndarray:
+        """All labels, int64 [size]."""
+        return self._source.labels
+
+    def at_size(self, view: dict[str, Any], memory_limit: int) -> SizedSplit:
+        """Return the split in another view of the encoded images."""
+        return self._source.at_size(view, memory_limit)
+
+    def subset(self, positions: np.ndarray) -> ViewedSplit:
+        """Return the images at these positions, in the same view."""
+        return ViewedSplit(self._source.subset(positions), self.view)
+
+    def fingerprint(self) -> str:
+        """Return that of the encoded images."""
+        return self._source.fingerprint()
+
+    def broken(self) -> list[tuple[int, str, str]]:
+        """Return (position, path or what else finds it, reason) of the images that do not decode."""
+        return self._source.broken()
+
+    def encoded_in_order(self) -> tf.data.Dataset:
+        """Return one pass in the stored order over the encoded images."""
+        return self._source.encoded_in_order()
+
+    def encoded_shuffled(self, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream of the encoded images."""
+        return self._source.encoded_shuffled(seed, first, balanced)
+
+    def in_order(self, batch_size: int) -> tf.data.Dataset:
+        """Return one pass in the stored order."""
+        return self._decoded(self.encoded_in_order()).batch(batch_size).prefetch(2)
+
+    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream in the order of `encoded_shuffled`."""
+        return self._decoded(self.encoded_shuffled(seed, first, balanced)).batch(batch_size, drop_remainder=True)
+
+    def in_memory(self) -> ArraySplit:
+        """Return the split decoded into one array, which is filled where it lies.
+
+        Raises:
+            UserError: if the source gives more or fewer images than it says.
+        """
+        images, labels = aligned_array((self.size, *self.image_size, 3)), np.empty(self.size, np.int64)
+        done = 0
+        for part, of_part in self.in_order(DECODED_TOGETHER):
+            end = done + len(part)
+            if end > self.size:
+                check_count(end, self.size)
+            images[done:end], labels[done:end] = part.numpy(), of_part.numpy()
+            done = end
+        check_count(done, self.size)
+        return ArraySplit(images, labels, self.view)
+
+    def _decoded(self, examples: tf.data.Dataset) -> tf.data.Dataset:
+        viewed = _viewing(self.view["resize"], self.image_size)
+        return examples.map(
+            lambda encoded, label, position: (viewed(encoded), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+
+
+@functools.lru_cache(maxsize=16)
+def _viewing(resize: int, crop: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return what turns an encoded image into a view; its graph takes half a second to build, so it is kept."""
+    return tf.function(
+        lambda encoded: center_view(decode_image(encoded), resize, crop),
+        input_signature=[tf.TensorSpec([], tf.string)],
+    )
+
+
+def check_count(found: int, said: int) -> None:
+    """Refuse images of which there are more or fewer than their source says.
+
+    Raises:
+        UserError: if the numbers differ.
+    """
+    if found != said:
+        raise UserError(
+            f"the stored images are {found} where their description says {said}; prepare or download the data again."
+        )
 
 
 class PositionSplit(Split):
     """A split whose images can be reached by position."""
 
     @abc.abstractmethod
-    def _read(self, positions: tf.data.Dataset, batch_size: int, drop_remainder: bool) -> tf.data.Dataset:
-        """Return batches of the images and labels at a stream of positions."""
-
-    def in_order(self, batch_size: int) -> tf.data.Dataset:
-        """Return one pass in the stored order."""
-        return self._read(tf.data.Dataset.range(self.size), batch_size, False).prefetch(2)
-
-    @abc.abstractmethod
     def _read_encoded(self, positions: tf.data.Dataset) -> tf.data.Dataset:
         """Return (encoded, label, position) at a stream of positions."""
-
-    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
-        """Return an endless stream in the order of one random permutation an epoch, or balanced."""
-        return self._read(self._order(seed, first, balanced), batch_size, True)
 
     def encoded_in_order(self) -> tf.data.Dataset:
         """Return one pass in the stored order."""
@@ -138,61 +258,125 @@ class PositionSplit(Split):
         return tf.data.Dataset.range(first // self.size, tf.int64.max).flat_map(permutation).skip(first % self.size)
 
 
-class ArraySplit(PositionSplit):
-    """Images in memory.
+def aligned_array(shape: Sequence[int]) -> np.ndarray:
+    """Return an array, uint8 and not yet filled, whose memory TensorFlow takes as a tensor without a copy."""
+    count = math.prod(shape)
+    raw = np.empty(count + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + count].reshape(shape)
+
+
+def _aligned(images: np.ndarray) -> np.ndarray:
+    """Return the array itself where TensorFlow takes its memory without a copy, else one copy that does."""
+    images = np.asarray(images)
+    flags = images.flags
+    if images.dtype == np.uint8 and flags.c_contiguous and flags.writeable and not images.ctypes.data % ALIGNMENT:
+        return images
+    copy = aligned_array(images.shape)
+    copy[...] = images
+    return copy
+
+
+class ArraySplit(PositionSplit, SizedSplit):
+    """Images in memory. All streams and all subsets read the same memory; nothing of it is copied for them.
 
     Args:
-        images: uint8 [n, H, W, 3], RGB.
+        images: uint8 [n, H, W, 3], RGB. An array that does not begin at a multiple of 64 bytes is copied once.
         labels: integers [n].
+        view: what brought the images to this size, or None of images that are stored so.
     """
 
     checked = True
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images = np.ascontiguousarray(images, np.uint8)
-        self._labels = np.asarray(labels, np.int64)
-        self.size = len(self._labels)
-        if self.images.ndim != 4 or self.images.shape[-1] != 3 or len(self.images) != self.size or not self.size:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, view: dict[str, Any] | None = None):
+        labels = np.asarray(labels, np.int64)
+        shape = np.shape(images)
+        if len(shape) != 4 or shape[-1] != 3 or labels.shape != shape[:1] or not labels.size:
             raise UserError(
-                f"images have shape {self.images.shape} and labels {self._labels.shape}; "
+                f"images have shape {shape} and labels {labels.shape}; "
                 "they must be [n, height, width, 3] and [n], n at least 1."
             )
+        self._set(_aligned(images), None, labels, view)
+
+    def _set(self, stored: np.ndarray, at: np.ndarray | None, labels: np.ndarray, view: dict[str, Any] | None) -> None:
+        self._stored, self._at, self._labels, self.view = stored, at, labels, view
+        self.size, self.image_size = len(labels), (stored.shape[1], stored.shape[2])
+        self.held_bytes = self.size * math.prod(stored.shape[1:])
+
+    @property
+    def images(self) -> np.ndarray:
+        """All images, uint8 [size, H, W, 3]: the memory itself, or a copy of a subset's part of it."""
+        return self._stored if self._at is None else self._stored[self._at]
 
     @property
     def labels(self) -> np.ndarray:
         """All labels, int64 [size]."""
         return self._labels
 
-    def at_size(self, view: dict[str, Any], memory_limit: int) -> ArraySplit:
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known: those that are not are negative."""
+        return bool(self._labels.min() >= 0)
+
+    def at_size(self, view: dict[str, Any], memory_limit: int) -> SizedSplit:
         """Return the split resized; itself where it has the size already."""
-        if [*self.images.shape[1:3]] == view["crop"] and min(view["crop"]) == view["resize"]:
+        has_size = [*self.image_size] == [*view["crop"]]
+        if has_size and (self.view == view or min(view["crop"]) == view["resize"]):
             return self
-        resized = [center_view(tf.constant(image), view["resize"], view["crop"]).numpy() for image in self.images]
-        return ArraySplit(np.stack(resized), self._labels)
+        return super().at_size(view, memory_limit)
 
     def subset(self, positions: np.ndarray) -> ArraySplit:
-        """Return the images at these positions."""
-        return ArraySplit(self.images[positions], self._labels[positions])
+        """Return the images at these positions, in the same memory."""
+        positions = np.asarray(positions)
+        part = ArraySplit.__new__(ArraySplit)
+        at = positions if self._at is None else self._at[positions]
+        part._set(self._stored, at, self._labels[positions], self.view)
+        return part
 
     def fingerprint(self) -> str:
         """Return the sha256 of pixels and labels."""
-        return hashlib.sha256(self.images.tobytes() + self._labels.tobytes()).hexdigest()
+        digest, rows = hashlib.sha256(), max(1, HASHED_TOGETHER // math.prod(self._stored.shape[1:]))
+        for start in range(0, self.size, rows):
+            part = slice(start, start + rows)
+            digest.update(self._stored[part if self._at is None else self._at[part]])
+        digest.update(self._labels)
+        return digest.hexdigest()
 
-    def _read(self, positions, batch_size, drop_remainder):
-        with tf.device("CPU"):
-            images, labels = tf.constant(self.images), tf.constant(self._labels)
+    def in_order(self, batch_size: int) -> tf.data.Dataset:
+        """Return one pass in the stored order."""
+        return self._batches(tf.data.Dataset.range(self.size), batch_size, drop_remainder=False).prefetch(2)
+
+    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
+        """Return an endless stream in the order of `encoded_shuffled`."""
+        return self._batches(self._order(seed, first, balanced), batch_size, drop_remainder=True)
+
+    def _batches(self, positions: tf.data.Dataset, batch_size: int, drop_remainder: bool) -> tf.data.Dataset:
+        images, labels, stored_at = self._tensors()
         return positions.batch(batch_size, drop_remainder=drop_remainder).map(
-            lambda chosen: (tf.gather(images, chosen), tf.gather(labels, chosen)), num_parallel_calls=1
+            lambda chosen: (tf.gather(images, stored_at(chosen)), tf.gather(labels, chosen)), num_parallel_calls=1
         )
 
     def _read_encoded(self, positions):
-        with tf.device("CPU"):
-            images, labels = tf.constant(self.images), tf.constant(self._labels)
+        images, labels, stored_at = self._tensors()
         return positions.map(
-            lambda position: (tf.io.encode_png(images[position]), labels[position], position),
+            # Compressing would take longer than all else, for what is decoded again at once.
+            lambda position: (
+                tf.io.encode_png(images[stored_at(position)], compression=0),
+                labels[position],
+                position,
+            ),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
+
+    def _tensors(self) -> tuple[tf.Tensor, tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        """Return images and labels as tensors, and what turns positions of the split into those of the images."""
+        # A constant would be a copy for each stream.
+        images = tf.experimental.dlpack.from_dlpack(self._stored.__dlpack__())
+        with tf.device("CPU"):
+            labels = tf.constant(self._labels)
+            at = None if self._at is None else tf.constant(self._at, tf.int64)
+        return images, labels, lambda positions: positions if at is None else tf.gather(at, positions)
 
 
 class FileSplit(PositionSplit):
@@ -201,40 +385,28 @@ class FileSplit(PositionSplit):
     Args:
         paths: the files.
         labels: integers [n].
-        view: how the images are brought to one size when read, or None before that is known.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray, view: dict[str, Any] | None = None):
+    def __init__(self, paths: Sequence[Path], labels: np.ndarray):
         self.paths = list(paths)
         self._labels = np.asarray(labels, np.int64)
         self.size = len(self.paths)
-        self.view = view
 
     @property
     def labels(self) -> np.ndarray:
         """All labels, int64 [size]."""
         return self._labels
 
-    def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
-        """Return the split decoded into memory where it fits; else as files that are decoded when read."""
-        sized = self._of(range(self.size), view)
-        if self.size * math.prod(view["crop"]) * 3 > memory_limit:
-            return sized
-        return ArraySplit(np.concatenate([batch.numpy() for batch, _ in sized.in_order(64)]), self._labels)
-
     def subset(self, positions: np.ndarray) -> FileSplit:
         """Return the files at these positions."""
-        return self._of(positions, self.view)
-
-    def _of(self, positions: Sequence[int], view: dict[str, Any] | None) -> FileSplit:
-        part = FileSplit([self.paths[position] for position in positions], self._labels[positions], view)
+        part = FileSplit([self.paths[position] for position in positions], self._labels[positions])
         part.checked = self.checked
         return part
 
     def broken(self) -> list[tuple[int, str, str]]:
         """Return (position, path, reason) of the files that do not decode; every file is decoded."""
         encoded = self.encoded_in_order().map(lambda data, label, position: data)
-        bad = broken_positions(encoded, "\n".join(map(_file_state, self.paths)))
+        bad = broken_positions(encoded, self.size, "\n".join(map(_file_state, self.paths)))
         return [(position, str(self.paths[position]), file_reason(self.paths[position])) for position in bad]
 
     def fingerprint(self) -> str:
@@ -243,21 +415,11 @@ class FileSplit(PositionSplit):
             f"{path.parent.name}/{path.name} {path.stat().st_size if path.exists() else None} {label}"
             for path, label in zip(self.paths, self._labels, strict=True)
         )
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-    def _read(self, positions, batch_size, drop_remainder):
-        view = self.view
-        paths, labels = tf.constant([str(path) for path in self.paths]), tf.constant(self._labels)
-
-        def load(position):
-            image = decode_image(tf.io.read_file(paths[position]))
-            return center_view(image, view["resize"], view["crop"]), labels[position]
-
-        images = positions.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return images.batch(batch_size, drop_remainder=drop_remainder)
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
     def _read_encoded(self, positions):
-        paths, labels = tf.constant([str(path) for path in self.paths]), tf.constant(self._labels)
+        # As bytes: a file's name need not be text.
+        paths, labels = tf.constant([os.fsencode(path) for path in self.paths]), tf.constant(self._labels)
         return positions.map(
             lambda position: (tf.io.read_file(paths[position]), labels[position], position),
             num_parallel_calls=tf.data.AUTOTUNE,

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_convnets._tf_ops import decode_image
+from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.training.augment import pixel_components
 from keras_convnets.training.data.broken import image_type, outcomes
@@ -114,7 +115,9 @@ def _pixels(split: Split, seen: _Seen, advance: Callable[[int], None]) -> Iterat
         seen.labels.append(int(label))
         seen.sizes.append(image.shape[:2])
         seen.formats["in memory" if in_memory else image_type(head)] += 1
-        seen.contents.append(hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest())
+        content = hashlib.sha256(repr(image.shape).encode())
+        content.update(np.ascontiguousarray(image))
+        seen.contents.append(content.digest())
         seen.hashes.append(np.packbits(bits).tobytes())
         yield image[np.newaxis]
 
@@ -138,20 +141,20 @@ def _duplicates(data: DataSet, seen: dict[str, _Seen]) -> dict[str, Any]:
 def _image_name(split: Split, position: int) -> str:
     if isinstance(split, FileSplit):
         path = split.paths[position]
-        return f"{path.parent.name}/{path.name}"
+        return printable(f"{path.parent.name}/{path.name}")
     return f"image {position}"
 
 
 def statistics_text(facts: dict[str, Any]) -> str:
     """Return what `data_statistics` found as lines for a terminal."""
-    lines = [facts["name"]]
+    lines = [printable(facts["name"])]
     for name, split in facts["splits"].items():
         broken = f", {split['broken']} more can't be read" if split["broken"] else ""
         lines.append(f"{name}: {split['images']:,} images{broken}")
         if split["class_counts"]:
             lines.append(f"  classes      {len(split['classes'])}, images of each: {_shown(split['class_counts'])}")
             if len(split["classes"]) <= GROUPS_SHOWN:
-                lines += [f"    {label}: {count:,}" for label, count in split["classes"].items()]
+                lines += [f"    {printable(label)}: {count:,}" for label, count in split["classes"].items()]
         lines.append(f"  width        {_shown(split['width'])}")
         lines.append(f"  height       {_shown(split['height'])}")
         lines.append(f"  formats      {', '.join(f'{kind} {share:.1%}' for kind, share in split['formats'].items())}")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_convnets._tf_ops import center_view, decode_image
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import broken_kind, broken_positions
-from keras_convnets.training.data.splits import ArraySplit, Split
+from keras_convnets.training.data.splits import Split, check_count
 
 SHUFFLE_BUFFER = 10_000
 
@@ -24,11 +21,10 @@ class StreamSplit(Split):
 
     Args:
         positions: which of the stored images, a range or an ascending array.
-        view: how the images are brought to one size when read, or None before that is known.
     """
 
-    def __init__(self, positions: Sequence[int], view: dict[str, Any] | None = None):
-        self._positions, self._view = positions, view
+    def __init__(self, positions: Sequence[int]):
+        self._positions = positions
         self._labels: np.ndarray | None = None
         self.size = len(positions)
 
@@ -37,8 +33,8 @@ class StreamSplit(Split):
         """Return (encoded image, label) of all stored images."""
 
     @abc.abstractmethod
-    def _of(self, positions: Sequence[int], view: dict[str, Any] | None) -> StreamSplit:
-        """Return the stored images at these positions, in this view."""
+    def _of(self, positions: Sequence[int]) -> StreamSplit:
+        """Return the stored images at these positions."""
 
     @abc.abstractmethod
     def _state(self) -> str:
@@ -52,28 +48,23 @@ class StreamSplit(Split):
     def labels(self) -> np.ndarray:
         """All labels, int64 [size]; the first use reads through the split."""
         if self._labels is None:
-            self._labels = np.array([label for _, label, _ in self.encoded_in_order().as_numpy_iterator()], np.int64)
+            labels = np.array([label for _, label, _ in self.encoded_in_order().as_numpy_iterator()], np.int64)
+            check_count(len(labels), self.size)
+            self._labels = labels
         return self._labels
-
-    def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
-        """Return the split decoded into memory where it fits; else as records that are decoded when read."""
-        sized = self._of(self._positions, view)
-        sized.checked = self.checked
-        if self.size * math.prod(view["crop"]) * 3 > memory_limit:
-            return sized
-        parts = list(sized.in_order(256).as_numpy_iterator())
-        return ArraySplit(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
 
     def subset(self, positions: np.ndarray) -> StreamSplit:
         """Return the examples at these positions."""
-        part = self._of(np.asarray(self._positions)[positions], self._view)
+        part = self._of(np.asarray(self._positions)[positions])
         part.checked = self.checked
+        if self._labels is not None:
+            part._labels = self._labels[positions]
         return part
 
     def broken(self) -> list[tuple[int, str, str]]:
         """Return (position, record, reason) of the images that do not decode; every image is decoded."""
         encoded = self.encoded_in_order().map(lambda data, label, position: data)
-        bad = set(broken_positions(encoded, self._state() + self._digest()))
+        bad = set(broken_positions(encoded, self.size, self._state() + self._digest()))
         if not bad:
             return []
         return [
@@ -128,19 +119,3 @@ class StreamSplit(Split):
     def _digest(self) -> str:
         """Return a short text for the choice of positions."""
         return hashlib.sha256(np.asarray(self._positions, np.int64).tobytes()).hexdigest()
-
-    def in_order(self, batch_size: int) -> tf.data.Dataset:
-        """Return one pass in the stored order, the last batch shorter."""
-        return self._decode(self.encoded_in_order()).batch(batch_size).prefetch(2)
-
-    def shuffled(self, batch_size: int, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
-        """Return an endless stream in the order of `encoded_shuffled`."""
-        return self._decode(self.encoded_shuffled(seed, first, balanced)).batch(batch_size, drop_remainder=True)
-
-    def _decode(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-        view = self._view
-
-        def load(encoded, label, position):
-            return center_view(decode_image(encoded), view["resize"], view["crop"]), label
-
-        return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -12,9 +12,10 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_convnets._tf_ops import decode_image
+from keras_convnets.display import printable
 from keras_convnets.files import write_text
 from keras_convnets.training.data.broken import outcomes, remarks
-from keras_convnets.training.data.folder import QUARANTINE, SUFFIXES, list_folder
+from keras_convnets.training.data.folder import QUARANTINE, SUFFIXES, list_folder, listed_name
 from keras_convnets.training.data.splits import FileSplit, file_kind
 
 SKIPPED, USED = "skipped", "used"
@@ -25,7 +26,7 @@ class Finding:
     """What is to be said of one file.
 
     Attributes:
-        path: relative to the folder, with slashes.
+        path: relative to the folder, with slashes; what is no visible character as `printable` writes it.
         kind: such as "truncated" or "CMYK".
         fate: what training does with the file: "skipped" or "used".
         detail: why it is skipped, or as what it is used.
@@ -99,7 +100,7 @@ def verify_folder(folder: str | os.PathLike, progress: Callable[[int, int], None
     findings = []
     for position, size in enumerate(outcomes(decoded)):
         path = paths[position]
-        name = path.relative_to(folder).as_posix()
+        name = listed_name(path, folder)
         if size is None:
             kind, reason = file_kind(path)
             findings.append(Finding(name, kind, SKIPPED, reason))
@@ -109,7 +110,7 @@ def verify_folder(folder: str | os.PathLike, progress: Callable[[int, int], None
             progress(position + 1, len(paths))
     others = _other_images({path.parent for path in paths})
     findings += [
-        Finding(path.relative_to(folder).as_posix(), "other type", SKIPPED, f"{path.suffix} files are not read")
+        Finding(listed_name(path, folder), "other type", SKIPPED, f"{printable(path.suffix)} files are not read")
         for path in others
     ]
     return Verification(folder, len(paths) + len(others), tuple(sorted(findings, key=lambda finding: finding.path)))

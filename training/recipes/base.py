@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.training.data import DataSet, Split
+from keras_convnets.training.data import DataSet, SizedSplit
 
 # (images [b, H, W, 3], seed int [2]) -> images
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -163,11 +163,13 @@ class Recipe:
         """Return a training view of an encoded photograph, [size, size, 3] in 0-255; for `reads_photographs`."""
         raise TypeError(f"recipe {self.name} reads no photographs")
 
-    def preprocessing(self, train: Split) -> Preprocessing | None:
+    def preprocessing(self, train: SizedSplit) -> Preprocessing | None:
         """Return what the network's first layer shall do, computed from the training images; None: its default."""
         return None
 
-    def augment(self, data: DataSet, preprocessing: Preprocessing | None, sample: Callable[[], Split]) -> Augmentation:
+    def augment(
+        self, data: DataSet, preprocessing: Preprocessing | None, sample: Callable[[], SizedSplit]
+    ) -> Augmentation:
         """Return a pure function (images [b, H, W, 3], seed int [2]) -> [b, H, W, 3] for training.
 
         Args:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_convnets.errors import UserError
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.augment import pca_colour_shift, pixel_components, random_flip
-from keras_convnets.training.data import DataSet, Split
+from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
 
 # How many images are looked at together for means and colour components.
@@ -35,7 +35,7 @@ class Photographs(Recipe):
         """Whether the network's first layer also divides by the channels' standard deviations."""
         return False
 
-    def preprocessing(self, train: Split) -> Preprocessing:
+    def preprocessing(self, train: SizedSplit) -> Preprocessing:
         """Return RGB minus the channel means of the training images."""
         components, eigenvalues, mean = pixel_components(images for images, _ in train.in_order(SAMPLE_BATCH))
         means = tuple(255 * value for value in mean)
@@ -44,7 +44,9 @@ class Photographs(Recipe):
         variances = np.einsum("ck,k,ck->c", components, eigenvalues, components)
         return Preprocessing(mean=means, std=tuple(255 * np.sqrt(np.maximum(variances, 1e-6))))
 
-    def augment(self, data: DataSet, preprocessing: Preprocessing | None, sample: Callable[[], Split]) -> Augmentation:
+    def augment(
+        self, data: DataSet, preprocessing: Preprocessing | None, sample: Callable[[], SizedSplit]
+    ) -> Augmentation:
         """Return the flip and the colour shift, whose components are those of the training images' pixels."""
         if self.flip and not data.flips_keep_labels:
             raise UserError(
@@ -60,7 +62,7 @@ class Photographs(Recipe):
 
         return augmented
 
-    def _colour_shift(self, sample: Callable[[], Split]) -> Augmentation:
+    def _colour_shift(self, sample: Callable[[], SizedSplit]) -> Augmentation:
         components, eigenvalues, _ = pixel_components(images for images, _ in sample().in_order(SAMPLE_BATCH))
         return lambda images, seed: pca_colour_shift(images, components, eigenvalues, seed, self.colour_shift)
 

@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.augment import pad_and_crop, random_flip
-from keras_convnets.training.data import DataSet, Split
+from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
 
 # The paper warms up its 110-layer network; the 1202-layer one "is trained as described above".
@@ -70,7 +70,7 @@ class ResNetCIFAR(Recipe):
         warmup = depth >= WARMUP_FROM_DEPTH if self.warmup is None else self.warmup
         return dataclasses.replace(self, warmup=warmup)
 
-    def preprocessing(self, train: Split) -> Preprocessing:
+    def preprocessing(self, train: SizedSplit) -> Preprocessing:
         """Return RGB minus the mean image of the training images; its channel means at any other input size."""
         total, count = 0.0, 0
         for images, _ in train.in_order(512):
