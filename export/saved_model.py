@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_convnets._tf_ops import center_view, decode_image
+from keras_convnets._tf_ops import apply_view, decode_image
 from keras_convnets.card import ModelCard
 
 TOP_K = 5
@@ -93,7 +93,7 @@ def _views(image_bytes: tf.Tensor, card: ModelCard) -> tf.Tensor:
     """Return encoded images as the network's input, uint8 [batch, H, W, 3]."""
 
     def view(data: tf.Tensor) -> tf.Tensor:
-        return center_view(decode_image(data), card.view["resize"], card.view["crop"])
+        return apply_view(decode_image(data), card.view)
 
     viewed = tf.TensorSpec([*card.view["crop"], 3], tf.uint8)
     return tf.map_fn(view, image_bytes, fn_output_signature=viewed, parallel_iterations=DECODED_AT_ONCE)

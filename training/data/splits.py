@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_convnets._tf_ops import center_view, decode_image
+from keras_convnets._tf_ops import apply_view, decode_image
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import broken_kind, broken_positions
 from keras_convnets.training.data.sampling import balanced_positions
@@ -39,6 +39,11 @@ class Split(abc.ABC):
     @abc.abstractmethod
     def at_size(self, view: dict[str, Any], memory_limit: int) -> Split:
         """Return the split with images of one size, by the view that `keras_convnets.card.center_view` describes."""
+
+    @property
+    def originals(self) -> Split:
+        """The same images as the data hold them, not yet brought to one size: what `encoded_in_order` is read from."""
+        return self
 
     @abc.abstractmethod
     def subset(self, positions: np.ndarray) -> Split:
@@ -144,11 +149,13 @@ class ArraySplit(PositionSplit):
     Args:
         images: uint8 [n, H, W, 3], RGB.
         labels: integers [n].
+        originals: the same images before they were brought to one size; by default these.
     """
 
     checked = True
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
+    def __init__(self, images: np.ndarray, labels: np.ndarray, originals: Split | None = None):
+        self._originals = originals
         self.images = np.ascontiguousarray(images, np.uint8)
         self._labels = np.asarray(labels, np.int64)
         self.size = len(self._labels)
@@ -167,12 +174,19 @@ class ArraySplit(PositionSplit):
         """Return the split resized; itself where it has the size already."""
         if [*self.images.shape[1:3]] == view["crop"] and min(view["crop"]) == view["resize"]:
             return self
-        resized = [center_view(tf.constant(image), view["resize"], view["crop"]).numpy() for image in self.images]
-        return ArraySplit(np.stack(resized), self._labels)
+        pixels = tf.TensorSpec(self.images.shape[1:], tf.uint8)
+        viewed = tf.function(lambda image: apply_view(image, view), input_signature=[pixels], autograph=False)
+        return ArraySplit(np.stack([viewed(image).numpy() for image in self.images]), self._labels, self)
+
+    @property
+    def originals(self) -> Split:
+        """The same images before they were brought to one size."""
+        return self if self._originals is None else self._originals
 
     def subset(self, positions: np.ndarray) -> ArraySplit:
         """Return the images at these positions."""
-        return ArraySplit(self.images[positions], self._labels[positions])
+        originals = None if self._originals is None else self._originals.subset(positions)
+        return ArraySplit(self.images[positions], self._labels[positions], originals)
 
     def fingerprint(self) -> str:
         """Return the sha256 of pixels and labels."""
@@ -220,7 +234,7 @@ class FileSplit(PositionSplit):
         sized = self._of(range(self.size), view)
         if self.size * math.prod(view["crop"]) * 3 > memory_limit:
             return sized
-        return ArraySplit(np.concatenate([batch.numpy() for batch, _ in sized.in_order(64)]), self._labels)
+        return ArraySplit(np.concatenate([batch.numpy() for batch, _ in sized.in_order(64)]), self._labels, self)
 
     def subset(self, positions: np.ndarray) -> FileSplit:
         """Return the files at these positions."""
@@ -250,8 +264,7 @@ class FileSplit(PositionSplit):
         paths, labels = tf.constant([str(path) for path in self.paths]), tf.constant(self._labels)
 
         def load(position):
-            image = decode_image(tf.io.read_file(paths[position]))
-            return center_view(image, view["resize"], view["crop"]), labels[position]
+            return apply_view(decode_image(tf.io.read_file(paths[position])), view), labels[position]
 
         images = positions.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return images.batch(batch_size, drop_remainder=drop_remainder)

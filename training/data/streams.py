@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_convnets._tf_ops import center_view, decode_image
+from keras_convnets._tf_ops import apply_view, decode_image
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import broken_kind, broken_positions
 from keras_convnets.training.data.splits import ArraySplit, Split
@@ -62,7 +62,8 @@ class StreamSplit(Split):
         if self.size * math.prod(view["crop"]) * 3 > memory_limit:
             return sized
         parts = list(sized.in_order(256).as_numpy_iterator())
-        return ArraySplit(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return ArraySplit(images, labels, self)
 
     def subset(self, positions: np.ndarray) -> StreamSplit:
         """Return the examples at these positions."""
@@ -141,6 +142,6 @@ class StreamSplit(Split):
         view = self._view
 
         def load(encoded, label, position):
-            return center_view(decode_image(encoded), view["resize"], view["crop"]), label
+            return apply_view(decode_image(encoded), view), label
 
         return examples.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
