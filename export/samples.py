@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from keras_convnets.card import ModelCard
-from keras_convnets.images import find_images, read_image
+from keras_convnets.images import SUFFIXES, find_images, read_image
 
 # As many as calibration gains from; more only take time.
 MOST = 200
@@ -37,26 +37,28 @@ def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None 
 
     Args:
         card: knows the classes.
-        run_folder: a run directory, with `samples/<class>/`.
+        run_folder: a run directory, with `samples/<class>/`; what it kept is seen as it is stored, as in evaluation,
+            while images of a folder are turned as EXIF says, as a client turns them.
         folder: a folder of images, at best with a sub-folder a class.
 
     Raises:
         UserError: if the folder holds no images, or one that can't be read.
     """
     if folder is not None:
-        return _of_files(find_images([str(folder)]), card, str(folder))
-    kept = sorted((run_folder / "samples").glob("*/*.png")) if run_folder else []
+        return _of_files(find_images([str(folder)]), card, str(folder), read_image)
+    kept = sorted((run_folder / "samples").glob("*/*")) if run_folder else []
+    kept = [str(path) for path in kept if path.suffix in SUFFIXES]
     if kept:
-        return _of_files([str(path) for path in kept], card, "the run's samples")
+        return _of_files(kept, card, "the run's samples", lambda place: Path(place).read_bytes())
     from sklearn import datasets
 
     photographs = sorted((Path(datasets.__file__).parent / "images").glob("*.jpg"))
     return Samples([path.read_bytes() for path in photographs], None, "scikit-learn's sample photographs")
 
 
-def _of_files(places: Sequence[str], card: ModelCard, source: str) -> Samples:
+def _of_files(places: Sequence[str], card: ModelCard, source: str, read: Callable[[str], bytes]) -> Samples:
     chosen = [places[position * len(places) // MOST] for position in range(MOST)] if len(places) > MOST else places
     index = {name: label for names in (card.class_ids, card.class_names) for label, name in enumerate(names)}
     labels = [index.get(Path(place).parent.name) for place in chosen]
     known = None if None in labels else np.array(labels)
-    return Samples([read_image(place) for place in chosen], known, source)
+    return Samples([read(place) for place in chosen], known, source)

@@ -18,8 +18,8 @@ from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import only_one, read_json, whole_file, whole_folder, write_json, write_text
-from keras_convnets.images import encode_png
 from keras_convnets.training.data import DataSet
+from keras_convnets.training.data.broken import image_type
 from keras_convnets.training.data.splits import held_out
 from keras_convnets.training.evaluation import Evaluation
 from keras_convnets.training.plots import confusion_matrix
@@ -30,6 +30,7 @@ EVALUATION = "evaluation.json"
 BEST, FINAL = "best.keras", "final.keras"
 KEEP_CHECKPOINTS = 2
 SAMPLES = 100
+ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp"}
 
 
 class Run:
@@ -142,18 +143,21 @@ class Run:
         return self.path / name
 
     def save_samples(self, data: DataSet) -> None:
-        """Keep a few images that were not trained on as `samples/<class>/<position>.png`, for checks and for a look."""
+        """Keep a few images that were not trained on as `samples/<class>/<position>`, for checks and for a look.
+
+        Encoded as the data hold them, not cropped: who looks at them applies the view, as to any image.
+        """
         unseen = ("test", "val", "validation", "holdout")
         name = next((name for name in unseen if name in data.splits and data.splits[name].labelled), "train")
         split = data.split(name)
         chosen, _ = held_out(split.labels, min(SAMPLES, split.size - 1)) if split.size > 1 else ([0], None)
         shutil.rmtree(self.path / "samples", ignore_errors=True)
-        images = np.concatenate([batch.numpy() for batch, _ in split.subset(np.asarray(chosen)).in_order(SAMPLES)])
+        originals = split.originals.subset(np.asarray(chosen)).encoded_in_order().as_numpy_iterator()
         with whole_folder(self.path / "samples") as folder:
-            for position, image in zip(chosen, images, strict=True):
+            for position, (encoded, *_) in zip(chosen, originals, strict=True):
                 of_class = folder / data.class_names[split.labels[position]]
                 of_class.mkdir(exist_ok=True)
-                (of_class / f"{position:05d}.png").write_bytes(encode_png(image))
+                (of_class / f"{position:05d}{ENDINGS[image_type(encoded)]}").write_bytes(encoded)
 
     def save_checkpoint(self, step: int, model: keras.Model, optimizer, state: dict[str, Any]) -> None:
         """Write weights, optimizer and state into a folder of their own, then drop all but the newest two."""
