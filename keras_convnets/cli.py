@@ -334,10 +334,11 @@ def _evaluate_one(source: str, args: argparse.Namespace):
         return _evaluate_endpoint(source, args)
     with _opened(source) as (classifier, run):
         data = _data_of(source, classifier.card, run, args)
-        if run is not None and "train" in data.splits:
+        if run is not None:
+            recipe, trained_on = run.config()["recipe"], _maybe_trained_on(classifier.card, data)
             # In the order of the training: what is left out first changes who is held out.
-            recipe = run.config()["recipe"]
-            data = data.without_broken(recipe.get("broken_images", 1.0))[0].with_holdout(recipe["holdout"])
+            data = data.without_broken(recipe.get("broken_images", 1.0))[0]
+            data = data.with_holdout(recipe["holdout"]) if trained_on and "train" in data.splits else data
         _check_classes(source, classifier.card, data)
         split = _measured_split(data, args)
         others = {name: other for name, other in data.splits.items() if name != split}
