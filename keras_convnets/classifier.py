@@ -20,7 +20,7 @@ class Classifier:
     """Something that classifies, and its card.
 
     Attributes:
-        card: class names, view and all else; None of an endpoint, which does not tell.
+        card: class names, view and all else; None where nothing tells, as of a LiteRT file still being written.
         predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
         predict_encoded: encoded images to probabilities, where the thing decodes by itself; else it is done here.
         image_size: (height, width) of the input; by default the card's.
