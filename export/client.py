@@ -17,6 +17,10 @@ import numpy as np
 from keras_convnets.errors import UserError
 
 DEFAULT_BATCH_SIZE = 32
+# Of encoded images a request holds at most so many bytes, or one image: servers bound what they take at once.
+BATCH_BYTES = 8 * 1024**2
+# Probabilities of one image in two requests may differ by so much: batches of other sizes are summed otherwise.
+SAME_PROBABILITY = 1e-4
 
 _NAME = r"(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?/?"
 _REST_PATH = re.compile(rf"/v1/models/{_NAME}")
@@ -63,7 +67,7 @@ class Client:
 
         Args:
             images: files' contents, such as JPEG or PNG.
-            batch_size: images in one request.
+            batch_size: images in one request; fewer where they would be more than `BATCH_BYTES` together.
 
         Returns:
             float32 [n, classes]; [0, 0] when there is no image.
@@ -142,10 +146,51 @@ class Client:
 
     def image_size(self) -> tuple[int, int] | None:
         """Return (height, width) of the images that signature `predict_images` takes; None where it does not say."""
-        signatures = self.metadata()["metadata"]["signature_def"]["signature_def"]
-        shape = signatures.get("predict_images", {}).get("inputs", {}).get("images", {}).get("tensor_shape", {})
-        sides = [int(dim["size"]) for dim in shape.get("dim", [])][1:3]
+        sides = _shape(self._signatures(), "predict_images", "inputs", "images")[1:3]
         return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
+
+    def check_classes(self, class_names: Sequence[str], images: Sequence[bytes]) -> bool:
+        """Refuse an endpoint that tells of other classes than these, or of another order.
+
+        The number is what the metadata say of `predict`'s signature. Names are what signature `top_k` answers for some
+        images: each must be one of these, and its score what `predict` gives in its place.
+
+        Args:
+            class_names: the expected names, in the order of the outputs.
+            images: some encoded images; the more classes come up in their answers, the more is compared.
+
+        Returns:
+            Whether names were compared; False where the endpoint has no `top_k`.
+
+        Raises:
+            UserError: if a class differs; also as `predict`.
+            EndpointError: as `predict`.
+        """
+        signatures = self._signatures()
+        shape = _shape(signatures, self.signature_name or "serving_default", "outputs", "probabilities")
+        if len(shape) == 2 and shape[1] > 0 and shape[1] != len(class_names):
+            raise UserError(
+                f"{self.url} gives {shape[1]} classes and {len(class_names)} are expected; "
+                "compare it with data of the model's classes."
+            )
+        if "top_k" not in signatures or not images:
+            return False
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(class_names):
+            places.setdefault(name, []).append(place)
+        for row, answers in zip(self.predict(images), self.top_k(images), strict=True):
+            for name, score in answers:
+                values = [float(row[place]) for place in places.get(name, []) if place < len(row)]
+                if not any(abs(value - score) <= SAME_PROBABILITY for value in values):
+                    what = "in another place" if name in places else "not among those expected"
+                    raise UserError(
+                        f"{self.url} knows the class {name!r}, which is {what} ({', '.join(class_names[:5])}"
+                        f"{' ...' if len(class_names) > 5 else ''}); compare it with data of the model's classes."
+                    )
+        return True
+
+    def _signatures(self) -> dict[str, Any]:
+        return self.metadata()["metadata"]["signature_def"]["signature_def"]
 
     def close(self) -> None:
         """Close the connections."""
@@ -400,8 +445,22 @@ def _transport(url: str, timeout: float) -> _Transport:
 def _batches(images: Any, batch_size: int) -> Iterator[Any]:
     if batch_size < 1:
         raise UserError(f"got batch_size={batch_size}; allowed is 1 or more; leave it out for {DEFAULT_BATCH_SIZE}.")
-    for start in range(0, len(images), batch_size):
-        yield images[start : start + batch_size]
+    start = 0
+    while start < len(images):
+        stop, filled = start + 1, 0 if isinstance(images, np.ndarray) else len(images[start])
+        while stop < min(len(images), start + batch_size):
+            filled += 0 if isinstance(images, np.ndarray) else len(images[stop])
+            if filled > BATCH_BYTES:
+                break
+            stop += 1
+        yield images[start:stop]
+        start = stop
+
+
+def _shape(signatures: Mapping[str, Any], signature: str, way: str, alias: str) -> list[int]:
+    """Return the sizes of an input's or output's dimensions as the metadata tell them; none where they do not."""
+    shape = signatures.get(signature, {}).get(way, {}).get(alias, {}).get("tensor_shape", {})
+    return [int(dim["size"]) for dim in shape.get("dim", [])]
 
 
 def _text(name: str | bytes) -> str:

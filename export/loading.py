@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.card import ModelCard
+from keras_convnets.card import ModelCard, check_view
 from keras_convnets.classifier import Classifier
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import EXTRA, SAVED_MODEL, versions
@@ -165,6 +165,7 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 def _card_of_onnx(facts: dict[str, Any], path: Path) -> ModelCard:
     if not {"architecture", "class_names", "view"} <= facts.keys():
         raise _foreign(path, "has no class names in its metadata")
+    check_view(facts["view"], f"the view of {path}")
     height, width = facts["view"]["crop"]
     return ModelCard(
         architecture=facts["architecture"],

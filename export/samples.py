@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_convnets.card import ModelCard
 from keras_convnets.files import safe_names
-from keras_convnets.images import find_images, read_image
+from keras_convnets.images import SUFFIXES, find_images, read_image
 
 # As many as calibration gains from; more only take time.
 MOST = 200
@@ -39,7 +39,8 @@ def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None 
 
     Args:
         card: knows the classes.
-        run_folder: a run directory, with `samples/<class>/`.
+        run_folder: a run directory, with `samples/<class>/`; what it kept is seen as it is stored, as in evaluation,
+            while images of a folder are turned as EXIF says, as a client turns them.
         folder: a folder of images, at best with a sub-folder a class.
 
     Raises:
@@ -48,18 +49,19 @@ def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None 
     folders = {name: label for label, name in enumerate(safe_names(card.class_names))}
     if folder is not None:
         known = {name: label for names in (card.class_ids, card.class_names) for label, name in enumerate(names)}
-        return _of_files(find_images([str(folder)]), folders | known, str(folder))
-    kept = sorted((run_folder / "samples").glob("*/*.png")) if run_folder else []
+        return _of_files(find_images([str(folder)]), folders | known, str(folder), read_image)
+    kept = sorted((run_folder / "samples").glob("*/*")) if run_folder else []
+    kept = [str(path) for path in kept if path.suffix in SUFFIXES]
     if kept:
-        return _of_files([str(path) for path in kept], folders, "the run's samples")
+        return _of_files(kept, folders, "the run's samples", lambda place: Path(place).read_bytes())
     from sklearn import datasets
 
     photographs = sorted((Path(datasets.__file__).parent / "images").glob("*.jpg"))
     return Samples([path.read_bytes() for path in photographs], None, "scikit-learn's sample photographs")
 
 
-def _of_files(places: Sequence[str], index: Mapping[str, int], source: str) -> Samples:
+def _of_files(places: Sequence[str], index: Mapping[str, int], source: str, read: Callable[[str], bytes]) -> Samples:
     chosen = [places[position * len(places) // MOST] for position in range(MOST)] if len(places) > MOST else places
     labels = [index.get(Path(place).parent.name) for place in chosen]
     known = None if None in labels else np.array(labels)
-    return Samples([read_image(place) for place in chosen], known, source)
+    return Samples([read(place) for place in chosen], known, source)

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_convnets._tf_ops import center_view, decode_image
+from keras_convnets._tf_ops import apply_view, decode_image
 from keras_convnets.card import ModelCard
 
 TOP_K = 5
@@ -97,7 +97,7 @@ def _views(card: ModelCard) -> tf.types.experimental.PolymorphicFunction:
     viewed = tf.TensorSpec([*card.view["crop"], 3], tf.uint8)
 
     def view(data: tf.Tensor) -> tf.Tensor:
-        return center_view(decode_image(data), card.view["resize"], card.view["crop"])
+        return apply_view(decode_image(data), card.view)
 
     def views(image_bytes: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(view, image_bytes, fn_output_signature=viewed, parallel_iterations=DECODED_AT_ONCE)

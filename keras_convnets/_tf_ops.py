@@ -7,22 +7,62 @@ and inside an exported SavedModel, so that a picture gives the same numbers ever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
+
+from keras_convnets.card import check_view
 
 # More than cameras take, but for a few of medium format. Decoded they fill 300 MB, and a server decodes several at a
 # time; a file of some kilobytes can claim thousands of times as many.
 MAX_PIXELS = 100_000_000
+# To find the end of a GIF's first frame, so many extensions before it, and so many times so many bytes in blocks that
+# are not full, are passed over.
+MAX_GIF_LEAPS = 32
+GIF_BYTES_AT_ONCE = 2**15
+BROKEN_GIF = "the GIF's first frame is not whole, or what lies before and in it is cut into too many short blocks."
 UNKNOWN = "Unknown image file format; JPEG, PNG, GIF and BMP are read."
+# What `ScaleAndTranslate` calls the kernels that it has, and how far they reach.
+SCALE_AND_TRANSLATE = {"bilinear": "triangle", "bicubic": "keyscubic"}
+RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
+# A centre that begins at most so many shorter sides from the first pixel is resampled with all that lies before it.
+NEAR = 8
+# Single precision tells this many pixels apart by a sixteenth.
+SINGLE_PRECISION_PIXELS = 2.0**20
 
 
 def grouped_convolution(x: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int], padding: str) -> tf.Tensor:
     """Convolve with as many groups as the kernel's depth says: [b, H, W, C] with [k, k, C / groups, filters].
 
-    Keras wraps grouped convolutions in a compiled function of its own, which has no ONNX conversion.
+    Keras wraps grouped convolutions in a compiled function of its own, which has no ONNX conversion. On a processor
+    for which TensorFlow does without oneDNN it computes their outputs but not their gradients, so these are computed
+    group by group.
     """
-    return tf.nn.conv2d(x, kernel, strides=list(strides), padding=padding.upper())
+    settings = {"strides": [1, *strides, 1], "padding": padding.upper()}
+
+    @tf.custom_gradient
+    def convolved(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        y = tf.nn.conv2d(x, kernel, **settings)
+        # Without oneDNN a graph's convolution, bias and ReLU would become one operation that knows no groups. This
+        # operation, which costs nothing, keeps them apart.
+        y = tf.ensure_shape(y, y.shape)
+        return y, lambda of_y: _gradients_by_group(x, kernel, of_y, settings)
+
+    return convolved(tf.convert_to_tensor(x), tf.convert_to_tensor(kernel))
+
+
+def _gradients_by_group(x: tf.Tensor, kernel: tf.Tensor, of_y: tf.Tensor, settings: Mapping) -> tuple:
+    groups = x.shape[-1] // kernel.shape[2]
+    of_inputs, of_kernels = [], []
+    for maps, filters, given in zip(*(tf.split(tensor, groups, -1) for tensor in (x, kernel, of_y)), strict=True):
+        of_inputs.append(
+            tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(maps), filter=filters, out_backprop=given, **settings)
+        )
+        of_kernels.append(
+            tf.raw_ops.Conv2DBackpropFilter(input=maps, filter_sizes=tf.shape(filters), out_backprop=given, **settings)
+        )
+    return tf.concat(of_inputs, -1), tf.concat(of_kernels, -1)
 
 
 def response_normalization(x: tf.Tensor, n: int, k: float, alpha: float, beta: float) -> tf.Tensor:
@@ -71,7 +111,8 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
 
     Raises:
         tf.errors.InvalidArgumentError: if it is none of these, is damaged, or has more than `MAX_PIXELS` pixels; the
-            last is told from the header, before anything is decoded.
+            last is told from the header, before anything is decoded. Also if the end of a GIF's first frame is not
+            found in `MAX_GIF_LEAPS`.
     """
     image = tf.cond(
         tf.io.is_jpeg(data),
@@ -151,21 +192,53 @@ def _first_gif_frame(data: tf.Tensor) -> tf.Tensor:
     octets = tf.io.decode_raw(data, tf.uint8)
 
     def number(at: tf.Tensor | int) -> tf.Tensor:
-        return tf.cast(octets[at], tf.int32)
+        return tf.cast(octets[tf.minimum(at, tf.size(octets) - 1)], tf.int32)
 
     def after_palette(flags_at: tf.Tensor | int, at: tf.Tensor | int) -> tf.Tensor:
         flags = number(flags_at)
         return at + tf.where(flags >= 128, tf.bitwise.left_shift(6, flags % 8), 0)
 
-    def after_blocks(at: tf.Tensor) -> tf.Tensor:
-        return tf.while_loop(lambda at: number(at) > 0, lambda at: [at + number(at) + 1], [at])[0] + 1
-
-    (frame,) = tf.while_loop(
-        lambda at: number(at) == ord("!"), lambda at: [after_blocks(at + 2)], [after_palette(10, 13)]
+    frame, leaps = tf.while_loop(
+        lambda at, leaps: (number(at) == ord("!")) & (at < tf.size(octets)) & (leaps <= MAX_GIF_LEAPS),
+        lambda at, leaps: _after_gif_blocks(octets, at + 2, leaps),
+        [after_palette(10, 13), 0],
     )
     width, height = (number(frame + at) + 256 * number(frame + at + 1) for at in (5, 7))
-    end = after_blocks(after_palette(frame + 9, frame + 10) + 1)
-    return tf.strings.join([tf.strings.substr(_within_limit(data, width, height), 0, end), b";"])
+    end, _ = _after_gif_blocks(octets, after_palette(frame + 9, frame + 10) + 1, leaps)
+    is_whole = (number(frame) == ord(",")) & (end <= tf.size(octets))
+    data = _required(is_whole, BROKEN_GIF, _within_limit(data, width, height))
+    return tf.strings.join([tf.strings.substr(data, 0, end), b";"])
+
+
+def _after_gif_blocks(octets: tf.Tensor, at: tf.Tensor, leaps: tf.Tensor) -> list[tf.Tensor]:
+    """Follow a chain of blocks, each of which begins with its length; a length of 0 ends it.
+
+    Steps from block to block would take seconds a megabyte. Blocks of 255, which is how encoders write them, are passed
+    over together. Of others, every place of some kilobytes is taken for a block's beginning, and it is found where each
+    leads after one step, two, four, eight.
+
+    Returns:
+        The position after the chain, and the leaps so far, of `MAX_GIF_LEAPS`; a position beyond the octets if the
+        chain does not end within them, or too many leaps were made.
+    """
+
+    def goes_on(at: tf.Tensor) -> tf.Tensor:
+        return (at < tf.size(octets)) & (octets[tf.minimum(at, tf.size(octets) - 1)] > 0)
+
+    def leap(at: tf.Tensor, leaps: tf.Tensor) -> list[tf.Tensor]:
+        is_full = tf.concat([octets[at::256] == 255, [False]], 0)
+        at += 256 * tf.argmin(tf.cast(is_full, tf.uint8), output_type=tf.int32)
+        part = octets[at : at + GIF_BYTES_AT_ONCE]
+        # No block leads further than 256 beyond the part, where each place leads to itself, as an end does.
+        lengths = tf.pad(tf.cast(part, tf.int32), [[0, 256]])
+        to = tf.range(tf.size(lengths)) + tf.where(lengths > 0, lengths + 1, 0)
+        (to,) = tf.while_loop(lambda to: lengths[to[0]] > 0, lambda to: [tf.gather(to, to)], [to])
+        return [at + to[0], leaps + 1]
+
+    at, leaps = tf.while_loop(
+        lambda at, leaps: goes_on(at) & (leaps < MAX_GIF_LEAPS), leap, [at, tf.convert_to_tensor(leaps)]
+    )
+    return [tf.where(goes_on(at), tf.size(octets), at) + 1, leaps + 1]
 
 
 def _within_limit(data: tf.Tensor, width: tf.Tensor, height: tf.Tensor) -> tf.Tensor:
@@ -188,37 +261,184 @@ def _required(condition: tf.Tensor, message: tf.Tensor | str, data: tf.Tensor) -
     return tf.strings.substr(data, zero, tf.strings.length(data))
 
 
-def center_view(image: tf.Tensor, resize: int, crop: Sequence[int]) -> tf.Tensor:
-    """Resize the shorter side, keeping the aspect ratio, and crop the centre.
-
-    Bilinear with antialiasing. An image that has the size already is left as it is.
+def apply_view(image: tf.Tensor, view: Mapping[str, Any]) -> tf.Tensor:
+    """Bring an image to a network's input as the view of its model card says.
 
     Args:
         image: uint8 [H, W, 3].
-        resize: the shorter side after resizing, in pixels.
-        crop: (height, width) of the centre that is kept, neither larger than `resize`.
+        view: as `keras_convnets.card.center_view` returns it; "kernel" is bilinear and "antialias" true where the view
+            does not say.
+
+    Returns:
+        uint8 [crop height, crop width, 3].
+
+    Raises:
+        UserError: if the view is none that can be applied.
+    """
+    check_view(view)
+    return center_view(image, view["resize"], view["crop"], view.get("kernel", "bilinear"), view.get("antialias", True))
+
+
+def center_view(
+    image: tf.Tensor, resize: int, crop: Sequence[int], kernel: str = "bilinear", antialias: bool = True
+) -> tf.Tensor:
+    """Resize the shorter side, keeping the aspect ratio, and crop the centre.
+
+    Only the pixels that enter the crop are resampled, so that a narrow image of any length costs no more than a square.
+    Where one side is up to about seventeen times the other, every number is that of `tf.image.resize` on the whole
+    image. Further out the centre lies so far from the first pixel that positions are counted from nearer by: some
+    pixels differ by one level from what single precision counts from the first. An image that has the size already is
+    left as it is.
+
+    Args:
+        image: uint8 [H, W, 3].
+        resize: the shorter side after resizing, in pixels; more where the crop would not fit.
+        crop: (height, width) of the centre that is kept.
+        kernel: one of `keras_convnets.card.KERNELS`.
+        antialias: whether bilinear and bicubic are widened where the image shrinks.
 
     Returns:
         uint8 [crop height, crop width, 3].
     """
     height_width = tf.shape(image)[:2]
 
+    def read(window: tf.Tensor) -> tf.Tensor:
+        return tf.slice(image, tf.pad(window[:2], [[0, 1]]), tf.pad(window[2:], [[0, 1]], constant_values=3))
+
     def resized_and_cropped():
-        shorter = tf.cast(tf.reduce_min(height_width), tf.float32)
-        scaled = tf.round(tf.cast(height_width, tf.float32) * (resize / shorter))
-        size = tf.maximum(tf.cast(scaled, tf.int32), resize)
-        resized = tf.image.resize(image, size, method="bilinear", antialias=True)
-        top, left = (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2
-        cropped = tf.round(resized[top : top + crop[0], left : left + crop[1]])
-        return tf.cast(tf.clip_by_value(cropped, 0, 255), tf.uint8)
+        scaled = scaled_size(height_width, resize)
+        if max(crop) > resize:
+            # Of an input that is not square; both sides of the image must cover it.
+            sides = tf.cast(height_width, tf.float64)
+            larger = tf.cast(tf.round(sides * tf.reduce_max(tf.cast(crop, tf.float64) / sides)), tf.int64)
+            scaled = tf.where(tf.reduce_all(scaled >= crop), scaled, tf.maximum(larger, crop))
+        corner = (scaled - crop) // 2
+        return crop_of_resized(height_width, read, scaled, corner, crop, kernel, antialias, from_first=NEAR * resize)
 
     as_it_is = tf.reduce_all(height_width == crop) & (min(crop) == resize)
     return tf.ensure_shape(tf.cond(as_it_is, lambda: image, resized_and_cropped), [*crop, 3])
 
 
+def scaled_size(height_width: tf.Tensor, shorter: tf.Tensor | float) -> tf.Tensor:
+    """Return height and width after the shorter side was brought to a length, int64 [2]; the ratio stays.
+
+    Args:
+        height_width: int32 [2], of the image.
+        shorter: the length of the shorter side, a whole number.
+    """
+    # In single precision, whose rounding of halves published networks were evaluated with, as far as that can tell
+    # pixels apart.
+    whole = tf.cast(height_width, tf.float32)
+    shorter = tf.cast(shorter, tf.float32)
+    single = tf.cast(tf.round(whole * (shorter / tf.reduce_min(whole))), tf.float64)
+    exact = tf.cast(height_width, tf.float64)
+    exact = tf.round(exact * tf.cast(shorter, tf.float64) / tf.reduce_min(exact))
+    scaled = tf.maximum(tf.where(exact < SINGLE_PRECISION_PIXELS, single, exact), tf.cast(shorter, tf.float64))
+    return tf.cast(scaled, tf.int64)
+
+
+def crop_of_resized(
+    height_width: tf.Tensor,
+    read: Callable[[tf.Tensor], tf.Tensor],
+    scaled: tf.Tensor,
+    corner: tf.Tensor,
+    crop: Sequence[int],
+    kernel: str = "bilinear",
+    antialias: bool = True,
+    from_first: int = 0,
+) -> tf.Tensor:
+    """Return a rectangle of a resized image; only the pixels that enter it are read and resampled.
+
+    A pixel of the result is a weighted mean of the source's pixels within the kernel's reach. The window that is read
+    holds all within reach of the rectangle, so that the weights are those of the whole image resized.
+
+    Args:
+        height_width: int32 [2], of the image.
+        read: from a window of the image, int32 [4] (top, left, height, width), to its pixels, uint8 [h, w, 3].
+        scaled: height and width after resizing, int64 [2].
+        corner: top and left of the rectangle in the resized image, int64 [2].
+        crop: height and width of the rectangle.
+        kernel: one of `keras_convnets.card.KERNELS`.
+        antialias: whether bilinear and bicubic are widened where the image shrinks.
+        from_first: a rectangle that begins at most so many pixels from the first is resampled with all that lies
+            before it, which makes its numbers those of the whole image resized; where a pixel lies is rounded otherwise
+            else, and some differ by one level.
+
+    Returns:
+        uint8 [*crop, 3].
+    """
+    side, corner = tf.cast(height_width, tf.float64), tf.cast(corner, tf.float64)
+    scale = tf.cast(scaled, tf.float64) / side
+    reach = tf.maximum(1.0 / scale, 1.0) * RADIUS.get(kernel, 1.0) + 1.0
+    begin = tf.maximum(tf.floor(corner / scale - reach), 0.0)
+    end = tf.minimum(tf.math.ceil((corner + crop) / scale + reach), side)
+    before = tf.where(corner <= from_first, corner, tf.zeros_like(corner))
+    begin = tf.where(before > 0.0, tf.zeros_like(begin), begin)
+    window = tf.cast(tf.concat([begin, end - begin], 0), tf.int32)
+    # In double precision: of a line of a million pixels, the difference is a millionth of what is subtracted.
+    translation = begin * scale - (corner - before)
+    size = tf.cast(before, tf.int32) + crop
+
+    image = read(window)
+    width = tf.shape(image)[1]
+    rows = resample_rows(image, size[0], scale[0], translation[0], kernel, antialias)[-crop[0] :]
+    # With columns as rows, of three channels of `crop[0]` numbers: transposing matrices is what TensorFlow does fast.
+    turned = tf.reshape(tf.transpose(tf.reshape(rows, [crop[0], width * 3])), [width, 3, crop[0]])
+    pixels = resample_rows(turned, size[1], scale[1], translation[1], kernel, antialias)[-crop[1] :]
+    pixels = tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
+    return tf.reshape(tf.transpose(tf.reshape(pixels, [crop[1] * 3, crop[0]])), [*crop, 3])
+
+
+def resample_rows(
+    image: tf.Tensor,
+    size: tf.Tensor | int,
+    scale: tf.Tensor,
+    translation: tf.Tensor | float,
+    kernel: str,
+    antialias: bool = True,
+) -> tf.Tensor:
+    """Resample [h, a, b] to float32 [size, a, b]; row r comes to row r * scale + translation.
+
+    Bilinear and bicubic give the same sums as `tf.image.resize` in a third of its time: its op walks over rows with
+    the processor's vectors but over columns pixel by pixel. A row as one pixel of many channels gives it only the
+    former to do.
+    """
+    shape = tf.shape(image)
+    flat = tf.reshape(image, [shape[0], shape[1] * shape[2]])
+    if kernel in SCALE_AND_TRANSLATE:
+        resampled = tf.raw_ops.ScaleAndTranslate(
+            images=flat[None, :, None],
+            size=tf.stack([size, 1]),
+            scale=tf.stack([tf.cast(scale, tf.float32), 1.0]),
+            translation=tf.stack([tf.cast(translation, tf.float32), 0.0]),
+            kernel_type=SCALE_AND_TRANSLATE[kernel],
+            antialias=antialias,
+        )
+    else:
+        resampled = _rows_of_kernel(flat, size, tf.cast(scale, tf.float64), tf.cast(translation, tf.float64), kernel)
+    return tf.reshape(resampled, [size, shape[1], shape[2]])
+
+
+def _rows_of_kernel(
+    rows: tf.Tensor, size: tf.Tensor | int, scale: tf.Tensor, translation: tf.Tensor, kernel: str
+) -> tf.Tensor:
+    """Resample [h, n] to float32 [size, n] by a kernel that the op lacks, as `tf.image.resize` defines it."""
+    height = tf.shape(rows)[0]
+    places = tf.cast(tf.range(size), tf.float64) - translation
+    if kernel == "nearest":
+        nearest = tf.cast(tf.floor((places + 0.5) / scale), tf.int32)
+        return tf.cast(tf.gather(rows, tf.clip_by_value(nearest, 0, height - 1)), tf.float32)
+    # Area: what share of each row of the source lies in a row of the result.
+    source = tf.cast(tf.range(height), tf.float64)
+    low, high = places[:, None] / scale, (places[:, None] + 1.0) / scale
+    overlap = tf.maximum(tf.minimum(high, source + 1.0) - tf.maximum(low, source), 0.0)
+    weights = overlap / tf.reduce_sum(overlap, axis=1, keepdims=True)
+    return tf.matmul(tf.cast(weights, tf.float32), tf.cast(rows, tf.float32))
+
+
 def plain_reason(error: tf.errors.OpError) -> str:
     """Return the sentence of an error that decoding raised, without what TensorFlow puts around it."""
-    # Of a graph: where it was defined, then the sentence, then "[[{{node ...}}]]".
-    lines = [line.strip() for line in error.message.split("[[{{node")[0].split("[Op:")[0].splitlines()]
+    # Of a graph: where it was defined, then the sentence, then "[[{{node ...}}]]", and where that was called.
+    lines = [line.strip() for line in error.message.split("[[{{")[0].split("[Op:")[0].splitlines()]
     sentence = next((line for line in reversed(lines) if line), type(error).__name__)
     return sentence.rpartition("}} ")[2].removeprefix(_REFUSAL_PREFIX).strip()

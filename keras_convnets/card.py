@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,8 @@ FORMAT = 1
 log = logging.getLogger("keras_convnets")
 # The shorter side before the crop, as the published ImageNet weights were evaluated.
 IMAGENET_SIDE = 256
+# How a view may resample, as `tf.image.resize` names it.
+KERNELS = ("bilinear", "area", "nearest", "bicubic")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class ModelCard:
             empty where no builder of this package made the network.
         class_names: the classes, in the order of the outputs.
         preprocessing: what the first layer does.
-        view: how an image becomes an input: {"name": "center", "resize": shorter side, "crop": side}, in pixels.
+        view: how an image becomes an input, as `center_view` returns it: {"name": "center", "resize": shorter side,
+            "crop": [height, width], "kernel": one of `KERNELS`}, in pixels; maybe "antialias", true where it is left
+            out.
         trained: whether the weights come from training.
         data: the data set: name, number of images by split, and its fingerprint.
         recipe: the resolved recipe, by field.
@@ -96,11 +100,13 @@ class ModelCard:
             values["class_ids"] = tuple(values.get("class_ids", ()))
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             _check_file_name(values.get("weights", {}).get("file"), where)
-            return cls(**values)
+            card = cls(**values)
         except UserError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where} is not a whole model card: {error} is missing or wrong.") from error
+        check_view(card.view, f"the view of {where}")
+        return card
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> ModelCard:
@@ -278,3 +284,28 @@ def center_view(height: int, width: int, resize: int | None = None) -> dict[str,
     """
     side = min(height, width) if resize is None else resize
     return {"name": "center", "resize": side, "crop": [height, width], "kernel": "bilinear"}
+
+
+def check_view(view: Any, where: object = "the view") -> None:
+    """Refuse a view that can't be applied.
+
+    Args:
+        view: as `center_view` returns it, maybe with "antialias", true or false.
+        where: what to call it.
+
+    Raises:
+        UserError: if the kernel is unknown, or the sizes are none.
+    """
+    if not isinstance(view, Mapping):
+        raise UserError(f"{where} is {view!r}; it must say how images are resized and cropped: write the card again.")
+    kernel, antialias = view.get("kernel", "bilinear"), view.get("antialias", True)
+    if kernel not in KERNELS:
+        raise UserError(f"{where} has the kernel {kernel!r}; images are resampled by one of {', '.join(KERNELS)}.")
+    if not isinstance(antialias, bool):
+        raise UserError(f"{where} has antialias {antialias!r}; it is true or false.")
+    crop, resize = view.get("crop"), view.get("resize")
+    sizes = [*crop, resize] if isinstance(crop, Sequence) and len(crop) == 2 else [None]
+    if not all(type(size) is int and size >= 1 for size in sizes):
+        raise UserError(
+            f"{where} has resize {resize!r} and crop {crop!r}; it needs a length and [height, width], in pixels."
+        )

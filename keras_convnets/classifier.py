@@ -11,13 +11,16 @@ from keras_convnets.card import ModelCard
 from keras_convnets.classes import likeliest
 from keras_convnets.errors import UserError
 
+# Of more images, building a graph takes less time than it saves.
+VIEWED_EAGERLY = 16
+
 
 @dataclass(frozen=True)
 class Classifier:
     """Something that classifies, and its card.
 
     Attributes:
-        card: class names, view and all else; None of an endpoint, which does not tell.
+        card: class names, view and all else; None where nothing tells, as of a LiteRT file still being written.
         predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
         predict_encoded: encoded images to probabilities, where the thing decodes by itself; else it is done here.
         image_size: (height, width) of the input; by default the card's.
@@ -63,16 +66,21 @@ def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
         uint8 [n, H, W, 3].
 
     Raises:
-        UserError: if one of them does not decode; the sentence gives its position.
+        UserError: if one of them does not decode; the sentence gives its position. Also if the view can't be applied.
     """
     import tensorflow as tf
 
-    from keras_convnets._tf_ops import center_view, decode_image, plain_reason
+    from keras_convnets._tf_ops import apply_view, decode_image, plain_reason
 
+    def view(image: tf.Tensor) -> tf.Tensor:
+        return apply_view(image, card.view)
+
+    if len(encoded) > VIEWED_EAGERLY:
+        view = tf.function(view, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
     views = []
     for position, data in enumerate(encoded):
         try:
-            views.append(center_view(decode_image(tf.constant(data)), card.view["resize"], card.view["crop"]).numpy())
+            views.append(view(decode_image(tf.constant(data))).numpy())
         except tf.errors.OpError as error:
             reason = plain_reason(error)
             raise UserError(f"image {position} is not readable ({reason}); JPEG, PNG, BMP and GIF are.") from error

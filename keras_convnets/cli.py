@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -22,11 +23,15 @@ from keras_convnets.registry import ARCHITECTURES, PublishedError, get_architect
 from keras_convnets.version import __version__
 
 if TYPE_CHECKING:
+    from keras_convnets.card import ModelCard
     from keras_convnets.classifier import Classifier
     from keras_convnets.training.data import DataSet
 
 PROGRAM = "keras-convnets"
 FAILURE, USER_ERROR, INTERRUPTED = 1, 2, 130
+# So many images are asked about to learn the names of an endpoint's classes.
+CLASS_CHECK_IMAGES = 64
+log = logging.getLogger("keras_convnets")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -319,7 +324,11 @@ def _evaluate_flags(parser: Parser) -> None:
     what = "run directory, exported version, .keras, .onnx or .tflite file, or an endpoint's URL"
     parser.add_argument("source", nargs="+", metavar="SOURCE", help=what)
     _data_flags(parser)
-    parser.add_argument("--split", help="default: test where there is one, else val or validation")
+    what = (
+        "default: test where there is one, else val or validation; of a folder of one level that the network was not "
+        "trained on, all"
+    )
+    parser.add_argument("--split", help=what)
     parser.add_argument("--batch_size", type=_positive, default=128, help="default: %(default)s")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
 
@@ -332,29 +341,20 @@ def _positive(text: str) -> int:
 
 
 def _evaluate_one(source: str, args: argparse.Namespace):
-    from rich.progress import Progress
-
-    from keras_convnets import training
-
+    if _is_url(source):
+        return _evaluate_endpoint(source, args)
     with _opened(source) as (classifier, run):
-        data = _data_of(source, run, args)
         _check_has_weights(source, "measure")
+        data = _data_of(source, classifier.card, run, args)
         if run is not None:
+            recipe, trained_on = run.config()["recipe"], _maybe_trained_on(classifier.card, data)
             # In the order of the training: what is left out first changes who is held out.
-            recipe = run.config()["recipe"]
-            data = data.without_broken(recipe.get("broken_images", 1.0))[0].with_holdout(recipe["holdout"])
-        resize = classifier.card.view["resize"] if classifier.card is not None else None
-        data = data.at_size(*_input_size(source, classifier, data), resize=resize)
-        _check_classes(source, classifier, data)
-        with Progress(transient=True, disable=bool(args.json) or not sys.stdout.isatty()) as progress:
-            task = progress.add_task(_described(f"evaluating {source}"), total=None)
-            result = training.evaluate(
-                classifier,
-                data,
-                split=args.split,
-                batch_size=args.batch_size,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )
+            data = data.without_broken(recipe.get("broken_images", 1.0))[0]
+            data = data.with_holdout(recipe["holdout"]) if trained_on and "train" in data.splits else data
+        _check_classes(source, classifier.card, data)
+        split = _measured_split(data, args)
+        others = {name: other for name, other in data.splits.items() if name != split}
+        result = _measure(source, classifier, data.in_view(classifier.card.view, leaving=others), split, args)
     if run is not None:
         run.add_evaluation(result)
     return result
@@ -367,10 +367,52 @@ def _described(doing: str) -> str:
     return escape(printable(doing))
 
 
-def _check_classes(source: str, classifier: Classifier, data: DataSet) -> None:
-    if classifier.card is not None and data.class_names not in (classifier.card.class_names, classifier.card.class_ids):
+def _evaluate_endpoint(source: str, args: argparse.Namespace):
+    """Measure an endpoint with images as the data hold them: it brings them to its size by itself."""
+    from keras_convnets import export
+    from keras_convnets.classes import imagenet_classes
+
+    data = _data_of(source, None, None, args)
+    split = _measured_split(data, args)
+    measured = dataclasses.replace(data, splits={split: data.split(split)}).without_broken()[0]
+    data = dataclasses.replace(data, splits={**data.splits, **measured.splits})
+    names = dict(zip(imagenet_classes().ids, imagenet_classes().names, strict=True))
+    some = data.split(split).encoded_in_order().take(CLASS_CHECK_IMAGES).as_numpy_iterator()
+    with export.Client(source) as client:
+        expected = [names.get(name, name) for name in data.class_names]
+        if not client.check_classes(expected, [encoded for encoded, *_ in some]):
+            log.warning("%s tells no class names, so only their number was compared.", source)
+        return _measure(source, client.predict, data, split, args, encoded=True)
+
+
+def _measure(source: str, predictor, data: DataSet, split: str, args: argparse.Namespace, encoded: bool = False):
+    from rich.progress import Progress
+
+    from keras_convnets import training
+
+    with Progress(transient=True, disable=bool(args.json) or not sys.stdout.isatty()) as progress:
+        task = progress.add_task(_described(f"evaluating {source}"), total=None)
+        return training.evaluate(
+            predictor,
+            data,
+            split=split,
+            batch_size=args.batch_size,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            encoded=encoded,
+        )
+
+
+def _measured_split(data: DataSet, args: argparse.Namespace) -> str:
+    """Return the name of the split to measure: the flag's, else the only one, else that of evaluation."""
+    name = args.split or (next(iter(data.splits)) if list(data.splits) == ["all"] else data.evaluation_split)
+    data.split(name)
+    return name
+
+
+def _check_classes(source: str, card: ModelCard, data: DataSet) -> None:
+    if data.class_names not in (card.class_names, card.class_ids):
         raise UserError(
-            f"{source} knows the classes {_shortened(classifier.card.class_names)}, and {data.name} has "
+            f"{source} knows the classes {_shortened(card.class_names)}, and {data.name} has "
             f"{_shortened(data.class_names)}; evaluate on data with the model's classes."
         )
 
@@ -379,31 +421,44 @@ def _shortened(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _data_of(source: str, run, args: argparse.Namespace) -> DataSet:
-    """Return the data to evaluate on: the flag's, else what the run was trained on."""
+def _data_of(source: str, card: ModelCard | None, run, args: argparse.Namespace) -> DataSet:
+    """Return the data to evaluate on: the flag's, else what the run was trained on.
+
+    A folder of one level is taken whole where it is known not to be what was trained on, or --split asks for it.
+    """
     from keras_convnets import training
+    from keras_convnets.training.data.folder import TEST_EVERY, WHOLE, holds_one_level, load_undivided
+    from keras_convnets.training.data.shards import holds_shards
 
     kept = run.config()["source"] if run is not None else {}
     place = args.dataset or kept.get("dataset")
     if place is None:
         raise UserError(f"{source} does not say which data it was trained on; name some with --dataset.")
-    return training.load_dataset(place, args.data_dir or (None if args.dataset else kept.get("data_dir")))
-
-
-def _input_size(source: str, classifier: Classifier, data: DataSet) -> tuple[int, int]:
-    size = classifier.image_size or data.image_size
-    if size is None:
-        raise UserError(
-            f"{data.name} has images of many sizes and {source} does not say which it takes; "
-            "evaluate the exported version itself."
+    data = training.load_dataset(place, args.data_dir or (None if args.dataset else kept.get("data_dir")))
+    folder = Path(place)
+    one_level = folder.is_dir() and not holds_shards(folder) and holds_one_level(folder)
+    if one_level and (args.split == WHOLE or (args.split is None and not _maybe_trained_on(card, data))):
+        return load_undivided(folder)
+    if one_level and args.split is None and args.dataset:
+        log.warning(
+            "%s may be what %s was trained on: measured is its test split, every %dth image of each class, which "
+            "training leaves out; --split %s measures all.",
+            *(place, source, TEST_EVERY, WHOLE),
         )
-    return size
+    return data
+
+
+def _maybe_trained_on(card: ModelCard | None, data: DataSet) -> bool:
+    """Whether a network may have been trained on these data: as its card says by name or number, or does not say."""
+    facts = card.data if card is not None else {}
+    images = sum(facts.get("images", {}).values()) + facts.get("left_out", 0)
+    return not facts or facts.get("name") == data.name or images == sum(split.size for split in data.splits.values())
 
 
 def _print_evaluation(source: str, result) -> None:
     top5 = "" if result.top5 is None else f"  top-5 {result.top5:.2%}"
     figures = f"top-1 {result.top1:.2%} (+- {result.standard_error:.2%}){top5}"
-    print(printable(f"{source}: {figures}  on {result.key}, n={result.n}"))
+    print(printable(f"{source}: {figures}  on {result.key}, n={result.n} of {result.of} images"))
     names = [printable(name) for name in result.class_names]
     width = max(map(len, names))
     print(f"  {'class':<{width}}  {'n':>6}  {'top-1':>7}  most often taken for")
@@ -421,19 +476,10 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
     """Give the classifier that a SOURCE names, and its run where it is one."""
     from keras_convnets import export
     from keras_convnets.card import card_of_model
-    from keras_convnets.classifier import Classifier, keras_classifier
+    from keras_convnets.classifier import keras_classifier
 
     path = Path(source)
-    if source.startswith(("http://", "https://", "grpc://")):
-        from keras_convnets.images import encode_png
-
-        with export.Client(source) as client:
-
-            def predict(images):
-                return client.predict([encode_png(image) for image in images])
-
-            yield Classifier(None, predict, client.predict, client.image_size()), None
-    elif (path / "config.json").is_file():
+    if (path / "config.json").is_file():
         from keras_convnets.training import Run
 
         run = Run.existing(path)
@@ -443,6 +489,10 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
     else:
         model = _open_model(source)
         yield keras_classifier(model, card_of_model(model)), None
+
+
+def _is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://", "grpc://"))
 
 
 def _open_model(source: str):
@@ -516,9 +566,9 @@ def _answering(args: argparse.Namespace) -> Iterator[Callable[[Sequence[bytes]],
 
         Run.existing(args.run)
     _check_has_weights(args.run or args.model, "predict")
+    if args.model and _is_url(args.model):
+        raise UserError(f"--model got {args.model!r}; give an endpoint's address as --url.")
     with _opened(args.run or args.model) as (classifier, _):
-        if classifier.card is None:
-            raise UserError(f"--model got {args.model!r}; give an endpoint's address as --url.")
         yield lambda encoded: classifier.top_k(encoded, args.top_k)
 
 

@@ -80,7 +80,7 @@ def test_samples_of_any_class_names_stay_in_the_run_and_come_back_with_their_cla
     data = DataSet("made", tuple(names), True, {"test": split}, (8, 8))
     run = Run(tmp_path / "a" / "b" / "run")
     run.path.mkdir(parents=True)
-    run.save_samples(data, VIEW)
+    run.save_samples(data)
     assert [path.name for path in tmp_path.rglob("*") if path.is_dir()].count("samples") == 1
     written = list(tmp_path.rglob("*.png"))
     assert len(written) == len(names) * 2 - 1

@@ -152,7 +152,7 @@ def test_the_small_square_is_uniform_within_the_central_one():
 
 def test_each_kernel_is_drawn_equally_often_and_does_not_move_the_window(encoded, monkeypatch):
     # Each kernel paints its own number, and the window's size beside it.
-    def painted(image, size, scale, translation, kernel):
+    def painted(image, size, kernel):
         pixel = tf.stack([KERNELS.index(kernel), tf.shape(image)[0], tf.shape(image)[1]])
         return tf.cast(tf.ones([size, size, 1]) * tf.cast(pixel, tf.float32), tf.uint8)
 
@@ -200,7 +200,7 @@ def test_a_scale_crop_is_that_of_the_whole_photograph_resized(encoded, size, sho
     for data, seed in zip(encoded, seeds(len(encoded)), strict=True):
         whole = decode_image(tf.constant(data))
         scaled, (top, left) = scale_corner(tf.shape(whole)[:2], seed, size, shorter)
-        resized = tf.image.resize(whole, scaled, "bilinear", antialias=True)
+        resized = tf.image.resize(whole, tf.cast(scaled, tf.int32), "bilinear", antialias=True)
         expected = tf.round(resized)[top : top + size, left : left + size].numpy()
         crop = random_scale_crop(tf.constant(data), seed, size, shorter).numpy()
         # Where a pixel lies is rounded otherwise from another origin: some are one level off, none is more.

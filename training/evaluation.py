@@ -16,8 +16,8 @@ from keras_convnets.errors import UserError
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.data.splits import check_count
 
-# What turns images, uint8 [b, H, W, 3], into probabilities, float32 [b, classes].
-Predictor = Callable[[np.ndarray], np.ndarray]
+# What turns images, uint8 [b, H, W, 3], or encoded images, a list, into probabilities, float32 [b, classes].
+Predictor = Callable[[Any], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Evaluation:
         top5: share whose class is among the five likeliest; None for five classes or fewer.
         class_names: the classes.
         confusion: int [classes, classes]: row the truth, column the answer.
+        of: number of images in all splits of the data set.
     """
 
     data: str
@@ -43,6 +44,7 @@ class Evaluation:
     top5: float | None
     class_names: tuple[str, ...]
     confusion: np.ndarray
+    of: int | None = None
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
@@ -71,6 +73,7 @@ class Evaluation:
             "split": self.split,
             "protocol": self.protocol,
             "n": self.n,
+            "of": self.of,
             "top1": self.top1,
             "top1_standard_error": self.standard_error,
             "top5": self.top5,
@@ -90,6 +93,7 @@ def evaluate(
     split: str | None = None,
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
+    encoded: bool = False,
 ) -> Evaluation:
     """Measure a classifier on a split by the plain centre view.
 
@@ -107,6 +111,8 @@ def evaluate(
         split: the split's name; by default the data set's evaluation split.
         batch_size: images at a time.
         progress: called with (images done, images in all).
+        encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
+            its size by itself.
 
     Raises:
         UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or
@@ -118,8 +124,8 @@ def evaluate(
     name = split or dataset.evaluation_split
     if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
-    images = _at_input_size(predictor, dataset, name)
-    probabilities = predict_split(predictor, images, batch_size, progress)
+    images = dataset.split(name) if encoded else _at_input_size(predictor, dataset, name)
+    probabilities = predict_split(predictor, images, batch_size, progress, encoded)
     classes = len(dataset.class_names)
     if probabilities.shape[1] != classes:
         raise UserError(
@@ -141,6 +147,7 @@ def evaluate(
         top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
         class_names=dataset.class_names,
         confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
+        of=sum(part.size for part in dataset.splits.values()),
     )
 
 
@@ -162,7 +169,7 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
         )
     alone = dataclasses.replace(dataset, splits={name: images})
     # They are read once: nothing is gained by holding them.
-    return alone.at_size(*view["crop"], resize=view["resize"], memory_limit=0).splits[name]
+    return alone.in_view(view, memory_limit=0).splits[name]
 
 
 def _view_of(predictor: Predictor | keras.Model) -> Mapping[str, Any] | None:
@@ -178,15 +185,17 @@ def predict_split(
     split: SizedSplit,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
+    encoded: bool = False,
 ) -> np.ndarray:
     """Return the probabilities of every image of a split, float32 [n, classes], in the stored order.
 
-    A Keras model sees full batches only, the last one padded and cut again, so that it is compiled once.
+    A Keras model sees full batches only, the last one padded and cut again, so that it is compiled once. With `encoded`
+    a predictor sees lists of encoded images.
     """
     predict = _compiled(predictor, batch_size) if isinstance(predictor, keras.Model) else predictor
     parts, done = [], 0
-    for images, _ in split.in_order(batch_size):
-        parts.append(np.asarray(predict(images.numpy())))
+    for images, *_ in split.encoded_in_order().batch(batch_size) if encoded else split.in_order(batch_size):
+        parts.append(np.asarray(predict(images.numpy().tolist() if encoded else images.numpy())))
         done += len(images)
         if progress:
             progress(done, split.size)

@@ -4,7 +4,8 @@ Functions of an encoded photograph and a seed, for the `map` of a tf.data pipeli
 that stands in the header and decodes only what the window shows; what comes out is what decoding the whole photograph
 first would give. JPEGs are decoded as `decode_image` does it: accurate integer DCT, smooth chroma.
 
-Resizing is bilinear with antialiasing unless it is said otherwise.
+Resizing is bilinear with antialiasing unless it is said otherwise; of the other kernels bicubic is antialiased, nearest
+and area are what they are.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from keras_convnets._tf_ops import MAX_PIXELS, decode_image
+from keras_convnets._tf_ops import MAX_PIXELS, crop_of_resized, decode_image, scaled_size
+from keras_convnets.card import KERNELS
 from keras_convnets.errors import UserError
 
-# As `tf.image.resize` names them. Bilinear and bicubic are antialiased; nearest and area are what they are.
-KERNELS = ("bilinear", "area", "nearest", "bicubic")
 TRIES = 10
 # The decoder smooths chroma, which may have half the resolution, with what it decodes: at the sides of a window it
 # lacks the neighbours that the whole photograph has. Two columns more on each side give it those.
@@ -63,8 +63,7 @@ def random_area_crop(
     height_width, read = _opened(encoded)
     window = area_window(height_width, seed, area, aspect)
     image = read(window)
-    scale = size / tf.cast(window[2:], tf.float32)
-    ways = [lambda kernel=kernel: _resized(image, size, scale, [0.0, 0.0], kernel) for kernel in kernels]
+    ways = [lambda kernel=kernel: _resized(image, size, kernel) for kernel in kernels]
     if len(ways) == 1:
         return ways[0]()
     # A seed of its own, so that the window is the same whatever the kernels.
@@ -95,7 +94,7 @@ def random_scale_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int, shorter: S
     _check_range("shorter", shorter, 0, math.inf)
     _check_size(size, shorter[0])
     height_width, read = _opened(encoded)
-    return _crop_of_resized(height_width, read, *scale_corner(height_width, seed, size, shorter), size)
+    return crop_of_resized(height_width, read, *scale_corner(height_width, seed, size, shorter), [size, size])
 
 
 def random_square_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int = 224, square: int = 256) -> tf.Tensor:
@@ -121,7 +120,7 @@ def random_square_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int = 224, squ
     """
     _check_size(size, square)
     height_width, read = _opened(encoded)
-    return _crop_of_resized(height_width, read, *square_corner(height_width, seed, size, square), size)
+    return crop_of_resized(height_width, read, *square_corner(height_width, seed, size, square), [size, size])
 
 
 def area_window(height_width: tf.Tensor, seed: tf.Tensor, area: Sequence[float], aspect: Sequence[float]) -> tf.Tensor:
@@ -173,12 +172,12 @@ def scale_corner(
         shorter: least and greatest length of the shorter side, both possible.
 
     Returns:
-        Height and width after resizing, and top and left of the square: int32 [2] each.
+        Height and width after resizing, and top and left of the square: int64 [2] each.
     """
     drawn = tf.random.stateless_uniform([3], seed)
     side = shorter[0] + tf.floor(drawn[0] * float(shorter[1] - shorter[0] + 1))
-    scaled = _scaled(height_width, side)
-    return scaled, tf.cast(tf.floor(drawn[1:] * tf.cast(scaled - size + 1, tf.float32)), tf.int32)
+    scaled = scaled_size(height_width, side)
+    return scaled, tf.cast(tf.floor(drawn[1:] * tf.cast(scaled - size + 1, tf.float32)), tf.int64)
 
 
 def square_corner(height_width: tf.Tensor, seed: tf.Tensor, size: int, square: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -191,35 +190,11 @@ def square_corner(height_width: tf.Tensor, seed: tf.Tensor, size: int, square: i
         square: side of the central square, and length of the shorter side after resizing.
 
     Returns:
-        Height and width after resizing, and top and left of the square: int32 [2] each.
+        Height and width after resizing, and top and left of the square: int64 [2] each.
     """
-    scaled = _scaled(height_width, float(square))
+    scaled = scaled_size(height_width, square)
     within = tf.random.stateless_uniform([2], seed, 0, square - size + 1, tf.int32)
-    return scaled, (scaled - square) // 2 + within
-
-
-def _scaled(height_width: tf.Tensor, shorter: tf.Tensor | float) -> tf.Tensor:
-    """Return height and width for a length of the shorter side, rounded as `center_view` rounds them."""
-    whole = tf.cast(height_width, tf.float32)
-    return tf.cast(tf.maximum(tf.round(whole * (shorter / tf.reduce_min(whole))), shorter), tf.int32)
-
-
-def _crop_of_resized(
-    height_width: tf.Tensor, read: Callable, scaled: tf.Tensor, corner: tf.Tensor, size: int
-) -> tf.Tensor:
-    """Return the square at a corner of the resized photograph; only the pixels that enter it are decoded and resized.
-
-    A pixel of the result is a weighted mean of the source's pixels within the kernel's reach. The window holds all
-    within reach of the square, so that the weights are those of the whole photograph resized.
-    """
-    scale = tf.cast(scaled, tf.float32) / tf.cast(height_width, tf.float32)
-    reach = tf.maximum(1.0 / scale, 1.0) + 1.0
-    first = tf.floor(tf.cast(corner, tf.float32) / scale - reach)
-    last = tf.math.ceil(tf.cast(corner + size, tf.float32) / scale + reach)
-    begin = tf.maximum(tf.cast(first, tf.int32), 0)
-    end = tf.minimum(tf.cast(last, tf.int32), height_width)
-    translation = tf.cast(begin, tf.float32) * scale - tf.cast(corner, tf.float32)
-    return _resized(read(tf.concat([begin, end - begin], 0)), size, scale, tf.unstack(translation), "bilinear")
+    return scaled, (scaled - square) // 2 + tf.cast(within, tf.int64)
 
 
 def _opened(encoded: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
@@ -255,34 +230,13 @@ def _decode_window(encoded: tf.Tensor, height_width: tf.Tensor, window: tf.Tenso
     return decoded[:, left - begin : left - begin + width]
 
 
-def _resized(image: tf.Tensor, size: int, scale: tf.Tensor, translation: Sequence, kernel: str) -> tf.Tensor:
-    """Resample to uint8 [size, size, 3]; row r of the image comes to row r * scale[0] + translation[0]."""
+def _resized(image: tf.Tensor, size: int, kernel: str) -> tf.Tensor:
+    """Resize a whole window to uint8 [size, size, 3]."""
     if kernel in ("nearest", "area"):
         return tf.cast(tf.round(tf.image.resize(image, [size, size], kernel)), tf.uint8)
-    rows = _resample_rows(image, size, scale[0], translation[0], kernel)
-    columns = _resample_rows(tf.transpose(rows, [1, 0, 2]), size, scale[1], translation[1], kernel)
-    both = tf.transpose(columns, [1, 0, 2])
-    # Weights of the cubic can be negative.
-    both = tf.clip_by_value(both, 0.0, 255.0) if kernel == "bicubic" else both
-    return tf.cast(tf.round(both), tf.uint8)
-
-
-def _resample_rows(image: tf.Tensor, size: int, scale: tf.Tensor, translation: tf.Tensor, kernel: str) -> tf.Tensor:
-    """Resample [h, w, 3] to float32 [size, w, 3], with antialiasing.
-
-    The same sums as `tf.image.resize` in a third of its time: its op walks over rows with the processor's vectors but
-    over columns pixel by pixel. A row as one pixel of many channels gives it only the former to do.
-    """
-    shape = tf.shape(image)
-    resampled = tf.raw_ops.ScaleAndTranslate(
-        images=tf.reshape(image, [1, shape[0], 1, shape[1] * 3]),
-        size=[size, 1],
-        scale=tf.stack([scale, 1.0]),
-        translation=tf.stack([translation, 0.0]),
-        kernel_type={"bilinear": "triangle", "bicubic": "keyscubic"}[kernel],
-        antialias=True,
-    )
-    return tf.reshape(resampled, [size, shape[1], 3])
+    height_width = tf.shape(image)[:2]
+    square = tf.constant([size, size], tf.int64)
+    return crop_of_resized(height_width, lambda _: image, square, tf.zeros_like(square), [size, size], kernel)
 
 
 def _check_size(size: int, largest: float = math.inf) -> None:

@@ -98,9 +98,8 @@ def make_plan(
     settled = chosen.for_network(architecture.depth).for_data(data.split("train").size)
     data = data.with_holdout(settled.holdout)
     view = _view(settled, architecture, data, found)
-    height, width = view["crop"]
     kept = {"train": data.split("train")} if settled.reads_photographs else {}
-    sized = data.at_size(height, width, resize=view["resize"], leaving=kept)
+    sized = data.in_view(view, leaving=kept)
     return Plan(architecture.name, settled, sized, view, found, tuple(broken))
 
 

@@ -19,9 +19,9 @@ from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import only_one, read_json, safe_names, whole_file, whole_folder, write_json, write_text
-from keras_convnets.images import encode_png
 from keras_convnets.network import load_keras
 from keras_convnets.training.data import DataSet
+from keras_convnets.training.data.broken import image_type
 from keras_convnets.training.data.splits import held_out
 from keras_convnets.training.evaluation import Evaluation
 from keras_convnets.training.plots import confusion_matrix
@@ -32,6 +32,7 @@ EVALUATION = "evaluation.json"
 BEST, FINAL = "best.keras", "final.keras"
 KEEP_CHECKPOINTS = 2
 SAMPLES = 100
+ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp"}
 
 
 class Run:
@@ -146,28 +147,23 @@ class Run:
             model.save(temporary)
         return self.path / name
 
-    def save_samples(self, data: DataSet, view: dict[str, Any]) -> None:
-        """Keep a few images that were not trained on as `samples/<class>/<position>.png`, for checks and for a look.
+    def save_samples(self, data: DataSet) -> None:
+        """Keep a few images that were not trained on as `samples/<class>/<position>`, for checks and for a look.
 
-        A class's folder is its name by `safe_names`.
-
-        Args:
-            data: the run's; where it has no other labelled split, the images are of "train".
-            view: how images that are still encoded are brought to one size.
+        Encoded as the data hold them, not cropped: who looks at them applies the view, as to any image.
         """
         unseen = ("test", "val", "validation", "holdout")
         name = next((name for name in unseen if name in data.splits and data.splits[name].labelled), "train")
         split = data.split(name)
         chosen, _ = held_out(split.labels, min(SAMPLES, split.size - 1)) if split.size > 1 else ([0], None)
         shutil.rmtree(self.path / "samples", ignore_errors=True)
-        kept = split.subset(np.asarray(chosen)).at_size(view, memory_limit=0)
-        images = np.concatenate([batch.numpy() for batch, _ in kept.in_order(SAMPLES)])
+        originals = split.originals.subset(np.asarray(chosen)).encoded_in_order().as_numpy_iterator()
         class_folders = safe_names(data.class_names)
         with whole_folder(self.path / "samples") as folder:
-            for position, image in zip(chosen, images, strict=True):
+            for position, (encoded, *_) in zip(chosen, originals, strict=True):
                 of_class = folder / class_folders[split.labels[position]]
                 of_class.mkdir(exist_ok=True)
-                (of_class / f"{position:05d}.png").write_bytes(encode_png(image))
+                (of_class / f"{position:05d}{ENDINGS[image_type(encoded)]}").write_bytes(encoded)
 
     def save_checkpoint(self, step: int, model: keras.Model, optimizer, state: dict[str, Any]) -> None:
         """Write weights, optimizer and state into a folder of their own, then drop all but the newest two."""

@@ -329,7 +329,7 @@ class _Training:
             versions=current_versions(),
             git_revision=current_git_revision(),
         )
-        run.save_samples(plan.data, plan.view)
+        run.save_samples(plan.data)
         card.write(run.path)
         run.save_model(self.model, FINAL)
         learning_curves(

@@ -119,14 +119,14 @@ def _make_views(card: ModelCard):
     """Return a function from encoded images to the network's input, uint8 [batch, H, W, 3]."""
     import tensorflow as tf
 
-    from keras_convnets._tf_ops import center_view, decode_image
+    from keras_convnets._tf_ops import apply_view, decode_image
 
     viewed = tf.TensorSpec([*card.view["crop"], 3], tf.uint8)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def views(encoded):
         def view(data):
-            return center_view(decode_image(data), card.view["resize"], card.view["crop"])
+            return apply_view(decode_image(data), card.view)
 
         return tf.map_fn(view, encoded, fn_output_signature=viewed, parallel_iterations=DECODED_AT_ONCE)
 

@@ -8,10 +8,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from keras_convnets.card import center_view
+from keras_convnets.card import center_view, check_view
 from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.training.data.broken import BROKEN_SHARE, BrokenImage, check_share
@@ -136,8 +137,14 @@ class DataSet:
         Raises:
             UserError: if more than a share of 0.05 of a split is broken.
         """
+        return self.in_view(center_view(height, width, resize), memory_limit, leaving)
+
+    def in_view(
+        self, view: Mapping[str, Any], memory_limit: int = MEMORY_LIMIT, leaving: Mapping[str, Split] | None = None
+    ) -> DataSet:
+        """Return the data set with every image as a model card's view shows it; else as `at_size`."""
+        check_view(view)
         leaving = dict(leaving or {})
-        view = center_view(height, width, resize)
         others = {name: split for name, split in self.splits.items() if name not in leaving}
         sound, _ = dataclasses.replace(self, splits=others).without_broken()
         left = memory_limit - sum(split.held_bytes for split in leaving.values())
@@ -146,7 +153,7 @@ class DataSet:
             sized[name] = sound.splits[name].at_size(view, left)
             left -= sized[name].held_bytes
         splits = {name: leaving.get(name) or sized[name] for name in self.splits}
-        return dataclasses.replace(self, splits=splits, image_size=(height, width))
+        return dataclasses.replace(self, splits=splits, image_size=tuple(view["crop"]))
 
     def with_holdout(self, holdout: float) -> DataSet:
         """Return the data set with a part of "train" moved into a split named "holdout".

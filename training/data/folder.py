@@ -19,6 +19,8 @@ from keras_convnets.training.data.splits import FileSplit
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 EVALUATION_SPLITS = ("val", "validation", "test")
 TEST_EVERY = 5
+# The split that holds a folder of one level whole.
+WHOLE = "all"
 QUARANTINE = "quarantine.txt"
 log = logging.getLogger("keras_convnets")
 
@@ -48,6 +50,28 @@ def load_folder(folder: Path) -> DataSet:
         )
     left = {name: split for name, split in left.items() if split.size}
     return dataclasses.replace(everything, splits=left, image_size=_shared_size(left["train"]))
+
+
+def holds_one_level(folder: Path) -> bool:
+    """Whether a folder holds classes and no splits, so that `load_folder` makes the splits."""
+    return not (folder / "train").is_dir()
+
+
+def load_undivided(folder: Path) -> DataSet:
+    """Read a folder of one level as one split, "all", of every image that `quarantine.txt` does not list.
+
+    Raises:
+        UserError: as from `load_folder`.
+    """
+    classes = _class_names(folder)
+    images = _without_listed(folder, _read_split(folder, classes))
+    return DataSet(
+        name=folder.name or str(folder),
+        class_names=classes,
+        flips_keep_labels=True,
+        splits={WHOLE: images},
+        image_size=_shared_size(images),
+    )
 
 
 def list_folder(folder: Path) -> dict[str, FileSplit]:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,12 @@ class Split(abc.ABC):
         """Return (position, path or what else finds it, reason) of the images that do not decode."""
         return []
 
-    def at_size(self, view: dict[str, Any], memory_limit: int) -> SizedSplit:
+    @property
+    def originals(self) -> Split:
+        """The same images as the data hold them, not yet brought to one size."""
+        return self
+
+    def at_size(self, view: Mapping[str, Any], memory_limit: int) -> SizedSplit:
         """Return the split with images of one size: decoded into memory where they fit, else decoded when read.
 
         Args:
@@ -113,7 +118,7 @@ class SizedSplit(Split):
     """
 
     image_size: tuple[int, int]
-    view: dict[str, Any] | None = None
+    view: Mapping[str, Any] | None = None
 
     @abc.abstractmethod
     def in_order(self, batch_size: int) -> tf.data.Dataset:
@@ -135,7 +140,7 @@ class ViewedSplit(SizedSplit):
         view: how they are brought to one size.
     """
 
-    def __init__(self, source: Split, view: dict[str, Any]):
+    def __init__(self, source: Split, view: Mapping[str, Any]):
         self._source, self.view = source, view
         self.size, self.checked, self.held_bytes = source.size, source.checked, source.held_bytes
         self.image_size = (view["crop"][0], view["crop"][1])
@@ -150,7 +155,12 @@ class ViewedSplit(SizedSplit):
         """All labels, int64 [size]."""
         return self._source.labels
 
-    def at_size(self, view: dict[str, Any], memory_limit: int) -> SizedSplit:
+    @property
+    def originals(self) -> Split:
+        """The same images as the data hold them."""
+        return self._source.originals
+
+    def at_size(self, view: Mapping[str, Any], memory_limit: int) -> SizedSplit:
         """Return the split in another view of the encoded images."""
         return self._source.at_size(view, memory_limit)
 
@@ -197,10 +207,11 @@ class ViewedSplit(SizedSplit):
             images[done:end], labels[done:end] = part.numpy(), of_part.numpy()
             done = end
         check_count(done, self.size)
-        return ArraySplit(images, labels, self.view)
+        return ArraySplit(images, labels, self.view, self.originals)
 
     def _decoded(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-        viewed = _viewing(self.view["resize"], self.image_size)
+        kernel, antialias = self.view.get("kernel", "bilinear"), self.view.get("antialias", True)
+        viewed = _viewing(self.view["resize"], self.image_size, kernel, antialias)
         return examples.map(
             lambda encoded, label, position: (viewed(encoded), label),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -209,11 +220,12 @@ class ViewedSplit(SizedSplit):
 
 
 @functools.lru_cache(maxsize=16)
-def _viewing(resize: int, crop: tuple[int, int]) -> Callable[[tf.Tensor], tf.Tensor]:
+def _viewing(resize: int, crop: tuple[int, int], kernel: str, antialias: bool) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return what turns an encoded image into a view; its graph takes half a second to build, so it is kept."""
     return tf.function(
-        lambda encoded: center_view(decode_image(encoded), resize, crop),
+        lambda encoded: center_view(decode_image(encoded), resize, crop, kernel, antialias),
         input_signature=[tf.TensorSpec([], tf.string)],
+        autograph=False,
     )
 
 
@@ -284,11 +296,18 @@ class ArraySplit(PositionSplit, SizedSplit):
         images: uint8 [n, H, W, 3], RGB. An array that does not begin at a multiple of 64 bytes is copied once.
         labels: integers [n].
         view: what brought the images to this size, or None of images that are stored so.
+        originals: the same images before they were brought to this size; by default these.
     """
 
     checked = True
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, view: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        view: Mapping[str, Any] | None = None,
+        originals: Split | None = None,
+    ):
         labels = np.asarray(labels, np.int64)
         shape = np.shape(images)
         if len(shape) != 4 or shape[-1] != 3 or labels.shape != shape[:1] or not labels.size:
@@ -297,8 +316,11 @@ class ArraySplit(PositionSplit, SizedSplit):
                 "they must be [n, height, width, 3] and [n], n at least 1."
             )
         self._set(_aligned(images), None, labels, view)
+        self._originals = originals
 
-    def _set(self, stored: np.ndarray, at: np.ndarray | None, labels: np.ndarray, view: dict[str, Any] | None) -> None:
+    def _set(
+        self, stored: np.ndarray, at: np.ndarray | None, labels: np.ndarray, view: Mapping[str, Any] | None
+    ) -> None:
         self._stored, self._at, self._labels, self.view = stored, at, labels, view
         self.size, self.image_size = len(labels), (stored.shape[1], stored.shape[2])
         self.held_bytes = self.size * math.prod(stored.shape[1:])
@@ -318,12 +340,19 @@ class ArraySplit(PositionSplit, SizedSplit):
         """Whether the labels are known: those that are not are negative."""
         return bool(self._labels.min() >= 0)
 
-    def at_size(self, view: dict[str, Any], memory_limit: int) -> SizedSplit:
+    def at_size(self, view: Mapping[str, Any], memory_limit: int) -> SizedSplit:
         """Return the split resized; itself where it has the size already."""
         has_size = [*self.image_size] == [*view["crop"]]
         if has_size and (self.view == view or min(view["crop"]) == view["resize"]):
             return self
+        if self._originals is not None:
+            return self._originals.at_size(view, memory_limit)
         return super().at_size(view, memory_limit)
+
+    @property
+    def originals(self) -> Split:
+        """The same images before they were brought to this size."""
+        return self if self._originals is None else self._originals
 
     def subset(self, positions: np.ndarray) -> ArraySplit:
         """Return the images at these positions, in the same memory."""
@@ -331,6 +360,7 @@ class ArraySplit(PositionSplit, SizedSplit):
         part = ArraySplit.__new__(ArraySplit)
         at = positions if self._at is None else self._at[positions]
         part._set(self._stored, at, self._labels[positions], self.view)
+        part._originals = None if self._originals is None else self._originals.subset(positions)
         return part
 
     def fingerprint(self) -> str:
