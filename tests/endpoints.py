@@ -96,7 +96,7 @@ def front_ends(models, *, workers=4, health=False, limits=None, **options):
     metrics = options.get("metrics")
     server = grpc_service.make_server(models, workers, metrics=metrics, health=health, admission=admission)
     port = server.add_insecure_port("127.0.0.1:0")
-    ports = types.SimpleNamespace(rest_api_port=bound.getsockname()[1], port=port)
+    ports = types.SimpleNamespace(rest_api_port=bound.getsockname()[1], port=port, rest=rest, admission=admission)
     rest.start()
     server.start()
     try:

@@ -59,7 +59,9 @@ def predict(
         outputs = servable.engine.run(name, inputs)
     response = predict_pb2.PredictResponse(model_spec=_model_spec(servable, name))
     outputs = {alias: outputs[alias] for alias in request.output_filter or outputs}
-    with admission.answering(costs.of_answer(outputs, _ELEMENT_BYTES)):
+    raw = {alias: array for alias, array in outputs.items() if tensor_protos.is_raw(array)}
+    others = {alias: array for alias, array in outputs.items() if alias not in raw}
+    with admission.answering(costs.of_answer(raw, 0) + costs.of_answer(others, _ELEMENT_BYTES)):
         for alias, array in outputs.items():
             response.outputs[alias].CopyFrom(tensor_protos.from_array(array))
     return response

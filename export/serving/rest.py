@@ -181,9 +181,20 @@ class RestApp:
         # Its memory is in use until the work is done, whatever was answered meanwhile.
         held.release_after(work)
         # What was not begun by then never is.
-        return await asyncio.wait_for(asyncio.wrap_future(work), self._timeout)
+        answer = await asyncio.wait_for(asyncio.wrap_future(work), self._timeout)
+        if isinstance(answer, ServingError):
+            raise answer
+        return answer
 
-    def _work(self, route: urls.Route, body: bytes, gzipped: bool, until: float) -> bytes:
+    def _work(self, route: urls.Route, body: bytes, gzipped: bool, until: float) -> bytes | ServingError:
+        """Return the answer or the error: raised through a future it would keep all of the request for a while."""
+        try:
+            return self._worked(route, body, gzipped, until)
+        except ServingError as error:
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
+
+    def _worked(self, route: urls.Route, body: bytes, gzipped: bool, until: float) -> bytes:
         if route.action == "metadata":
             return self._metadata(route)
         answer = self._predict if route.action == "predict" else self._classify_or_regress

@@ -39,6 +39,11 @@ _FIELDS = _LISTS | {
 _MAX_RANK = 254
 
 
+def is_raw(array: np.ndarray) -> bool:
+    """Return whether an array is written as its memory stands, without an object for each element."""
+    return dtype_name(array) in _RAW_FIELDS
+
+
 def from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
     """Return the TensorProto of an array, in typed fields and with its full shape.
 
