@@ -21,11 +21,13 @@ class Limits:
 
     What a server needs at most besides its models is, by the defaults: 2 GiB of requests that were received, 2 GiB of
     gRPC messages on their way in, 2 GiB of tensors made of requests, 2 GiB of answers being written, 1.2 GB of decoded
-    pixels, and what the networks themselves need for `max_request_rows` rows in each run.
+    pixels, 0.3 GiB of requests too small to be held up, and what the networks themselves need for `max_request_rows`
+    rows in each of the runs at a time, or in each batch. Lower limits need less in proportion.
 
     Attributes:
         max_request_bytes: of one request as it is sent, and of what it inflates to. 32 photographs of 6 MB, in base64.
-            JSON takes about ten times its bytes for lists of numbers, which max_working_bytes counts.
+            JSON takes up to thirty times its bytes for lists of numbers, which max_working_bytes counts: about 100
+            images of 224 x 224 as such lists.
         max_request_rows: images, strings, tf.Examples or other rows of one request.
         max_request_elements: numbers or strings of one tensor of a request. 2**26 float32 fill max_request_bytes.
         max_repeated_values: elements of a TensorProto that are not sent, because its last value is repeated. One image
