@@ -855,7 +855,7 @@ def _serve_flags(parser: Parser) -> None:
     add = parser.add_argument
     add("--port", type=int, default=8500, help="of gRPC; default: %(default)s")
     add("--rest_api_port", type=int, default=8501, help="of REST; default: %(default)s")
-    add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s, this machine only")
+    add("--host", help="address to listen on; default: 127.0.0.1, this machine only")
     add("--grpc_socket_path", default="", metavar="FILE", help="a UNIX socket that answers gRPC too")
     add("--model_name", help="serve this model only, or the name for --model_base_path")
     add("--model_base_path", metavar="DIR", help="a model's folder of versions, instead of a repository")
@@ -871,10 +871,11 @@ def _serve_flags(parser: Parser) -> None:
     for name, default, purpose in seconds:
         add(f"--{name}", type=_not_negative, default=default, metavar="S", help=f"{purpose}; default: %(default)s")
     add("--rest_api_timeout_in_ms", type=_positive, default=30_000, metavar="MS", help="default: %(default)s")
-    add(
-        "--max_queued_requests", type=_positive, default=128, metavar="N", help="more are refused; default: %(default)s"
-    )
-    add("--max_request_bytes", type=_positive, metavar="N", help="of a REST request; default: any size")
+    add("--max_queued_requests", type=_positive, metavar="N", help="more are refused; default: 128")
+    _limit_flags(parser)
+    folders = "whose models clients may have served (HandleReloadConfigRequest), and the next with another flag; "
+    folders += "default: what is served, and none where --host is reached by other machines"
+    add("--reload_folders", action="append", metavar="DIR", help=folders)
     switches = (
         ("enable_batching", False, "run requests that come at the same time together"),
         ("enable_model_warmup", True, "answer a version's warm-up requests before it is available"),
@@ -885,6 +886,23 @@ def _serve_flags(parser: Parser) -> None:
     for name, default, purpose in switches:
         purpose = f"{purpose}; default: {str(default).lower()}"
         add(f"--{name}", nargs="?", const=True, default=default, type=_switch, metavar="true|false", help=purpose)
+
+
+def _limit_flags(parser: Parser) -> None:
+    import dataclasses
+
+    from keras_convnets.export.serving.limits import Limits
+
+    group = parser.add_argument_group("limits of the local server", "0: none, as in TensorFlow Serving")
+    for field in dataclasses.fields(Limits):
+        purpose = f"{field.metadata['purpose']}; default: {field.default}"
+        group.add_argument(f"--{field.name}", type=_count, metavar="N", help=purpose)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return int(text)
 
 
 def _not_negative(text: str) -> float:

@@ -81,17 +81,22 @@ class Models:
 
 
 @contextlib.contextmanager
-def front_ends(models, *, workers=4, health=False, **options):
+def front_ends(models, *, workers=4, health=False, limits=None, **options):
     """Open both front ends over models; gives their ports and a channel. Options are those of `RestApp`."""
     from keras_convnets.export.serving import grpc_service
+    from keras_convnets.export.serving.admission import Admission
     from keras_convnets.export.serving.rest import RestApp, RestServer
 
     executor = concurrent.futures.ThreadPoolExecutor(workers)
     bound = socket.create_server(("127.0.0.1", 0))
-    rest = RestServer(RestApp(models, executor, **options), bound)
-    server = grpc_service.make_server(models, workers, metrics=options.get("metrics"), health=health)
+    admission = Admission(limits)
+    rest = RestServer(
+        RestApp(models, executor, admission=admission, **options), bound, admission.limits.max_connections
+    )
+    metrics = options.get("metrics")
+    server = grpc_service.make_server(models, workers, metrics=metrics, health=health, admission=admission)
     port = server.add_insecure_port("127.0.0.1:0")
-    ports = types.SimpleNamespace(rest_api_port=bound.getsockname()[1], port=port)
+    ports = types.SimpleNamespace(rest_api_port=bound.getsockname()[1], port=port, rest=rest, admission=admission)
     rest.start()
     server.start()
     try:

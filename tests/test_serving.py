@@ -25,6 +25,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.export.serving import ModelServer, rest
 from keras_convnets.export.serving.dtypes import TensorInfo
 from keras_convnets.export.serving.engine import Signature
+from keras_convnets.export.serving.limits import Limits
 from keras_convnets.export.serving.status import Code, ServingError
 from keras_convnets.export.serving.turns import Turns
 
@@ -894,7 +895,11 @@ def test_predict_refuses_to_fill_all_memory(stubs):
     tensor = tf.make_tensor_proto(np.float32([1]))
     tensor.tensor_shape.dim[0].size = 2**34
     request = predict_request(signature="same", x=tensor)
-    assert_fails("INVALID_ARGUMENT", "tensor parsing error: x", stubs[0].Predict, request)
+    message = (
+        "Input x has 17179869184 elements; the server allows 67108864 (--max_request_elements): send a smaller "
+        "tensor, or have the limit raised."
+    )
+    assert_fails("INVALID_ARGUMENT", message, stubs[0].Predict, request)
 
 
 def test_messages_may_be_large(stubs):
@@ -1080,13 +1085,13 @@ def test_a_full_queue_is_429():
 
 def test_request_size_limit(base_paths):
     models = {"old": base_paths["old"]}
-    with ModelServer(models, port=0, rest_api_port=0, max_request_bytes=1000) as server:
+    with ModelServer(models, port=0, rest_api_port=0, limits=Limits(max_request_bytes=1000)) as server:
         big = json.dumps({"instances": [1.0] * 1000}).encode()
         assert call(server, "POST", "/v1/models/old:predict", big)[0] == 413
         status, _, body = call(
             server, "POST", "/v1/models/old:predict", gzip.compress(big), {"Content-Encoding": "gzip"}
         )
-        assert status == 429 and b"1000 bytes" in body
+        assert status == 413 and b"allows 1000 (--max_request_bytes)" in body
         assert predict(server, {"instances": [1]}, "old")[0] == 200
 
 

@@ -27,6 +27,7 @@ from tensorflow_serving.apis import (  # noqa: E402
 )
 
 from keras_convnets.export.serving.engine import SavedModelEngine  # noqa: E402
+from keras_convnets.export.serving.limits import Limits  # noqa: E402
 from keras_convnets.export.serving.metrics import Metrics  # noqa: E402
 
 ROW = {"a": [1.0, 2.0], "b": 5, "s": {"b64": "b25l"}}
@@ -71,7 +72,7 @@ def server(tmp_path_factory):
     save_many(root / "many")
     save_examples(root / "examples")
     models = Models({name: SavedModelEngine(root / name) for name in ("many", "examples")})
-    with front_ends(models, metrics=Metrics(), cors=True, max_request_bytes=10**6) as ports:
+    with front_ends(models, metrics=Metrics(), cors=True, limits=Limits(max_request_bytes=10**6)) as ports:
         yield ports
 
 

@@ -1,6 +1,7 @@
 """Which versions are served: policies, labels, configurations, warm-up, and the command's flags."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -94,6 +95,12 @@ def fails(code, message, function, *arguments, **options):
     with pytest.raises(ServingError) as caught:
         function(*arguments, **options)
     assert (caught.value.code, caught.value.message) == (code, message)
+
+
+def denied(part, function):
+    with pytest.raises(ServingError) as caught:
+        function()
+    assert caught.value.code is Code.PERMISSION_DENIED and part in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -463,6 +470,77 @@ def test_reload_over_grpc_with_labels(saved, tmp_path):
             ask(server.rest_api_port, ONE, where="/labels/canary")
 
 
+@pytest.mark.parametrize(
+    ("path", "folders", "allowed"),
+    [
+        ("root/m", ["root"], True),
+        ("root/m/../n", ["root"], True),
+        ("root", ["root"], True),
+        ("root/../outside", ["root"], False),
+        ("root/link", ["root"], False),
+        ("rooted/m", ["root"], False),
+        ("outside", ["root", "outside"], True),
+        ("outside", ["/"], True),
+        ("root/link", [], True),
+        ("root/link/inside", [], True),
+        ("root/m", [], False),
+    ],
+)
+def test_where_models_of_a_client_may_lie(tmp_path, path, folders, allowed):
+    for name in ("root/m", "root/n", "outside/inside", "rooted/m"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
+    config = config_of(entry(f"{tmp_path}/{path}"))
+    # The server itself was given a link that leads outside, which stays allowed.
+    served = [] if folders else [str(tmp_path / "root" / "link")]
+    check = functools.partial(configuration.check_folders, config, [tmp_path / name for name in folders], served)
+    if allowed:
+        check()
+    else:
+        denied("lies outside the folders whose models clients may have served", check)
+
+
+@pytest.mark.parametrize(
+    ("host", "folders", "sentence"),
+    [
+        ("127.0.0.1", None, "lies outside the folders whose models clients may have served"),
+        ("0.0.0.0", None, "HandleReloadConfigRequest is off where others than this machine reach the server"),
+        ("::", None, "HandleReloadConfigRequest is off"),
+        ("0.0.0.0", ["elsewhere"], "lies outside the folders"),
+        ("0.0.0.0", ["."], None),
+        ("localhost", ["/"], None),
+    ],
+)
+def test_who_may_reload(tmp_path, host, folders, sentence):
+    base = tmp_path / "repository" / "m"
+    base.joinpath("1").mkdir(parents=True)
+    folders = None if folders is None else [tmp_path / folder for folder in folders]
+    server = ModelServer({"m": base}, host=host, reload_folders=folders)
+    other = config_of(entry(tmp_path / "other"))
+    if sentence is None:
+        server._check_reload(other)
+    else:
+        denied(sentence, functools.partial(server._check_reload, other))
+    if host == "127.0.0.1":
+        server._check_reload(config_of(entry(base)))
+        in_repository = ModelServer(configuration.RepositoryConfig(tmp_path / "repository"))
+        in_repository._check_reload(config_of(entry(tmp_path / "repository" / "new")))
+
+
+def test_a_client_that_reloads_what_it_may_not(saved, tmp_path):
+    publish(saved, tmp_path / "m", 1)
+    publish(saved, tmp_path / "other", 1)
+    with (
+        ModelServer({"m": tmp_path / "m"}, port=0, rest_api_port=0) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = model_service_pb2_grpc.ModelServiceStub(channel)
+        request = model_management_pb2.ReloadConfigRequest(config=config_of(entry(tmp_path / "m" / ".." / "other")))
+        with pytest.raises(grpc.RpcError, match="PERMISSION_DENIED"):
+            stub.HandleReloadConfigRequest(request, timeout=30)
+        assert ask(server.rest_api_port, ONE) == [1.0]
+
+
 def warm_up_file(version, *records):
     path = version / warming.PLACE
     path.parent.mkdir(exist_ok=True)
@@ -611,10 +689,13 @@ def model_server(tmp_path):
     program.write_text(FAKE)
     program.chmod(0o755)
 
-    def run(*arguments):
+    def run(*arguments, fails=False):
         environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
         command = [sys.executable, "-m", "keras_convnets", "serve", *map(str, arguments)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+        if fails:
+            assert (done.returncode, done.stdout) == (2, ""), done.stdout
+            return done.stderr
         assert done.returncode == 0, done.stderr
         said, *printed = done.stdout.splitlines()
         assert str(program) in said
@@ -644,9 +725,35 @@ def test_tensorflow_model_server_gets_the_same_flags(model_server, tmp_path):
     assert {"--model_name=default", f"--monitoring_config_file={tmp_path / 'a'}"} <= set(printed)
 
 
+def test_flags_that_tensorflow_model_server_cannot_honour(model_server, tmp_path):
+    folders(tmp_path / "repository" / "m", 1)
+    flags = ["--host", "127.0.0.1", "--max_request_bytes", 1000, "--max_queued_requests", 5, "--port", 0]
+    flags += ["--reload_folders", tmp_path]
+    said = model_server(tmp_path / "repository", *flags, fails=True)
+    named = "--host, --max_queued_requests, --reload_folders, --max_request_bytes, --port=0"
+    assert f"which is on PATH and is used, cannot do what {named} say; add --engine tensorflow" in said
+    honoured = ["--host=0.0.0.0", "--max_request_bytes=0", "--max_connections=0", "--reload_folders=/"]
+    printed = model_server(tmp_path / "repository", *honoured)
+    assert not any("host" in line or "max_" in line or "reload" in line for line in printed)
+
+
+def test_every_flag_goes_over_or_is_refused():
+    """A new flag of `serve` must be given to TensorFlow Serving's server, or be refused for it."""
+    from keras_convnets import cli
+    from keras_convnets.export.serving import command
+
+    parser = cli.Parser(prog="serve")
+    cli._serve_flags(parser)
+    names = {action.dest for action in parser._actions} - {"help"}
+    chosen = {"repository", "engine", "model_name", "model_base_path", "model_config_file"}
+    waits = {"file_system_poll_wait_seconds", "model_config_file_poll_wait_seconds"}
+    assert names == chosen | waits | set(command._SHARED) | set(command._FILES) | set(command._LOCAL)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ("--max_request_rows=-1", "-1 is not a whole number of at least 0"),
         (
             "--batching_parameters_file x",
             "server_options.batching_parameters_file is set without setting server_options.enable_batching to true.",

@@ -21,6 +21,7 @@ import numpy as np
 
 from keras_convnets.export.serving import json_text
 from keras_convnets.export.serving.dtypes import TensorInfo, dtype_name
+from keras_convnets.export.serving.limits import NO_LIMITS, Limits
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
 
@@ -85,7 +86,10 @@ def parse_request(body: bytes) -> tuple[dict[str, Any], str]:
 
 
 def decode_inputs(
-    document: Mapping[str, Any], inputs: Mapping[str, TensorInfo], signature_name: str = ""
+    document: Mapping[str, Any],
+    inputs: Mapping[str, TensorInfo],
+    signature_name: str = "",
+    limits: Limits = NO_LIMITS,
 ) -> tuple[dict[str, np.ndarray], Format]:
     """Turn the "instances" or "inputs" of a request into tensors.
 
@@ -93,6 +97,7 @@ def decode_inputs(
         document: the parsed request.
         inputs: the signature's inputs by alias.
         signature_name: the name asked for, for the error message.
+        limits: how many rows and elements there may be.
 
     Returns:
         The tensors by alias (strings as object arrays of bytes; in row format with the number of instances as first
@@ -117,9 +122,11 @@ def decode_inputs(
             raise format_error(document, "Expecting 'instances' to be an list/array")
         if not instances:
             raise format_error(document, "No values in 'instances' array")
-        return _decode_rows(instances, inputs), Format.ROW
+        if any(info.in_rows for info in inputs.values()):
+            limits.check_rows(len(instances))
+        return _decode_rows(instances, inputs, limits), Format.ROW
     if "inputs" in document:
-        return _decode_columns(document["inputs"], inputs), Format.COLUMNAR
+        return _decode_columns(document["inputs"], inputs, limits), Format.COLUMNAR
     raise invalid_argument("Missing 'inputs' or 'instances' key")
 
 
@@ -166,7 +173,7 @@ def format_error(value: Any, text: str) -> ServingError:
     return invalid_argument(f"JSON Value: {json_text.dump(value)} {text}")
 
 
-def _decode_rows(instances: list[Any], inputs: Mapping[str, TensorInfo]) -> dict[str, np.ndarray]:
+def _decode_rows(instances: list[Any], inputs: Mapping[str, TensorInfo], limits: Limits) -> dict[str, np.ndarray]:
     if not isinstance(instances[0], dict) and len(inputs) > 1:
         raise invalid_argument(
             "instances is a plain list, but expecting list of objects as multiple "
@@ -183,7 +190,7 @@ def _decode_rows(instances: list[Any], inputs: Mapping[str, TensorInfo]) -> dict
             try:
                 if name not in inputs:
                     raise invalid_argument(f"JSON object: does not have named input: {name}")
-                columns.setdefault(name, _Column(inputs[name])).add_instance(value)
+                columns.setdefault(name, _Column(inputs[name], limits)).add_instance(value)
             except ServingError as error:
                 key = f" key: {name}" if named else ""
                 raise invalid_argument(
@@ -198,7 +205,7 @@ def _decode_rows(instances: list[Any], inputs: Mapping[str, TensorInfo]) -> dict
     return {name: column.array((len(instances), *column.shape)) for name, column in columns.items()}
 
 
-def _decode_columns(value: Any, inputs: Mapping[str, TensorInfo]) -> dict[str, np.ndarray]:
+def _decode_columns(value: Any, inputs: Mapping[str, TensorInfo], limits: Limits) -> dict[str, np.ndarray]:
     if not _is_named(value):
         if len(inputs) > 1:
             raise invalid_argument(
@@ -210,7 +217,9 @@ def _decode_columns(value: Any, inputs: Mapping[str, TensorInfo]) -> dict[str, n
     for name, info in inputs.items():
         if name not in value:
             raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
-        column = _Column(info)
+        if info.in_rows and isinstance(value[name], list):
+            limits.check_rows(len(value[name]))
+        column = _Column(info, limits)
         column.add(value[name])
         tensors[name] = column.array(column.shape)
     return tensors
@@ -231,8 +240,9 @@ class _Column:
     The shape is read off the first element at each level; whatever does not fit it afterwards is an error.
     """
 
-    def __init__(self, info: TensorInfo):
+    def __init__(self, info: TensorInfo, limits: Limits):
         self._info = info
+        self._limits = limits
         self._first_shape: tuple[int, ...] | None = None
         self._first_size = 0
         self._values: list[Any] = []
@@ -262,6 +272,7 @@ class _Column:
         if len(shape) > _MAX_RANK:
             raise invalid_argument(f"tensor parsing error: {self._info.alias}")
         self.shape = tuple(shape)
+        self._limits.check_elements(len(self._values) + math.prod(shape), self._info.alias)
         self._fill(value, 0)
 
     def array(self, shape: tuple[int, ...]) -> np.ndarray:

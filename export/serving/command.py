@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import shutil
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from keras_convnets.errors import UserError
 from keras_convnets.export import model_config
 from keras_convnets.export.serving import configuration
+from keras_convnets.export.serving.limits import Limits
+from keras_convnets.export.serving.turns import MAX_QUEUED_REQUESTS
 
 if TYPE_CHECKING:
     from keras_convnets.export.serving.server import ModelServer
@@ -29,6 +32,15 @@ _SHARED = (
     "enable_grpc_healthcheck_service",
     "allow_version_labels_for_unavailable_models",
 )
+_LIMITS = tuple(field.name for field in dataclasses.fields(Limits))
+# Flags that only the local server has, with the value that means what TensorFlow Serving does anyway.
+_LOCAL = {
+    "host": "0.0.0.0",
+    "max_queued_requests": None,
+    "reload_folders": ["/"],
+    **dict.fromkeys(_LIMITS, 0),
+}
+_LOCAL_HOST = "127.0.0.1"
 _FILES = ("batching_parameters_file", "monitoring_config_file", "grpc_socket_path")
 
 
@@ -56,13 +68,26 @@ def model_server_arguments(flags: Mapping[str, Any]) -> list[str]:
         flags: the values of the command's flags by name.
 
     Raises:
-        UserError: if there is nothing to serve, or a file can't be read.
+        UserError: if there is nothing to serve, a file can't be read, or a flag can't be honoured.
     """
+    _check_honoured(flags)
     arguments = _model_arguments(flags)
     arguments += [f"--{name}={_written(flags[name])}" for name in _SHARED]
     arguments += [f"--{name}={os.path.abspath(flags[name])}" for name in _FILES if flags[name]]
     # Whole seconds there; a short wait must not become the 0 that looks only once.
     return [*arguments, f"--file_system_poll_wait_seconds={math.ceil(flags['file_system_poll_wait_seconds'])}"]
+
+
+def _check_honoured(flags: Mapping[str, Any]) -> None:
+    given = [f"--{name}" for name, same in _LOCAL.items() if flags[name] is not None and flags[name] != same]
+    # Ours take a free port for 0; there it turns the interface off.
+    given += [f"--{name}=0" for name in ("port", "rest_api_port") if flags[name] == 0]
+    if given:
+        raise UserError(
+            f"{MODEL_SERVER}, which is on PATH and is used, cannot do what {', '.join(given)} "
+            f"{'says' if len(given) == 1 else 'say'}; add --engine tensorflow for the local server, or leave "
+            f"{'it' if len(given) == 1 else 'them'} out."
+        )
 
 
 def _model_arguments(flags: Mapping[str, Any]) -> list[str]:
@@ -137,12 +162,15 @@ def make_local_server(flags: Mapping[str, Any]) -> ModelServer:
         batching = configuration.read_batching(file) if file else BatchingParameters()
     monitoring = flags["monitoring_config_file"]
     models, wait = _source(flags)
-    same = ("port", "rest_api_port", "host", "grpc_socket_path", "max_queued_requests", "max_request_bytes")
+    same = ("port", "rest_api_port", "grpc_socket_path", "reload_folders")
     same += ("enable_model_warmup", "allow_version_labels_for_unavailable_models", "file_system_poll_wait_seconds")
     same += ("rest_api_timeout_in_ms", "rest_api_enable_cors_support", "enable_grpc_healthcheck_service")
     return ModelServer(
         models,
         **{name: flags[name] for name in same},
+        host=_LOCAL_HOST if flags["host"] is None else flags["host"],
+        max_queued_requests=flags["max_queued_requests"] or MAX_QUEUED_REQUESTS,
+        limits=Limits(**{name: flags[name] for name in _LIMITS if flags[name] is not None}),
         engine=flags["engine"] or "tensorflow",
         batching=batching,
         config_poll_wait_seconds=wait,

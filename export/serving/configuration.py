@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import importlib
@@ -17,6 +18,7 @@ from keras_convnets.export import model_config, repository
 from keras_convnets.export.model_config import PLATFORM
 from keras_convnets.export.serving.batching import BatchingParameters
 from keras_convnets.export.serving.metrics import PROMETHEUS_PATH
+from keras_convnets.export.serving.names import printable
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
 _log = logging.getLogger(__name__)
@@ -76,9 +78,8 @@ def check(config: Any, served: Collection[str]) -> None:
         ServingError: INVALID_ARGUMENT or FAILED_PRECONDITION.
     """
     items = config.model_config_list.config
-    names = [item.name for item in items]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in collections.Counter(item.name for item in items).items():
+        if count > 1:
             raise invalid_argument(f"Illegal to list model {name} multiple times in config list")
     for item in items:
         if not (os.path.isabs(item.base_path) or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", item.base_path)):
@@ -94,6 +95,35 @@ def check(config: Any, served: Collection[str]) -> None:
             )
         if platform != PLATFORM:
             raise ServingError(Code.FAILED_PRECONDITION, f"PlatformConfigMap has no entry for platform {platform}")
+
+
+def check_folders(config: Any, folders: Collection[str], served: Collection[str]) -> None:
+    """Check that the models which a client wants to have served lie where they may.
+
+    Links are followed, because a link in a folder may lead anywhere; a base path of the server's own stays one.
+
+    Args:
+        config: a `ModelServerConfig`.
+        folders: those whose models may be served, with all that is in them; "/" for any path or URI.
+        served: base paths that the server itself was given.
+
+    Raises:
+        ServingError: PERMISSION_DENIED.
+    """
+    roots = [Path(folder).resolve() for folder in folders]
+    if Path("/") in roots:
+        return
+    own = {os.path.abspath(path) for path in served}
+    roots += [Path(path).resolve() for path in served]
+    for item in config.model_config_list.config:
+        path = item.base_path
+        if path in own or any(Path(path).resolve().is_relative_to(root) for root in roots):
+            continue
+        raise ServingError(
+            Code.PERMISSION_DENIED,
+            f"The base path {printable(path)} of model {printable(item.name)} lies outside the folders whose models "
+            "clients may have served; start the server with --reload_folders for others.",
+        )
 
 
 def _platform(item: Any) -> str:
@@ -118,10 +148,13 @@ class RepositoryConfig:
     Args:
         root: the repository.
         model: serve this one only; by default all.
+
+    Attributes:
+        root: as given.
     """
 
     def __init__(self, root: str | os.PathLike[str], model: str | None = None):
-        self._root = Path(root)
+        self.root = Path(root)
         self._model = model
         self._seen: dict[str, Path] = {}
 
@@ -132,11 +165,11 @@ class RepositoryConfig:
             UserError: if the repository holds no model or not the one asked for, or `models.config` can't be read.
         """
         # A model whose folder is gone for the moment stays: nothing changes as long as its base path can't be read.
-        self._seen |= repository.models(self._root)
-        config = model_config.read_config(self._root / model_config.FILE_NAME)
+        self._seen |= repository.models(self.root)
+        config = model_config.read_config(self.root / model_config.FILE_NAME)
         entries = config.model_config_list.config
         for item in entries:
-            here = self._root / item.name
+            here = self.root / item.name
             if here.is_dir():
                 # The repository was moved or copied, or is seen under another path: the one that was named is served.
                 item.base_path = os.path.abspath(here)
@@ -146,14 +179,14 @@ class RepositoryConfig:
         if self._model is not None:
             kept = [item for item in entries if item.name == self._model]
             if not kept:
-                raise unknown_name(f"model of {self._root}", self._model, (item.name for item in entries))
+                raise unknown_name(f"model of {self.root}", self._model, (item.name for item in entries))
             del entries[:]
             entries.extend(kept)
         return config
 
     def is_its_file(self) -> bool:
         """Return whether `models.config` alone says the same."""
-        return model_config.read_config(self._root / model_config.FILE_NAME) == self()
+        return model_config.read_config(self.root / model_config.FILE_NAME) == self()
 
 
 def read_batching(path: str | os.PathLike[str]) -> BatchingParameters:

@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol, mended: limits for headers that do not come or do not end, and no upgrades.
+"""uvicorn's HTTP protocol, mended: limits for headers that do not come or do not end, for connections, for requests
+sent without waiting and for answers that nobody takes; and no upgrades.
 
 A client that offers HTTP/2 (`curl --http2`, Java's HttpClient) sends "Upgrade: h2c" with its request, which an HTTP/1.1
 server ignores. uvicorn's parser takes it for the end of HTTP instead, and the body would be lost.
@@ -13,8 +14,18 @@ import socket
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_SECONDS = 30.0
-MAX_HEADER_BYTES = 2**20
+MAX_HEADER_BYTES = 2**16
+# Requests on one connection that wait for the answer to the one before.
+MAX_PIPELINED = 16
+# Without a byte of an answer taken.
+WRITE_SECONDS = 75.0
 
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+    b"connection: close\r\n\r\n%s"
+)
+_TOO_MANY_TEXT = b'{"error":"The server has as many connections as it allows (--max_connections); try again later."}'
+_TOO_MANY %= len(_TOO_MANY_TEXT), _TOO_MANY_TEXT
 _END = re.compile(rb"\r?\n\r?\n")
 _UPGRADE = re.compile(rb"\nUpgrade:", re.IGNORECASE)
 
@@ -30,23 +41,43 @@ class LimitedProtocol(HttpToolsProtocol):
     _between = True
     _inside = False
     _inside_bytes = 0
+    _write_timer: asyncio.TimerHandle | None = None
+    # How many connections there may be at a time; 0 for any number.
+    max_connections = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Await the first request."""
+        """Await the first request, or refuse the connection where there are too many."""
         super().connection_made(transport)
+        self._head = bytearray()
+        if self.max_connections and len(self.connections) > self.max_connections:
+            transport.write(_TOO_MANY)
+            transport.close()
+            return
         # An answer's head and body are two writes, and the second would wait for the client to acknowledge the first;
         # asyncio sees to it only where the listening socket was made for TCP by name.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._head = bytearray()
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Await nothing more."""
         self._stop_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Await that what is written is taken."""
+        super().pause_writing()
+        self._await_taken(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        self._stop_write_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Give the parser whole headers, and everything that follows them as it comes."""
+        if self.transport.is_closing():
+            return
         if self._between:
             self._start_timer()
             searched = max(len(self._head) - 3, 0)
@@ -64,6 +95,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to await the end of the headers."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            # The parser ends at the error, and the connection is answered with 400.
+            raise ValueError("too many requests on one connection wait for their answers")
         super().on_message_begin()
         self._between, self._inside, self._inside_bytes = False, True, 0
         self._start_timer()
@@ -91,6 +125,24 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _await_taken(self, size: int) -> None:
+        """Close the connection if nothing is taken of so many bytes that wait to be sent, for a while."""
+
+        def check() -> None:
+            left = self.transport.get_write_buffer_size()
+            if left < size:
+                self._await_taken(left)
+            else:
+                self.transport.abort()
+
+        self._stop_write_timer()
+        self._write_timer = self.loop.call_later(WRITE_SECONDS, check)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _give_up(self) -> None:
         self._timer = None

@@ -50,6 +50,11 @@ class TensorInfo:
     dtype: str
     shape: tuple[int | None, ...] | None
 
+    @property
+    def in_rows(self) -> bool:
+        """Whether the first dimension counts images, strings or other rows, rather than plain numbers."""
+        return self.dtype == "string" or (self.shape is not None and len(self.shape) > 1)
+
 
 def dtype_name(array: np.ndarray) -> str:
     """Return TensorFlow's printed name for an array's type; object arrays hold strings.

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching
 from keras_convnets.export.serving.dtypes import NAMES, TensorInfo, dtype_name
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
@@ -92,15 +93,22 @@ class Engine(abc.ABC):
     Args:
         signature_defs: the signatures verbatim, as protocol buffers by name.
         scheduler: gives requests their turns; by default each runs by itself, a few at once.
+        admission: bounds the pixels that are decoded at a time; by default those of this engine.
 
     Attributes:
         signature_defs: as given.
         signatures: what can be called, by name.
     """
 
-    def __init__(self, signature_defs: Mapping[str, Any], scheduler: Turns | Batching | None = None):
+    def __init__(
+        self,
+        signature_defs: Mapping[str, Any],
+        scheduler: Turns | Batching | None = None,
+        admission: Admission | None = None,
+    ):
         self.signature_defs = dict(signature_defs)
         self.signatures = {name: _describe(name, proto) for name, proto in sorted(signature_defs.items())}
+        self._admission = admission or Admission()
         scheduler = scheduler or Turns()
         self._queues = {
             name: scheduler.queue(functools.partial(self._call, name), signature, functools.partial(self._graph, name))
@@ -120,8 +128,8 @@ class Engine(abc.ABC):
 
         Raises:
             ServingError: with the code and the text of the engine's error; INVALID_ARGUMENT for a type or a rank that
-                the signature does not take; RESOURCE_EXHAUSTED when too many requests wait; DEADLINE_EXCEEDED when
-                the request's deadline passed before its turn came.
+                the signature does not take; RESOURCE_EXHAUSTED when too many requests wait, or for images of too many
+                pixels; DEADLINE_EXCEEDED when the request's deadline passed before its turn came.
         """
         signature = self.signatures[name]
         inputs = {**signature.defaults, **inputs}
@@ -131,7 +139,9 @@ class Engine(abc.ABC):
                     f"Expects arg[{position}] to be {info.dtype} but {dtype_name(inputs[alias])} is provided"
                 )
             _check_shape(info, inputs[alias].shape)
-        return dict(self._queues[name]({alias: inputs[alias] for alias in signature.inputs}))
+        inputs = {alias: inputs[alias] for alias in signature.inputs}
+        with self._admission.decoding(inputs):
+            return dict(self._queues[name](inputs))
 
     @abc.abstractmethod
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -148,6 +158,7 @@ class SavedModelEngine(Engine):
     Args:
         path: the version's directory, the one that holds `saved_model.pb`.
         scheduler: gives requests their turns.
+        admission: bounds the pixels that are decoded at a time.
 
     Raises:
         ServingError: the directory holds no SavedModel that loads.
@@ -158,14 +169,19 @@ class SavedModelEngine(Engine):
         (1, 10)
     """
 
-    def __init__(self, path: str | os.PathLike[str], scheduler: Turns | Batching | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        scheduler: Turns | Batching | None = None,
+        admission: Admission | None = None,
+    ):
         # Loading is the first thing that needs TensorFlow.
         import tensorflow as tf
 
         self._tf = tf
         path = os.fspath(path)
         try:
-            super().__init__(read_signature_defs(path), scheduler)
+            super().__init__(read_signature_defs(path), scheduler, admission)
             # Kept as a whole: the signatures alone do not keep variables and tables alive.
             self._model: Any = tf.saved_model.load(path, tags={SERVE_TAG})
         except Exception as error:

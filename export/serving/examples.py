@@ -14,6 +14,7 @@ import numpy as np
 from keras_convnets.export.serving import codec
 from keras_convnets.export.serving.dtypes import NUMBERS, dtype_name
 from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE, SavedModelEngine
+from keras_convnets.export.serving.limits import NO_LIMITS, Limits
 from keras_convnets.export.serving.status import ServingError, invalid_argument
 
 _INPUTS = "inputs"
@@ -27,8 +28,12 @@ _UINT64_MAX = 2**64 - 1
 Classification = tuple[np.ndarray | None, np.ndarray | None]
 
 
-def parse_request(body: bytes) -> tuple[str, list[bytes]]:
+def parse_request(body: bytes, limits: Limits = NO_LIMITS) -> tuple[str, list[bytes]]:
     """Read the body of a `:classify` or `:regress` request.
+
+    Args:
+        body: the JSON text.
+        limits: how many examples there may be.
 
     Returns:
         The signature name asked for ("" for none) and the serialized tf.Examples, each with the request's context in
@@ -51,12 +56,26 @@ def parse_request(body: bytes) -> tuple[str, list[bytes]]:
         raise codec.format_error(document, "Expecting 'examples' value to be an list/array")
     if not examples:
         raise codec.format_error(document, "'examples' value is an empty array")
-    # Serialized messages behind one another read as their merger.
-    return name, [context + _example(example) for example in examples]
+    limits.check_rows(len(examples))
+    return name, _with_context(context, [_example(example) for example in examples], limits)
 
 
-def serialized_examples(request_input: Any) -> list[bytes]:
+def _with_context(context: bytes, examples: list[bytes], limits: Limits) -> list[bytes]:
+    """Return serialized examples, each with the context in front of it; one behind another they read as their merger.
+
+    The context is sent once and kept once for each example.
+    """
+    size = len(context) * len(examples)
+    limits.check_bytes(size, f"The context of {len(context)} bytes for each of {len(examples)} examples makes {size}")
+    return [context + example for example in examples]
+
+
+def serialized_examples(request_input: Any, limits: Limits = NO_LIMITS) -> list[bytes]:
     """Return the serialized tf.Examples of a `tensorflow.serving.Input`, each with the context in front of it.
+
+    Args:
+        request_input: the message.
+        limits: how many examples there may be.
 
     Raises:
         ServingError: INVALID_ARGUMENT when there is none.
@@ -67,7 +86,8 @@ def serialized_examples(request_input: Any) -> list[bytes]:
         examples = request_input.example_list_with_context.examples
     if not examples:
         raise invalid_argument("Input is empty.")
-    return [context + example.SerializeToString() for example in examples]
+    limits.check_rows(len(examples))
+    return _with_context(context, [example.SerializeToString() for example in examples], limits)
 
 
 def check_classifier(engine: SavedModelEngine, name: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -23,7 +25,8 @@ from tensorflow_serving.apis import (
 )
 
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving import inference
+from keras_convnets.export.serving import costs, inference
+from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
@@ -32,6 +35,10 @@ from keras_convnets.export.serving.turns import deadline
 _log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 2**31 - 1
+# Methods whose requests are worked on, and not answered by what the server knows anyway.
+_WORK = frozenset(
+    f"/tensorflow.serving.PredictionService/{name}" for name in ("Predict", "Classify", "Regress", "MultiInference")
+)
 # Longer than this counts as for ever: clocks and locks take no numbers of any size.
 _LONG_SECONDS = 1e6
 
@@ -82,40 +89,102 @@ def _until(context: grpc.ServicerContext) -> float | None:
     return None if remaining is None or remaining > _LONG_SECONDS else time.monotonic() + remaining
 
 
+class _Admitting(grpc.ServerInterceptor):
+    """Has a request received, parsed and answered only when there is room for it.
+
+    gRPC itself would receive and parse one in every thread. To it, the methods take a stream of requests, which is the
+    same on the wire: so the first and only one is received when it is asked for.
+
+    Args:
+        admission: lets requests in.
+    """
+
+    def __init__(self, admission: Admission):
+        self._admission = admission
+
+    def intercept_service(self, continuation: Callable[..., Any], details: grpc.HandlerCallDetails) -> Any:
+        """Return the method's handler in this form."""
+        handler = continuation(details)
+        if handler is None or handler.request_streaming or handler.response_streaming:
+            return handler
+        # The deserializer is a class method of the message.
+        kind = handler.request_deserializer.__self__
+        answer = functools.partial(self._answer, handler.unary_unary, kind, details.method in _WORK)
+        return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
+
+    def _answer(
+        self, method: Callable[..., Any], kind: Any, counts: bool, messages: Iterator[bytes], context: Any
+    ) -> Any:
+        try:
+            with deadline(_until(context)):
+                with self._admission.receiving(context.cancel):
+                    data = next(messages, b"")
+                with self._counted() if counts else contextlib.nullcontext():
+                    return self._parsed(method, kind, data, context)
+        except ServingError as error:
+            code, details = grpc.StatusCode[error.code.name], error.grpc_details
+        except DecodeError:
+            # As gRPC itself says it.
+            code, details = grpc.StatusCode.INTERNAL, "Exception deserializing request!"
+        context.abort(code, details)
+
+    def _parsed(self, method: Callable[..., Any], kind: Any, data: bytes, context: Any) -> Any:
+        admission, size = self._admission, len(data)
+        admission.pending.take(size)
+        try:
+            with admission.working(costs.of_message(data, kind.DESCRIPTOR, admission.limits)):
+                request = kind.FromString(data)
+                del data
+                return method(request, context)
+        finally:
+            admission.pending.give(size)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._admission.enter()
+        try:
+            yield
+        finally:
+            self._admission.leave()
+
+
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict, Classify, Regress, MultiInference and GetModelMetadata.
 
     Args:
         servables: the models.
         metrics: what requests are counted in.
+        admission: its limits hold for requests.
     """
 
-    def __init__(self, servables: Servables, metrics: Metrics):
+    def __init__(self, servables: Servables, metrics: Metrics, admission: Admission):
         self._servables = servables
         self._metrics = metrics
+        self._admission = admission
 
     @_answers("Predict")
     def Predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         """Run a signature on the request's tensors and return the outputs asked for, or all."""
         with self._servables.use(*_spec(request)) as servable:
-            return inference.predict(servable, request, self._metrics)
+            return inference.predict(servable, request, self._metrics, self._admission)
 
     @_answers("Classify")
     def Classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
         """Return labels and scores for the request's tf.Examples."""
         with self._servables.use(*_spec(request)) as servable:
-            return inference.classify(servable, request, self._metrics)
+            return inference.classify(servable, request, self._metrics, self._admission.limits)
 
     @_answers("Regress")
     def Regress(self, request: regression_pb2.RegressionRequest) -> regression_pb2.RegressionResponse:
         """Return a number for each of the request's tf.Examples."""
         with self._servables.use(*_spec(request)) as servable:
-            return inference.regress(servable, request, self._metrics)
+            return inference.regress(servable, request, self._metrics, self._admission.limits)
 
     @_answers()
     def MultiInference(self, request: inference_pb2.MultiInferenceRequest) -> inference_pb2.MultiInferenceResponse:
         """Run several classifiers and regressors of one model on the same tf.Examples."""
-        return inference.multi_inference(self._servables.use, request, self._metrics)
+        limits = self._admission.limits
+        return inference.multi_inference(self._servables.use, request, self._metrics, limits)
 
     @_answers()
     def GetModelMetadata(
@@ -145,11 +214,13 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     Args:
         servables: the models.
         metrics: what a reload reports of.
+        check_reload: raises ServingError for a configuration that clients may not have served.
     """
 
-    def __init__(self, servables: Servables, metrics: Metrics):
+    def __init__(self, servables: Servables, metrics: Metrics, check_reload: Callable[[Any], None]):
         self._servables = servables
         self._metrics = metrics
+        self._check_reload = check_reload
 
     @_answers()
     def GetModelStatus(
@@ -170,12 +241,13 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     def HandleReloadConfigRequest(
         self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
     ) -> model_management_pb2.ReloadConfigResponse:
-        """Serve the models of the request's configuration, and no others."""
+        """Serve the models of the request's configuration, and no others, where clients may have them served."""
         if request.config.WhichOneof("config") != "model_config_list":
             raise invalid_argument(
                 "ServerModelConfig type not supported by HandleReloadConfigRequest. "
                 "Only ModelConfigList is currently supported"
             )
+        self._check_reload(request.config)
         before = {name: self._metrics.value(name) for name in request.metric_names}
         self._servables.reload(request.config, is_active=context.is_active)
         response = model_management_pb2.ReloadConfigResponse()
@@ -186,7 +258,13 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
 
 def make_server(
-    servables: Servables, workers: int, *, metrics: Metrics | None = None, health: bool = False
+    servables: Servables,
+    workers: int,
+    *,
+    metrics: Metrics | None = None,
+    health: bool = False,
+    admission: Admission | None = None,
+    check_reload: Callable[[Any], None] = lambda config: None,
 ) -> grpc.Server:
     """Return a gRPC server with both services, without a port.
 
@@ -195,22 +273,29 @@ def make_server(
         workers: how many requests are worked on at once.
         metrics: what requests are counted in.
         health: whether to answer `grpc.health.v1` too: the server as a whole ("") is serving.
+        admission: lets requests in; by default with the default limits.
+        check_reload: raises ServingError for a configuration that clients may not have served.
 
     Raises:
         UserError: the health service is wanted and its package is not installed.
     """
-    metrics = metrics or Metrics()
+    metrics, admission = metrics or Metrics(), admission or Admission()
+    limits = admission.limits
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
+        interceptors=[_Admitting(admission)],
+        maximum_concurrent_rpcs=limits.max_connections or None,
         options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            # Of a compressed message too, before it is inflated to more.
+            ("grpc.max_receive_message_length", min(limits.max_request_bytes or MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES)),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             # Otherwise a second server on the same port would silently take half of the requests.
             ("grpc.so_reuseport", 0),
         ],
     )
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(servables, metrics), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(servables, metrics), server)
+    predictions = PredictionService(servables, metrics, admission)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(predictions, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(servables, metrics, check_reload), server)
     if health:
         _add_health(server)
     return server

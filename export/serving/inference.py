@@ -8,18 +8,25 @@ from typing import Any
 
 from tensorflow_serving.apis import classification_pb2, inference_pb2, model_pb2, predict_pb2, regression_pb2
 
-from keras_convnets.export.serving import examples, tensor_protos
+from keras_convnets.export.serving import costs, examples, tensor_protos
+from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
+from keras_convnets.export.serving.limits import NO_LIMITS, Limits
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.servables import Servable
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
+# What writing an integer or a string into a protocol buffer takes: a Python object, and the value there.
+_ELEMENT_BYTES = 64
 
 
 def predict(
-    servable: Servable, request: predict_pb2.PredictRequest, metrics: Metrics | None = None
+    servable: Servable,
+    request: predict_pb2.PredictRequest,
+    metrics: Metrics | None = None,
+    admission: Admission | None = None,
 ) -> predict_pb2.PredictResponse:
     """Run a signature on a request's tensors.
 
@@ -27,6 +34,7 @@ def predict(
         servable: the version that answers, whichever the request names.
         request: the signature's name, the inputs and the outputs wanted.
         metrics: where the run's time is recorded.
+        admission: its limits hold; None for a request that is not a stranger's.
 
     Returns:
         The outputs asked for, or all, in typed fields.
@@ -40,8 +48,9 @@ def predict(
     if signature is None:
         raise ServingError(Code.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
     signature.check_input_names(request.inputs)
+    admission = admission or Admission(NO_LIMITS)
     inputs = {
-        alias: tensor_protos.to_array(request.inputs[alias], info, position)
+        alias: tensor_protos.to_array(request.inputs[alias], info, position, admission.limits)
         for position, (alias, info) in enumerate(signature.inputs.items())
         if alias in request.inputs
     }
@@ -49,13 +58,20 @@ def predict(
     with (metrics or Metrics()).runtime(servable.model, "Predict"):
         outputs = servable.engine.run(name, inputs)
     response = predict_pb2.PredictResponse(model_spec=_model_spec(servable, name))
-    for alias in request.output_filter or outputs:
-        response.outputs[alias].CopyFrom(tensor_protos.from_array(outputs[alias]))
+    outputs = {alias: outputs[alias] for alias in request.output_filter or outputs}
+    raw = {alias: array for alias, array in outputs.items() if tensor_protos.is_raw(array)}
+    others = {alias: array for alias, array in outputs.items() if alias not in raw}
+    with admission.answering(costs.of_answer(raw, 0) + costs.of_answer(others, _ELEMENT_BYTES)):
+        for alias, array in outputs.items():
+            response.outputs[alias].CopyFrom(tensor_protos.from_array(array))
     return response
 
 
 def classify(
-    servable: Servable, request: classification_pb2.ClassificationRequest, metrics: Metrics | None = None
+    servable: Servable,
+    request: classification_pb2.ClassificationRequest,
+    metrics: Metrics | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> classification_pb2.ClassificationResponse:
     """Classify a request's tf.Examples.
 
@@ -63,6 +79,7 @@ def classify(
         servable: the version that answers, whichever the request names.
         request: the signature's name and the examples.
         metrics: where the run's time is recorded.
+        limits: how many examples there may be.
 
     Returns:
         Labels and scores for each example.
@@ -73,7 +90,7 @@ def classify(
     """
     name = examples.resolve(servable.engine, request.model_spec.signature_name)
     examples.check_classifier(servable.engine, name)
-    serialized = examples.serialized_examples(request.input)
+    serialized = examples.serialized_examples(request.input, limits)
     with (metrics or Metrics()).runtime(servable.model, "Classify"):
         found = examples.classify(servable.engine, name, serialized)
     return classification_pb2.ClassificationResponse(
@@ -82,7 +99,10 @@ def classify(
 
 
 def regress(
-    servable: Servable, request: regression_pb2.RegressionRequest, metrics: Metrics | None = None
+    servable: Servable,
+    request: regression_pb2.RegressionRequest,
+    metrics: Metrics | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> regression_pb2.RegressionResponse:
     """Compute a number for each of a request's tf.Examples.
 
@@ -90,6 +110,7 @@ def regress(
         servable: the version that answers, whichever the request names.
         request: the signature's name and the examples.
         metrics: where the run's time is recorded.
+        limits: how many examples there may be.
 
     Returns:
         One value for each example.
@@ -99,7 +120,7 @@ def regress(
     """
     name = examples.resolve(servable.engine, request.model_spec.signature_name)
     examples.check_regressor(servable.engine, name)
-    serialized = examples.serialized_examples(request.input)
+    serialized = examples.serialized_examples(request.input, limits)
     with (metrics or Metrics()).runtime(servable.model, "Regress"):
         values = examples.regress(servable.engine, name, serialized)
     return regression_pb2.RegressionResponse(model_spec=_model_spec(servable, name), result=_regression_result(values))
@@ -109,6 +130,7 @@ def multi_inference(
     use: Callable[[str, int | None, str | None], contextlib.AbstractContextManager[Servable]],
     request: inference_pb2.MultiInferenceRequest,
     metrics: Metrics | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> inference_pb2.MultiInferenceResponse:
     """Run several classifiers and regressors of one model on the same tf.Examples.
 
@@ -116,6 +138,7 @@ def multi_inference(
         use: finds the version that answers, as `Servables.use` does; it gets the first task's name, version and label.
         request: the tasks and the examples.
         metrics: where the run's time is recorded.
+        limits: how many examples there may be.
 
     Returns:
         One result for each task, in their order.
@@ -126,7 +149,7 @@ def multi_inference(
     """
     with use(*version_asked(request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec())) as servable:
         names = _check_tasks(servable, request.tasks)
-        serialized = examples.serialized_examples(request.input)
+        serialized = examples.serialized_examples(request.input, limits)
         response = inference_pb2.MultiInferenceResponse()
         with (metrics or Metrics()).runtime(servable.model, "MultiInference"):
             for task, name in zip(request.tasks, names, strict=True):

@@ -30,6 +30,7 @@ _LIMITS = [10 * 1.8**power for power in range(33)]
 _BOUNDS = [*(f"{limit:.6g}" for limit in _LIMITS), "+Inf"]
 # Names of models come from requests, and who asks for many that do not exist should not fill the memory.
 _MAX_COUNTS = 1000
+_MAX_NAME = 256
 
 
 class _Histogram:
@@ -60,21 +61,21 @@ class Metrics:
     def count_request(self, model: str, code: Code) -> None:
         """Count a request that was answered; `model` is the name that was asked for, known or not."""
         with self._lock:
-            key = (model, code.name)
+            key = (model[:_MAX_NAME], code.name)
             if key not in self._counts and len(self._counts) >= _MAX_COUNTS:
                 key = ("", code.name)
             self._counts[key] = self._counts.get(key, 0) + 1
 
     def request_latency(self, model: str, api: str, entrypoint: str, seconds: float) -> None:
         """Record how long a successful request took; `entrypoint` is "REST" or "GRPC"."""
-        self._record(_REQUEST_LATENCY, (model, api, entrypoint), seconds)
+        self._record(_REQUEST_LATENCY, (model[:_MAX_NAME], api, entrypoint), seconds)
 
     @contextlib.contextmanager
     def runtime(self, model: str, api: str) -> Iterator[None]:
         """Record how long the block took, unless it raises: the model's own run."""
         began = time.monotonic()
         yield
-        self._record(_RUNTIME_LATENCY, (model, api, "TF1"), time.monotonic() - began)
+        self._record(_RUNTIME_LATENCY, (model[:_MAX_NAME], api, "TF1"), time.monotonic() - began)
 
     def value(self, name: str) -> int:
         """Return a counter's value by its full name, as `ReloadConfigRequest.metric_names` has it.

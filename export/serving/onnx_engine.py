@@ -17,14 +17,15 @@ import numpy as np
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import EXTRA, ONNX
+from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, graph_of
+from keras_convnets.export.serving.costs import DECODED_AT_ONCE
 from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
 from keras_convnets.export.serving.status import Code, ServingError
 from keras_convnets.export.serving.turns import Turns
 from keras_convnets.onnx_files import refuse_external_data
 
 SIGNATURES = ("serving_default", "predict_images", "top_k", "classify")
-DECODED_AT_ONCE = 16
 
 
 class OnnxEngine(Engine):
@@ -35,6 +36,7 @@ class OnnxEngine(Engine):
     Args:
         path: the version's directory.
         scheduler: gives requests their turns.
+        admission: bounds the pixels that are decoded at a time.
 
     Raises:
         ServingError: the directory holds no version that was exported with an ONNX file, or it does not load.
@@ -45,7 +47,12 @@ class OnnxEngine(Engine):
         (1, 10)
     """
 
-    def __init__(self, path: str | os.PathLike[str], scheduler: Turns | Batching | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        scheduler: Turns | Batching | None = None,
+        admission: Admission | None = None,
+    ):
         import onnxruntime
 
         path = Path(path)
@@ -63,7 +70,7 @@ class OnnxEngine(Engine):
             raise ServingError(Code.FAILED_PRECONDITION, str(error)) from error
         except Exception as error:
             raise load_error(error, str(path)) from error
-        super().__init__({name: proto for name, proto in known.items() if name in SIGNATURES}, scheduler)
+        super().__init__({name: proto for name, proto in known.items() if name in SIGNATURES}, scheduler, admission)
         # A run has a thread on every core; those of two at once wait for each other. Decoding goes on meanwhile.
         self._one_run = threading.Lock()
         self._channels_first = self._session.get_inputs()[0].shape[1] == 3

@@ -11,23 +11,30 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from keras_convnets.export.serving import codec, examples, urls
+from keras_convnets.export.serving import codec, costs, examples, urls
+from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
+from keras_convnets.export.serving.limits import Limits
 from keras_convnets.export.serving.metrics import Metrics
+from keras_convnets.export.serving.names import printable
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 from keras_convnets.export.serving.turns import deadline
 
 _log = logging.getLogger(__name__)
 
-# TensorFlow Serving reads bodies of any size; a server for others than oneself wants a number here.
-MAX_REQUEST_BYTES: int | None = None
 # Between two requests on a connection, and between two pieces of a body.
 KEEP_ALIVE_SECONDS = 75
 BODY_SECONDS = 75.0
+# Of an answer, so that what a slow reader has not taken yet is not kept twice.
+PIECE_BYTES = 2**18
+# TensorFlow Serving quotes what a client sent in full, which may be most of a body.
+MAX_ERROR_CHARACTERS = 2**16
+# What writing a number as JSON takes: a float, its text and the number read back.
+_JSON_ELEMENT_BYTES = 160
 
 _JSON = [(b"content-type", b"application/json")]
 _CORS = [
@@ -49,7 +56,7 @@ class RestApp:
         servables: the models.
         executor: runs everything that takes time, so that a slow request holds up no other.
         timeout_seconds: after which a request is answered with 504.
-        max_request_bytes: the largest body, as sent and inflated; None for any size.
+        admission: lets requests in; by default with the default limits.
         cors: whether pages of other origins may read the answers.
         metrics: what requests are counted in.
         prometheus_path: where the metrics are shown; None for nowhere.
@@ -61,7 +68,7 @@ class RestApp:
         executor: concurrent.futures.Executor,
         *,
         timeout_seconds: float = 30.0,
-        max_request_bytes: int | None = MAX_REQUEST_BYTES,
+        admission: Admission | None = None,
         cors: bool = False,
         metrics: Metrics | None = None,
         prometheus_path: str | None = None,
@@ -69,7 +76,8 @@ class RestApp:
         self._servables = servables
         self._executor = executor
         self._timeout = timeout_seconds
-        self._max_bytes = max_request_bytes
+        self._admission = admission or Admission()
+        self._limits = self._admission.limits
         self._cors = _CORS if cors else []
         self._metrics = metrics or Metrics()
         self._prometheus_path = prometheus_path
@@ -89,18 +97,21 @@ class RestApp:
             headers = [(b"content-type", b"text/html; charset=ISO-8859-1"), *_CLOSE]
             await _send(send, 404, _NOT_FOUND, headers)
         else:
+            held = _Held(self._admission)
             try:
-                body = await self._read(receive)
+                body = await self._read(receive, held)
+                if body is not None:
+                    status, answer, headers = await self._answer(scope, target, body, held)
+                    del body
+                    await _send(send, status, answer, [*headers, *self._cors])
             except _Unread as error:
                 await _send(send, error.status, _error_body(str(error)), [*_JSON, *self._cors, *_CLOSE])
-                return
-            if body is not None:
-                status, answer, headers = await self._answer(scope, target, body)
-                await _send(send, status, answer, [*headers, *self._cors])
+            finally:
+                held.release()
 
-    async def _read(self, receive: Callable[[], Awaitable[Message]]) -> bytes | None:
+    async def _read(self, receive: Callable[[], Awaitable[Message]], held: _Held) -> bytes | None:
         """Return the whole body, or None when the client went away before it was sent."""
-        chunks, size = [], 0
+        chunks: list[bytes] = []
         while True:
             try:
                 async with asyncio.timeout(BODY_SECONDS):
@@ -110,10 +121,12 @@ class RestApp:
             if message["type"] == "http.disconnect":
                 return None
             chunk = message.get("body", b"")
+            try:
+                self._limits.check_bytes(held.bytes + len(chunk), "The request is too large")
+                held.take(len(chunk))
+            except ServingError as error:
+                raise _Unread(error.http_status, error.message) from None
             chunks.append(chunk)
-            size += len(chunk)
-            if self._max_bytes is not None and size > self._max_bytes:
-                raise _Unread(413, f"The request is larger than the {self._max_bytes} bytes allowed")
             if not message.get("more_body", False):
                 return b"".join(chunks)
 
@@ -123,7 +136,7 @@ class RestApp:
         return 200, self._metrics.page()
 
     async def _answer(
-        self, scope: dict[str, Any], target: str, body: bytes
+        self, scope: dict[str, Any], target: str, body: bytes, held: _Held
     ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
         """Answer a request of the REST interface and count it; returns status, body and headers."""
         began = time.monotonic()
@@ -140,38 +153,60 @@ class RestApp:
                 path = target.encode("latin-1").decode("utf-8", "surrogateescape")
                 raise invalid_argument(f"Malformed request: {method} {path}")
             gzipped = headers.get(b"content-encoding", b"").strip().lower() == b"gzip"
-            code, answer = Code.OK, await self._done(route, body, gzipped)
+            status, code, answer = 200, Code.OK, await self._done(route, body, gzipped, held)
         except urls.VersionOverflow as error:
             route = urls.Route("", error.model)
-            code, answer = Code.INVALID_ARGUMENT, b""
+            status, code, answer = 400, Code.INVALID_ARGUMENT, b""
         except ServingError as error:
-            code, answer = error.code, _error_body(error.message)
+            status, code, answer = error.http_status, error.code, _error_body(error.message)
         except TimeoutError:
-            code, answer = Code.DEADLINE_EXCEEDED, _error_body(f"Timed out after {self._timeout * 1000:.0f} ms")
+            status, code = 504, Code.DEADLINE_EXCEEDED
+            answer = _error_body(f"Timed out after {self._timeout * 1000:.0f} ms")
         except Exception as error:
-            _log.exception("Answering %s %s failed", method, target)
-            code, answer = Code.INTERNAL, _error_body(f"Internal error: {type(error).__name__}: {error}")
+            _log.exception("Answering %s %s failed", method, printable(target))
+            status, code = 500, Code.INTERNAL
+            answer = _error_body(f"Internal error: {type(error).__name__}: {error}")
         self._metrics.count_request(route.model, code)
         if code is Code.OK:
             api = route.action if method == "POST" else ""
             self._metrics.request_latency(route.model, api, "REST", time.monotonic() - began)
-        return code.http_status, answer, _JSON
+        return status, answer, _JSON
 
-    async def _done(self, route: urls.Route, body: bytes, gzipped: bool) -> bytes:
+    async def _done(self, route: urls.Route, body: bytes, gzipped: bool, held: _Held) -> bytes:
         if route.action == "status":
             return self._status(route)
-        work = asyncio.get_running_loop().run_in_executor(
-            self._executor, self._work, route, body, gzipped, time.monotonic() + self._timeout
-        )
+        if route.action != "metadata":
+            held.enter()
+        work = self._executor.submit(self._work, route, body, gzipped, time.monotonic() + self._timeout)
+        # Its memory is in use until the work is done, whatever was answered meanwhile.
+        held.release_after(work)
         # What was not begun by then never is.
-        return await asyncio.wait_for(work, self._timeout)
+        answer = await asyncio.wait_for(asyncio.wrap_future(work), self._timeout)
+        if isinstance(answer, ServingError):
+            raise answer
+        return answer
 
-    def _work(self, route: urls.Route, body: bytes, gzipped: bool, until: float) -> bytes:
+    def _work(self, route: urls.Route, body: bytes, gzipped: bool, until: float) -> bytes | ServingError:
+        """Return the answer or the error: raised through a future it would keep all of the request for a while."""
+        try:
+            return self._worked(route, body, gzipped, until)
+        except ServingError as error:
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
+
+    def _worked(self, route: urls.Route, body: bytes, gzipped: bool, until: float) -> bytes:
         if route.action == "metadata":
             return self._metadata(route)
-        body = _inflate(body, self._max_bytes) if gzipped else body
+        answer = self._predict if route.action == "predict" else self._classify_or_regress
         with deadline(until):
-            return self._predict(route, body) if route.action == "predict" else self._classify_or_regress(route, body)
+            try:
+                # Inflated once without keeping anything, to know what it costs.
+                cost = costs.of_json(_inflated(body, self._limits) if gzipped else [body])
+            except zlib.error:
+                # A broken body reads as empty, as it does in TensorFlow Serving.
+                cost, gzipped, body = 0, False, b""
+            with self._admission.working(cost):
+                return answer(route, b"".join(_inflated(body, self._limits)) if gzipped else body)
 
     def _predict(self, route: urls.Route, body: bytes) -> bytes:
         document, asked = codec.parse_request(body)
@@ -180,14 +215,16 @@ class RestApp:
             signature = servable.engine.signatures.get(name)
             if signature is None:
                 raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
-            inputs, format = codec.decode_inputs(document, signature.inputs, asked)
+            inputs, format = codec.decode_inputs(document, signature.inputs, asked, self._limits)
+            del document, body
             signature.check_input_names(inputs)
             with self._metrics.runtime(route.model, "Predict"):
                 outputs = servable.engine.run(name, inputs)
-        return codec.encode_outputs(outputs, format)
+        with self._admission.answering(costs.of_answer(outputs, _JSON_ELEMENT_BYTES)):
+            return codec.encode_outputs(outputs, format)
 
     def _classify_or_regress(self, route: urls.Route, body: bytes) -> bytes:
-        asked, serialized = examples.parse_request(body)
+        asked, serialized = examples.parse_request(body, self._limits)
         with self._servables.use(route.model, route.version, route.label) as servable:
             engine = servable.engine
             name = examples.resolve(engine, asked)
@@ -195,7 +232,9 @@ class RestApp:
                 examples.check_classifier(engine, name)
                 with self._metrics.runtime(route.model, "Classify"):
                     found = examples.classify(engine, name, serialized)
-                return examples.encode_classification(found)
+                arrays = dict(enumerate(array for array in found if array is not None))
+                with self._admission.answering(costs.of_answer(arrays, _JSON_ELEMENT_BYTES)):
+                    return examples.encode_classification(found)
             examples.check_regressor(engine, name)
             with self._metrics.runtime(route.model, "Regress"):
                 values = examples.regress(engine, name, serialized)
@@ -233,17 +272,20 @@ class RestServer:
     Args:
         app: the application.
         bound: the socket; it is made to listen by `start` and closed by `stop`.
+        max_connections: at a time; 0 for any number.
     """
 
-    def __init__(self, app: RestApp, bound: socket.socket):
+    def __init__(self, app: RestApp, bound: socket.socket, max_connections: int = 0):
         import uvicorn
 
         from keras_convnets.export.serving.connections import LimitedProtocol
 
+        protocol = type("Protocol", (LimitedProtocol,), {"max_connections": max_connections})
+
         self._socket = bound
         config = uvicorn.Config(
             app,
-            http=LimitedProtocol,
+            http=protocol,
             log_level="warning",
             log_config=None,
             access_log=False,
@@ -272,6 +314,40 @@ class RestServer:
         self._socket.close()
 
 
+class _Held:
+    """What one request holds: bytes that were received, and a place among those that are worked on."""
+
+    def __init__(self, admission: Admission):
+        self._admission = admission
+        self.bytes = 0
+        self._inside = False
+        self._owner: object = self
+
+    def take(self, size: int) -> None:
+        """Hold more bytes; raises ServingError where there are none left."""
+        self._admission.pending.take(size)
+        self.bytes += size
+
+    def enter(self) -> None:
+        """Take a place; raises ServingError where there is none."""
+        self._admission.enter()
+        self._inside = True
+
+    def release_after(self, work: concurrent.futures.Future) -> None:
+        """Leave it to a future's end to release what is held."""
+        self._owner = work
+        work.add_done_callback(self.release)
+
+    def release(self, owner: object = None) -> None:
+        """Give everything back, unless that is left to another."""
+        if (owner or self) is not self._owner:
+            return
+        self._admission.pending.give(self.bytes)
+        if self._inside:
+            self._admission.leave()
+        self.bytes, self._inside = 0, False
+
+
 class _Unread(Exception):
     """A body that was not read to its end, and what is answered."""
 
@@ -286,16 +362,24 @@ def _target(scope: dict[str, Any]) -> str:
     return target.decode("latin-1")
 
 
-def _inflate(body: bytes, limit: int | None) -> bytes:
-    """Inflate a gzip body; a broken one reads as empty, as it does in TensorFlow Serving."""
-    inflater = zlib.decompressobj(wbits=31)
-    try:
-        data = inflater.decompress(body, 0 if limit is None else limit + 1)
-    except zlib.error:
-        return b""
-    if limit is not None and len(data) > limit:
-        raise ServingError(Code.RESOURCE_EXHAUSTED, f"The request is larger than the {limit} bytes allowed")
-    return data if inflater.eof else b""
+def _inflated(body: bytes, limits: Limits) -> Iterator[bytes]:
+    """Inflate a gzip body in pieces.
+
+    Raises:
+        zlib.error: for a broken body, at the latest at its end.
+        ServingError: RESOURCE_EXHAUSTED as soon as it inflates to too much.
+    """
+    inflater, size = zlib.decompressobj(wbits=31), 0
+    # The input in pieces too: what was not used of it is copied each time.
+    rests = (body[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES))
+    while not inflater.eof:
+        rest = inflater.unconsumed_tail or next(rests, b"")
+        piece = inflater.decompress(rest, PIECE_BYTES)
+        if not piece and not rest:
+            raise zlib.error("incomplete")
+        size += len(piece)
+        limits.check_bytes(size, "The inflated request is too large")
+        yield piece
 
 
 def _json_bytes(value: Any) -> bytes:
@@ -304,6 +388,8 @@ def _json_bytes(value: Any) -> bytes:
 
 
 def _error_body(message: str) -> bytes:
+    if len(message) > MAX_ERROR_CHARACTERS:
+        message = message[:MAX_ERROR_CHARACTERS] + "...TRUNCATED"
     return _json_bytes({"error": message})
 
 
@@ -312,4 +398,7 @@ async def _send(
 ) -> None:
     length = (b"content-length", str(len(body)).encode("ascii"))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    await send({"type": "http.response.body", "body": body})
+    # In pieces, each of which waits until most of those before it were taken.
+    for at in range(0, max(len(body), 1), PIECE_BYTES):
+        piece, more = body[at : at + PIECE_BYTES], at + PIECE_BYTES < len(body)
+        await send({"type": "http.response.body", "body": piece, "more_body": more})

@@ -23,6 +23,7 @@ from typing import Any
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving import configuration
 from keras_convnets.export.serving.engine import Engine, SavedModelEngine
+from keras_convnets.export.serving.names import printable
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 from keras_convnets.export.serving.urls import MAX_VERSION
 
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 # How often what is due is looked for where the base paths are looked at once only.
 _TICK_SECONDS = 1.0
+MAX_LOGGED = 2000
 
 
 class State(enum.IntEnum):
@@ -127,7 +129,7 @@ class _Model:
     def complain(self, text: str) -> None:
         """Warn once of what stays so."""
         if text != self.complaint:
-            _log.warning("%s", text)
+            _log.warning("%s", printable(text, MAX_LOGGED))
         self.complaint = text
 
 
@@ -397,7 +399,7 @@ class Servables:
             version.in_use -= 1
             ended = self._end_if_idle(version)
         if ended:
-            _log.info("Unloaded version %d of model %s", version.number, model)
+            _log.info("Unloaded version %d of model %s", version.number, printable(model))
 
     def _end_if_idle(self, version: _Version) -> bool:
         """Drop an unloading version's engine when no request uses it any more; called with the lock held."""
@@ -488,7 +490,8 @@ class Servables:
         except Exception as caught:
             error = caught
             if not isinstance(error, ServingError):
-                _log.exception("Loading version %d of model %s failed in a way that it should not", number, model.name)
+                name = printable(model.name)
+                _log.exception("Loading version %d of model %s failed in a way that it should not", number, name)
                 error = ServingError(Code.UNKNOWN, f"{type(caught).__name__}: {caught}")
             with self._changed:
                 version.next_attempt = time.monotonic() + self._retry_interval
@@ -502,7 +505,7 @@ class Servables:
             version.attempts = 0
             version.state = State.AVAILABLE
             self._changed.notify_all()
-        _log.info("Loaded version %d of model %s", number, model.name)
+        _log.info("Loaded version %d of model %s", number, printable(model.name))
         return None
 
     def _unload(self, model: _Model, version: _Version) -> None:
@@ -510,11 +513,12 @@ class Servables:
             version.state = State.UNLOADING
             ended = self._end_if_idle(version)
         if ended:
-            _log.info("Unloaded version %d of model %s", version.number, model.name)
+            _log.info("Unloaded version %d of model %s", version.number, printable(model.name))
 
 
 def _log_failure(model: _Model, number: int, error: ServingError) -> None:
-    _log.error("Loading version %d of model %s failed: %s", number, model.name, error.message)
+    message = printable(error.message, MAX_LOGGED)
+    _log.error("Loading version %d of model %s failed: %s", number, printable(model.name), message)
 
 
 def _given_up(model: _Model) -> _Version | None:

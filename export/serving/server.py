@@ -6,23 +6,26 @@ import concurrent.futures
 import contextlib
 import errno
 import functools
+import ipaddress
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export.serving import configuration
+from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, BatchingParameters
 from keras_convnets.export.serving.engine import Engine, SavedModelEngine
+from keras_convnets.export.serving.limits import Limits
 from keras_convnets.export.serving.metrics import Metrics
-from keras_convnets.export.serving.rest import MAX_REQUEST_BYTES, RestApp, RestServer
+from keras_convnets.export.serving.rest import RestApp, RestServer
 from keras_convnets.export.serving.servables import Servables
-from keras_convnets.export.serving.status import ServingError
+from keras_convnets.export.serving.status import Code, ServingError
 from keras_convnets.export.serving.turns import AT_ONCE, MAX_QUEUED_REQUESTS, Turns
 
 if TYPE_CHECKING:
@@ -57,7 +60,9 @@ class ModelServer:
         rest_api_enable_cors_support: let pages of other origins read the answers.
         prometheus_path: where REST shows metrics; None for nowhere.
         enable_grpc_healthcheck_service: answer grpc.health.v1 too.
-        max_request_bytes: the largest REST body; None for any size.
+        limits: how much a client may ask for.
+        reload_folders: folders whose models a client may have served through HandleReloadConfigRequest. By default the
+            repository or the base paths that are served, and none where others than this machine reach `host`.
         max_num_load_retries: how often loading a version that appeared later is tried again.
         load_retry_interval_seconds: the time between two tries.
 
@@ -93,7 +98,8 @@ class ModelServer:
         rest_api_enable_cors_support: bool = False,
         prometheus_path: str | None = None,
         enable_grpc_healthcheck_service: bool = False,
-        max_request_bytes: int | None = MAX_REQUEST_BYTES,
+        limits: Limits | None = None,
+        reload_folders: Sequence[str | os.PathLike[str]] | None = None,
         max_num_load_retries: int = 5,
         load_retry_interval_seconds: float = 60.0,
     ):
@@ -106,6 +112,8 @@ class ModelServer:
         self._socket_path = grpc_socket_path
         self._health = enable_grpc_healthcheck_service
         self._scheduler, self._workers = _scheduler(batching, max_queued_requests)
+        self._admission = Admission(limits, self._workers - SPARE_WORKERS)
+        self._reload_folders = None if reload_folders is None else [os.fspath(folder) for folder in reload_folders]
         self._read_config = models if callable(models) else functools.partial(configuration.of_base_paths, models)
         self._config = self._read_config()
         self._config_poll_wait = config_poll_wait_seconds
@@ -116,14 +124,14 @@ class ModelServer:
             max_num_load_retries=max_num_load_retries,
             load_retry_interval_seconds=load_retry_interval_seconds,
             allow_version_labels_for_unavailable_models=allow_version_labels_for_unavailable_models,
-            load=functools.partial(_load, engine, self._scheduler, enable_model_warmup),
+            load=functools.partial(_load, engine, self._scheduler, self._admission, enable_model_warmup),
         )
         self._executor = concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix="rest")
         self._app = RestApp(
             self._servables,
             self._executor,
             timeout_seconds=rest_api_timeout_in_ms / 1000,
-            max_request_bytes=max_request_bytes,
+            admission=self._admission,
             cors=rest_api_enable_cors_support,
             metrics=self._metrics,
             prometheus_path=prometheus_path,
@@ -170,7 +178,14 @@ class ModelServer:
     def _start_front_ends(self, rest_socket: socket.socket) -> None:
         from keras_convnets.export.serving import grpc_service
 
-        server = grpc_service.make_server(self._servables, self._workers, metrics=self._metrics, health=self._health)
+        server = grpc_service.make_server(
+            self._servables,
+            self._workers,
+            metrics=self._metrics,
+            health=self._health,
+            admission=self._admission,
+            check_reload=self._check_reload,
+        )
         host = f"[{self.host}]" if ":" in self.host else self.host
         try:
             self.port = server.add_insecure_port(f"{host}:{self.port}")
@@ -185,13 +200,27 @@ class ModelServer:
             raise _port_error(self.host, self.rest_api_port, "--rest_api_port", error) from error
         self.rest_api_port = rest_socket.getsockname()[1]
         self._grpc = server
-        self._rest = RestServer(self._app, rest_socket)
+        self._rest = RestServer(self._app, rest_socket, self._admission.limits.max_connections)
         self._grpc.start()
         self._rest.start()
 
     def reread(self) -> None:
         """Have the configuration read again and followed, soon; safe in a signal handler."""
         self._reread.set()
+
+    def _check_reload(self, config: Any) -> None:
+        """Check what a client wants to have served; raises ServingError where it may not."""
+        folders = self._reload_folders
+        if folders is None and not _is_loopback(self.host):
+            raise ServingError(
+                Code.PERMISSION_DENIED,
+                "HandleReloadConfigRequest is off where others than this machine reach the server; start it with "
+                "--reload_folders and the folders whose models they may have served.",
+            )
+        if folders is None:
+            folders = [self._read_config.root] if isinstance(self._read_config, configuration.RepositoryConfig) else []
+        served = [item.base_path for item in self._config.model_config_list.config]
+        configuration.check_folders(config, folders, served)
 
     def _follow_config(self) -> None:
         complaint = ""
@@ -303,13 +332,22 @@ def _scheduler(batching: BatchingParameters | None, waiting: int) -> tuple[Turns
     return Batching(batching), min(2 * batching.max_batch_size, 1000) + waiting + SPARE_WORKERS
 
 
-def _load(kind: str, scheduler: Turns | Batching, warm: bool, folder: Path) -> Engine:
+def _is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address, or each of a name's."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback for *_, address in found)
+
+
+def _load(kind: str, scheduler: Turns | Batching, admission: Admission, warm: bool, folder: Path) -> Engine:
     if kind == "onnxruntime":
         from keras_convnets.export.serving.onnx_engine import OnnxEngine
 
-        engine: Engine = OnnxEngine(folder, scheduler)
+        engine: Engine = OnnxEngine(folder, scheduler, admission)
     else:
-        engine = SavedModelEngine(folder, scheduler)
+        engine = SavedModelEngine(folder, scheduler, admission)
     if warm:
         from keras_convnets.export.serving.warming import warm_up
 

@@ -13,10 +13,9 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
 from keras_convnets.export.serving.dtypes import NAMES, NUMBERS, TensorInfo, dtype_name
+from keras_convnets.export.serving.limits import NO_LIMITS, Limits
 from keras_convnets.export.serving.status import invalid_argument
 
-# Values may be repeated, so that a few bytes could ask for all memory: the most elements that need not be sent.
-_MAX_FILLED = 2**26
 # Fields whose wire form is the array's own memory: the field's number by type.
 _RAW_FIELDS = {"float": 5, "double": 6, "complex64": 9, "complex128": 12}
 _LISTS = {
@@ -31,6 +30,18 @@ _LISTS = {
     "uint64": "uint64_val",
     "string": "string_val",
 }
+_FIELDS = _LISTS | {
+    "float": "float_val",
+    "double": "double_val",
+    "complex64": "scomplex_val",
+    "complex128": "dcomplex_val",
+}
+_MAX_RANK = 254
+
+
+def is_raw(array: np.ndarray) -> bool:
+    """Return whether an array is written as its memory stands, without an object for each element."""
+    return dtype_name(array) in _RAW_FIELDS
 
 
 def from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
@@ -60,7 +71,7 @@ def from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
     return proto
 
 
-def to_array(proto: tensor_pb2.TensorProto, info: TensorInfo, position: int) -> np.ndarray:
+def to_array(proto: tensor_pb2.TensorProto, info: TensorInfo, position: int, limits: Limits = NO_LIMITS) -> np.ndarray:
     """Return the array of a request's TensorProto; strings come as an object array of bytes.
 
     Args:
@@ -68,24 +79,40 @@ def to_array(proto: tensor_pb2.TensorProto, info: TensorInfo, position: int) -> 
             last one is repeated.
         info: what the signature expects.
         position: the input's place among the signature's, for the error message.
+        limits: how many rows, elements and repeated values it may have.
 
     Raises:
-        ServingError: INVALID_ARGUMENT for a tensor that cannot be read or is of another type.
+        ServingError: INVALID_ARGUMENT for a tensor that cannot be read, is of another type or beyond the limits.
     """
     sizes = [dim.size for dim in proto.tensor_shape.dim]
-    most = max(_MAX_FILLED, proto.ByteSize())
-    if proto.dtype not in NAMES or min(sizes, default=0) < 0 or math.prod(sizes) > most:
+    if proto.dtype not in NAMES or len(sizes) > _MAX_RANK or min(sizes, default=0) < 0:
         raise invalid_argument(f"tensor parsing error: {info.alias}")
     if NAMES[proto.dtype] != info.dtype:
         raise invalid_argument(
             f"Expects arg[{position}] to be {info.dtype} but {NAMES[proto.dtype]} is provided for {info.alias}"
         )
+    _check_size(proto, sizes, info, limits)
     try:
         # TensorFlow's own reader, so that every odd but legal form means what it means there.
         array: Any = tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(proto.dtype)).numpy()
     except (tf.errors.OpError, ValueError, TypeError) as error:
         raise invalid_argument(f"tensor parsing error: {info.alias}") from error
     return array if isinstance(array, np.ndarray) else np.array(array, dtype=object)
+
+
+def _check_size(proto: tensor_pb2.TensorProto, sizes: list[int], info: TensorInfo, limits: Limits) -> None:
+    """Check what the tensor will take: a few bytes may ask for all memory, because values may be repeated."""
+    elements = math.prod(sizes)
+    if info.in_rows and sizes:
+        limits.check_rows(sizes[0])
+    limits.check_elements(elements, info.alias)
+    if proto.tensor_content:
+        return
+    values = getattr(proto, _FIELDS.get(info.dtype, "half_val"))
+    # A complex number is two values.
+    sent = len(values) // (2 if info.dtype.startswith("complex") else 1)
+    last = len(values[-1]) if info.dtype == "string" and sent else 0
+    limits.check_repeated(max(elements - sent, 0), last, info.alias)
 
 
 def _varint(number: int) -> bytes:

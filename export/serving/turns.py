@@ -33,6 +33,11 @@ def check_deadline() -> None:
         raise _too_late()
 
 
+def seconds_left() -> float | None:
+    """Return how long the request at hand is worth waiting for, at least 0; None for ever."""
+    return _seconds_to(_DEADLINE.get())
+
+
 @contextlib.contextmanager
 def deadline(at: float | None) -> Iterator[None]:
     """Let what runs inside not begin a run after a moment.
