@@ -72,7 +72,8 @@ def make_step(
             for gradient, variable, with_decay in zip(gradients, variables, decays, strict=True)
         ]
         clipped = _clipped(decayed, recipe.clip_norm, scale)
-        return [part if factor == 1.0 else part * factor for part, factor in zip(clipped, factors, strict=True)]
+        parts = [part if factor == 1.0 else part * factor for part, factor in zip(clipped, factors, strict=True)]
+        return _skipped_together(parts) if scaled else parts
 
     def replica_step(images, labels):
         with tf.GradientTape() as tape:
@@ -82,13 +83,16 @@ def make_step(
             loss = loss / recipe.batch_size
             scale = tf.cast(optimizer.dynamic_scale, tf.float32) if scaled else 1.0
             objective = loss * scale
-        gradients = finished(tape.gradient(objective, variables), scale)
-        optimizer.apply(_skipped_together(gradients) if scaled else gradients, variables)
+        optimizer.apply(finished(tape.gradient(objective, variables), scale), variables)
         if averages is not None:
             averages.update()
         answers = tf.argmax(named["predictions"], axis=-1)
         return loss, tf.reduce_sum(tf.cast(answers == labels, tf.float32))
 
+    return _on_all_replicas(replica_step, strategy)
+
+
+def _on_all_replicas(replica_step: Callable, strategy: tf.distribute.Strategy) -> Callable:
     @tf.function(jit_compile=False)
     def step(images, labels):
         loss, right = strategy.run(replica_step, (images, labels))

@@ -13,7 +13,8 @@ losses "were weighted by 0.3".
 
 Otherwise than in the paper: the descent is synchronous. The paper gives neither batch size, first learning rate,
 weight decay nor length; here they are those of the BVLC's replication in Caffe: 32, 0.01, 2e-4, and some 64 epochs,
-so that the rate falls at every eighth of the run.
+so that the rate falls at every eighth of the run. The average's decay grows to 0.9999 with the steps, so that a short
+run does not end with the weights it began with.
 """
 
 from __future__ import annotations
