@@ -329,9 +329,9 @@ class _Training:
         self.sums = [(float(loss), float(right)) for loss, right in self.sums]
         strange = [loss for loss, _ in self.sums if not math.isfinite(loss)]
         if self.plan.recipe.precision == "mixed_float16":
-            at_the_end = self.step == self.plan.total_steps
             last = [loss for loss, _ in self.sums[-MOST_SKIPPED:]]
-            hopeless = len(last) == MOST_SKIPPED or at_the_end
+            never = self.step == self.plan.total_steps and not self.records
+            hopeless = len(last) == MOST_SKIPPED or never
             strange = last if hopeless and last and not any(map(math.isfinite, last)) else []
         if strange:
             self._diverge(f"the loss is {strange[0]}")
@@ -372,6 +372,7 @@ class _Training:
         run.write_metrics(self.records)
         if self.watch.best is None:
             run.save_model(self.model, BEST)
+        diverged = run.config().get("diverged")
         card = ModelCard(
             architecture=plan.architecture,
             arguments=self.arguments,
@@ -381,10 +382,7 @@ class _Training:
             trained=True,
             data=plan.data_facts(),
             # With the learning rates that it diverged at and went on from, if it did.
-            recipe={
-                **plan.recipe.to_dict(),
-                **{key: run.config()[key] for key in ("diverged",) if key in run.config()},
-            },
+            recipe={**plan.recipe.to_dict(), **({"diverged": diverged} if diverged else {})},
             seed=plan.recipe.seed,
             weights={"file": BEST, "sha256": sha256(run.path / BEST)},
             versions=current_versions(),
