@@ -101,7 +101,7 @@ def skipped(strategy):
     data = tf.data.Dataset.from_tensor_slices((strange, labels[:7])).batch(7)
     step(*next(iter(strategy.experimental_distribute_dataset(data))))
     change = max(float(np.abs(a - b).max()) for a, b in zip(before, network.get_weights()))
-    return change, float(optimizer.dynamic_scale)
+    return change, float(optimizer.dynamic_scale.numpy())
 
 both = trainer.local_strategy()
 one, other = train(tf.distribute.get_strategy()), train(both)
