@@ -196,8 +196,10 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         raise UserError(
             f"{model.name} has {outputs[1]} classes and {len(class_names)} class names came; give one for each."
         )
+    from keras_convnets.transfer import leaves
+
     meaning(model)
-    first = next((layer for layer in model.layers if hasattr(layer, "preprocessing")), None)
+    first = next((layer for layer in leaves(model) if hasattr(layer, "preprocessing")), None)
     note = getattr(model, "built_as", None)
     preprocessing = first.preprocessing if first else Preprocessing(mean=(0.0, 0.0, 0.0))
     facts = _published_facts(model, shape, outputs[1])

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.arguments import Parser
 from keras_convnets.display import printable
-from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.errors import Diverged, UserError, unknown_name
 from keras_convnets.registry import ARCHITECTURES, PublishedError, get_architecture, get_model, list_models
 from keras_convnets.version import __version__
 
@@ -79,7 +80,7 @@ def _complain(error: BaseException) -> int:
         status = USER_ERROR
     elif isinstance(error, (Interrupted, KeyboardInterrupt)):
         status = INTERRUPTED
-    elif not isinstance(error, DownloadError):
+    elif not isinstance(error, (DownloadError, Diverged)):
         sentence = f"{sentence[:500]} (add --debug for the traceback)"
     print(f"{PROGRAM}: {sentence}", file=sys.stderr)
     return status
@@ -102,7 +103,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         )
         add_flags(sub)
         sub.set_defaults(command=command)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.given = argv
+    return args
 
 
 @contextlib.contextmanager
@@ -248,16 +251,20 @@ def _train(args: argparse.Namespace) -> None:
     if args.run is None:
         raise UserError("train got no --run; name the run directory to write or to go on with.")
     finished_before = training.Run(args.run).finished
-    run = training.fit(
-        args.model,
-        args.dataset,
-        run=args.run,
-        recipe=args.recipe,
-        weights=args.weights,
-        overrides=overrides,
-        data_dir=args.data_dir,
-        console=_console(),
-    )
+    try:
+        run = training.fit(
+            args.model,
+            args.dataset,
+            run=args.run,
+            recipe=args.recipe,
+            weights=args.weights,
+            overrides=overrides,
+            data_dir=args.data_dir,
+            console=_console(),
+        )
+    except Diverged as error:
+        mended = [PROGRAM, *args.given, "--set", f"learning_rate={error.learning_rate:g}"]
+        raise Diverged(f"{error} Type: {shlex.join(mended)}", error.learning_rate) from error
     if finished_before:
         print(f"run {run.path} is finished already; nothing was done.")
     else:

@@ -25,6 +25,18 @@ class Interrupted(Exception):
     """Work that was asked to stop and can be gone on with; the command line exits with status 130."""
 
 
+class Diverged(FloatingPointError):
+    """A training whose losses or weights are no longer finite; what it kept is.
+
+    Attributes:
+        learning_rate: what to try instead.
+    """
+
+    def __init__(self, sentence: str, learning_rate: float):
+        super().__init__(sentence)
+        self.learning_rate = learning_rate
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str], hint: str = "") -> UserError:
     """Return the error for a name that is not among the known ones, with the nearest of them.
 

@@ -8,9 +8,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from PIL import Image
 
-from keras_convnets import GoogLeNet, ResNet18, training
+from keras_convnets import CIFARResNet, GoogLeNet, ResNet18, training
 from keras_convnets.classifier import Classifier
 from keras_convnets.errors import UserError
 from keras_convnets.layers import ImageNormalization
@@ -19,6 +20,7 @@ from keras_convnets.training import trainer
 from keras_convnets.training.plan import make_plan
 from keras_convnets.training.recipes import RECIPES, default_recipe, get_recipe
 from keras_convnets.training.step import make_optimizer, make_step
+from keras_convnets.transfer import leaves
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +161,21 @@ def test_finetuning_gives_later_layers_more(pretrained):
     assert values == sorted(values) and values[-1] == pytest.approx(recipe.last_rate) and kernels[-1] not in rates
 
 
+def test_finetuning_reaches_into_nested_networks():
+    """Deeper than 110 layers, networks are made of networks."""
+    model = CIFARResNet(116, classes=2)
+    recipe = get_recipe("finetune")
+    recipe.prepare(model)
+    norms = [layer for layer in leaves(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    assert len(norms) == 115 and not any(layer.trainable or layer.trainable_weights for layer in norms)
+    rates = recipe.rate_multipliers(model)
+    kernels = [layer.kernel.path for layer in leaves(model) if hasattr(layer, "kernel") and layer.name != "predictions"]
+    values = [rates[path] for path in kernels]
+    assert len(values) == 115 and values == sorted(values) and len(set(values)) == 115
+    assert (values[0], values[-1]) == pytest.approx((recipe.first_rate, recipe.last_rate))
+    assert len(model.trainable_variables) == 115 + 2
+
+
 @pytest.mark.parametrize("images, passes", [(100, 17.3), (250, 12), (1000, 6.9), (100_000, 3)])
 def test_finetuning_settles_its_length_by_the_data(images, passes):
     steps = get_recipe("finetune").total_steps(images)
@@ -168,9 +185,35 @@ def test_finetuning_settles_its_length_by_the_data(images, passes):
 
 def test_it_stops_early_when_the_holdout_no_longer_improves(photographs, pretrained, tmp_path):
     overrides = {"image_size": 32, "batch_size": 6, "epochs": 50, "holdout": 6, "learning_rate": 0, "stop_patience": 2}
+    overrides["head_share"] = 0.02
     run = training.fit("ResNet18", photographs, weights=pretrained, run=tmp_path / "run", overrides=overrides)
-    # At a rate of nothing the first report is the best and two more show it.
-    assert run.finished and len(run.metrics()) == 3
+    # At a rate of nothing the first report of the whole network is its best and two more show it; one of the classifier
+    # alone comes before.
+    assert run.finished and len(run.metrics()) == 4
+
+
+def test_patience_begins_when_the_whole_network_trains():
+    part = tiny.part(get_recipe("finetune", {"iterations": 100, "head_share": 0.5, "stop_patience": 3}), 100)
+    # (step, loss on the holdout, whether it is the best, whether the run ends): training the classifier alone stalls,
+    # and the whole network is worse at first, and then better from report to report.
+    for step, loss, best, ends in (
+        (10, 0.5, True, False), (20, 0.6, False, False), (30, 0.6, False, False), (40, 0.6, False, False),
+        (50, 0.6, False, False), (60, 0.9, False, False), (70, 0.8, False, False), (80, 0.7, False, False),
+        (85, 0.6, False, False), (90, 0.7, False, False), (95, 0.7, False, False), (98, 0.7, False, True),
+    ):  # fmt: skip
+        part.step = step
+        assert (part.judge({"val_top1": 0.5, "val_loss": loss}), part._has_settled()) == (best, ends), step
+    part.judge({"val_top1": 0.5, "val_loss": 0.4})
+    assert part.watch.best == -0.4 and not part._has_settled()
+
+
+def test_a_network_that_overflows_on_the_holdout_is_never_the_best():
+    for name, best in (("finetune", -0.4), ("resnet_cifar", 0.3)):
+        part = tiny.part(get_recipe(name, {"iterations": 100}), 100)
+        part.step = 60
+        assert not part.judge({"val_top1": 0.9, "val_loss": None}) and part.watch.best is None
+        assert part.judge({"val_top1": 0.3, "val_loss": 0.4}) and part.watch.best == best
+        assert not part.judge({"val_top1": 0.9, "val_loss": None}) and part.watch.best == best
 
 
 def test_a_plateau_divides_the_rate(photographs, tmp_path):
@@ -179,17 +222,14 @@ def test_a_plateau_divides_the_rate(photographs, tmp_path):
         "ResNet18",
         photographs,
         run=tmp_path / "run",
-        overrides={**overrides, "plateau_patience": 1, "plateau_drops": 2},
+        overrides={**overrides, "plateau_patience": 0.1, "plateau_drops": 2},
     )
     assert [record["learning_rate"] for record in run.metrics()] == [0] * 6
-    plan = make_plan("ResNet18", photographs, None, {**overrides, "learning_rate": 1.0, "plateau_patience": 2}, None)
-    part = trainer._Training(plan, training.Run(tmp_path / "other"), None)
-    rates = []
-    for figure in (0.5, 0.5, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6):
-        part.judge({"val_top1": figure})
-        part._set_learning_rate()
-        rates.append(round(part._rate, 6))
-    assert rates == [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.001, 0.001]
+    recipe = get_recipe("resnet_imagenet", {"iterations": 100, "learning_rate": 1.0, "plateau_patience": 0.1})
+    # A report every 5 steps; two without a better one are a tenth of the run.
+    figures = [0.5, 0.5, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, *[0.7] * 9]
+    rates = [round(rate, 6) for rate in tiny.rates(tiny.part(recipe, 100), figures)[5::5]]
+    assert rates == [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, *[0.001] * 12]
 
 
 def small_step(overrides, **arguments):
@@ -253,20 +293,28 @@ def test_schedules():
     assert rates[0] < 0.05 and rates[99] < 0.02
 
 
-def test_the_running_average_is_what_is_kept(tmp_path):
-    """An average that never forgets is the network after its first step, however long the training goes on."""
-    overrides = {"batch_size": 16, "seed": 3, "drops": ()}
-    first = training.fit("ResNet20", "digits", run=tmp_path / "first", overrides={**overrides, "iterations": 1})
-    averaged = training.fit(
-        "ResNet20", "digits", run=tmp_path / "averaged", overrides={**overrides, "iterations": 4, "ema": 1.0}
-    )
-    for name in ("conv1_conv", "predictions"):
-        one, other = (
-            keras.saving.load_model(run.path / "final.keras").get_layer(name).kernel.numpy()
-            for run in (first, averaged)
-        )
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-    assert averaged.metrics()[-1]["step"] == 4
+def test_the_running_average_is_what_is_kept(tmp_path, monkeypatch):
+    """After two updates: a tenth and two elevenths of what was averaged before, statistics included."""
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
+    seen = []
+
+    def noting(self, sums):
+        seen.append([weight.numpy() for weight in self.model.weights])
+        take(self, sums)
+
+    take = trainer._Training._take
+    monkeypatch.setattr(trainer._Training, "_take", noting)
+    overrides = {"batch_size": 16, "iterations": 2, "ema": 0.9, "holdout": 50, "learning_rate": 1e-3}
+    keras.utils.set_random_seed(0)
+    run = training.fit("ResNet20", "digits", run=tmp_path / "run", overrides=overrides)
+    keras.utils.set_random_seed(0)
+    plan = make_plan("ResNet20", "digits", None, overrides, None)
+    start = trainer._Training(plan, training.Run(tmp_path / "other"), None).model.get_weights()
+    for file in ("final.keras", "best.keras"):
+        kept = keras.saving.load_model(run.path / file).get_weights()
+        for one, two, three, averaged in zip(start, *seen, kept, strict=True):
+            once = 0.1 * one + 0.9 * two
+            np.testing.assert_allclose(averaged, 2 / 11 * once + 9 / 11 * three, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])

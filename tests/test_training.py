@@ -70,6 +70,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from keras_convnets.training import trainer
+from keras_convnets.training.averages import Averages
 from keras_convnets.training.recipes import get_recipe
 
 recipe = get_recipe("resnet_cifar", {"batch_size": 7, "weight_decay": 0.1})
@@ -83,17 +84,32 @@ def train(strategy):
         network.set_weights([np.linspace(-1, 1, 144).reshape(48, 3), np.zeros(3)])
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
         optimizer.build(network.trainable_variables)
-    step = trainer.make_step(network, optimizer, recipe, strategy)
+        averages = Averages(network, 0.5)
+    step = trainer.make_step(network, optimizer, recipe, strategy, averages=averages)
     batches = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices((images, labels)).batch(7))
     figures = [[float(x) for x in step(*batch)] for batch in batches]
-    return figures, network.get_weights()
+    return figures, [*network.get_weights(), *(average.numpy() for average in averages.variables)]
+
+def skipped(strategy):
+    # A step in which the gradients of the last device alone overflow, and what it changes.
+    with strategy.scope():
+        network = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        optimizer = trainer.make_optimizer(get_recipe("resnet_cifar", {"precision": "mixed_float16"}))
+        optimizer.build(network.trainable_variables)
+    step, before = trainer.make_step(network, optimizer, recipe, strategy), network.get_weights()
+    strange = np.concatenate([images[:6], np.full_like(images[:1], np.inf)])
+    data = tf.data.Dataset.from_tensor_slices((strange, labels[:7])).batch(7)
+    step(*next(iter(strategy.experimental_distribute_dataset(data))))
+    change = max(float(np.abs(a - b).max()) for a, b in zip(before, network.get_weights()))
+    return change, float(optimizer.dynamic_scale.numpy())
 
 both = trainer.local_strategy()
 one, other = train(tf.distribute.get_strategy()), train(both)
 difference = max(float(np.abs(a - b).max()) for a, b in zip(one[1], other[1]))
-run = trainer.fit("ResNet20", "digits", run=sys.argv[1], overrides=dict(iterations=3, batch_size=33, holdout=50))
+overrides = dict(iterations=3, batch_size=33, holdout=50, ema=0.9)
+run = trainer.fit("ResNet20", "digits", run=sys.argv[1], overrides=overrides)
 print(json.dumps({"replicas": both.num_replicas_in_sync, "one": one[0], "other": other[0], "difference": difference,
-                  "steps": run.metrics()[-1]["step"]}))
+                  "steps": run.metrics()[-1]["step"], "skipped": skipped(both)}))
 """
 
 
@@ -105,6 +121,8 @@ def test_two_devices_train_as_one(run_python, tmp_path):
     assert result["replicas"] == 2 and result["steps"] == 3
     np.testing.assert_allclose(result["other"], result["one"], rtol=1e-5)
     assert result["difference"] < 1e-5
+    # Float16: a step that overflows on one device is skipped on all, and the loss is scaled by half as much.
+    assert result["skipped"] == [0.0, 2.0**14]
 
 
 KILLED = """
@@ -118,7 +136,8 @@ def killing(self, step, loss=None):
         os.kill(os.getpid(), signal.SIGKILL)
     advance(self, step, loss)
 trainer.TrainingProgress.advance = killing
-trainer.fit("ResNet20", "digits", run=path, overrides=dict(iterations=30, holdout=0.1, batch_size=64, warmup=True))
+trainer.fit("ResNet20", "digits", run=path, overrides=dict(iterations=30, holdout=0.1, batch_size=64, warmup=True,
+            ema=0.9))
 """
 
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.plan import Plan
+from keras_convnets.training.seeds import purpose_seed
 
 
 def training_batches(plan: Plan, preprocessing: Preprocessing | None, first_step: int = 0) -> tf.data.Dataset:
@@ -31,9 +32,11 @@ def training_batches(plan: Plan, preprocessing: Preprocessing | None, first_step
         else train.shuffled(recipe.batch_size, recipe.seed, first, balanced=recipe.balanced)
     )
 
+    stream = tf.constant(purpose_seed(recipe.seed, "augmentation"), tf.int64)
+
     def augmented(step, batch):
         images, labels = batch
-        return augment(images, tf.stack([tf.constant(recipe.seed, tf.int64), step])), labels
+        return augment(images, tf.stack([stream, step])), labels
 
     numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first_step), batches)
     dataset = numbered.map(augmented, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
@@ -46,11 +49,11 @@ def _photographs(plan: Plan, first: int) -> tf.data.Dataset:
     recipe, size = plan.recipe, plan.view["crop"][0]
     encoded = plan.data.split("train").encoded_shuffled(recipe.seed, first, balanced=recipe.balanced)
 
+    stream = tf.constant(purpose_seed(recipe.seed, "crops"), tf.int64)
+
     def read(number, example):
         data, label, _ = example
-        # Another stream of random numbers than the batch augmentation's, which counts steps.
-        seed = tf.stack([tf.constant(recipe.seed + 1, tf.int64), number])
-        return recipe.read(data, seed, size), label
+        return recipe.read(data, tf.stack([stream, number]), size), label
 
     numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first), encoded)
     images = numbered.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

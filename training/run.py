@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ BEST, FINAL = "best.keras", "final.keras"
 KEEP_CHECKPOINTS = 2
 SAMPLES = 100
 ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp"}
+# Recipe fields that a run may go on with otherwise after it diverged: neither data nor weights depend on them.
+MENDING = ("learning_rate", "clip_norm")
 
 
 class Run:
@@ -68,9 +70,17 @@ class Run:
         """Whether the training went to its end: the final network is written last."""
         return (self.path / FINAL).is_file() and (self.path / CARD).is_file()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with or to keep: a checkpoint, or the final network."""
+        return (self.path / FINAL).is_file() or bool(self.checkpoint_steps())
+
     @contextmanager
     def claimed(self, config: dict[str, Any], source: dict[str, Any]) -> Iterator[None]:
         """Hold the directory for one training; a new one is set up, an old one must have the same configuration.
+
+        A training that ended before its first checkpoint binds nobody: the next one starts anew. One that diverged may
+        go on with another learning rate or `clip_norm`.
 
         Args:
             config: what a resumed run must have in common with this one.
@@ -86,20 +96,58 @@ class Run:
             raise UserError(
                 f"{self.path} is not a run directory and not empty; give a new or empty directory as --run."
             )
-        if known.exists():
-            _check_same(self.path, read_json(known, "run's configuration"), config)
         self.path.mkdir(parents=True, exist_ok=True)
         with only_one(self.path, "trained in"):
             is_new = not known.exists()
-            if is_new:
+            if self.begun:
+                self._go_on(config)
+            else:
+                self._clear()
                 write_json(known, {**config, "source": source})
             try:
                 yield
             except UserError:
-                # Nothing was trained, and the mended command has another configuration.
-                if is_new:
+                # A mistake that shows before anything is written leaves nothing behind.
+                if is_new and all(_ours(entry) or entry == known for entry in self.path.iterdir()):
                     known.unlink()
                 raise
+
+    def _go_on(self, config: dict[str, Any]) -> None:
+        """Check that a configuration is the run's; take a mended one over where the run diverged."""
+        old = self.config()
+        recipe, diverged = old["recipe"], old.get("diverged", [])
+        mended = config
+        if diverged and all(diverged[-1][field] == recipe[field] for field in MENDING):
+            mended = {**config, "recipe": {**config["recipe"], **{field: recipe[field] for field in MENDING}}}
+        _check_same(self.path, old, mended)
+        if mended["recipe"] != config["recipe"]:
+            write_json(self.path / CONFIG, {**old, **config})
+
+    def _clear(self) -> None:
+        """Remove what an earlier training left that wrote no checkpoint."""
+        for name in (METRICS, BEST, CARD):
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("events", "plots", "samples", "checkpoints"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def note_divergence(self, step: int, sound: Callable[[int], bool]) -> int:
+        """Keep in the configuration that the run diverged, and drop the checkpoints that led to it.
+
+        Args:
+            step: at which it was seen.
+            sound: whether the checkpoint of a step is worth going on from.
+
+        Returns:
+            The step to go on from; 0: the beginning.
+        """
+        for kept in self.checkpoint_steps():
+            if not sound(kept):
+                shutil.rmtree(self.checkpoints / f"{kept:08d}", ignore_errors=True)
+        config = self.config()
+        begin = max(self.checkpoint_steps(), default=0)
+        noted = {"step": step, "back_to": begin, **{field: config["recipe"][field] for field in MENDING}}
+        write_json(self.path / CONFIG, {**config, "diverged": [*config.get("diverged", []), noted]})
+        return begin
 
     def config(self) -> dict[str, Any]:
         """Return the resolved configuration."""
@@ -165,28 +213,28 @@ class Run:
                 of_class.mkdir(exist_ok=True)
                 (of_class / f"{position:05d}{ENDINGS[image_type(encoded)]}").write_bytes(encoded)
 
-    def save_checkpoint(self, step: int, model: keras.Model, optimizer, state: dict[str, Any]) -> None:
-        """Write weights, optimizer and state into a folder of their own, then drop all but the newest two."""
+    def save_checkpoint(self, step: int, model: keras.Model, variables: Sequence[Any], state: dict[str, Any]) -> None:
+        """Write weights, other variables and state into a folder of their own, then drop all but the newest two."""
         if (self.checkpoints / f"{step:08d}").exists():
             return
         with whole_folder(self.checkpoints / f"{step:08d}") as folder:
             model.save_weights(folder / "model.weights.h5")
-            values = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(optimizer.variables)}
-            np.savez(folder / "optimizer.npz", **values)
+            values = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
+            np.savez(folder / "variables.npz", **values)
             (folder / "state.json").write_text(json.dumps({"step": step, **state}))
-        for old in self._checkpoint_steps()[:-KEEP_CHECKPOINTS]:
+        for old in self.checkpoint_steps()[:-KEEP_CHECKPOINTS]:
             shutil.rmtree(self.checkpoints / f"{old:08d}", ignore_errors=True)
 
-    def load_checkpoint(self, model: keras.Model, optimizer) -> dict[str, Any] | None:
-        """Put the newest checkpoint back into model and optimizer; return its state, or None if there is none."""
+    def load_checkpoint(self, model: keras.Model, variables: Sequence[Any]) -> dict[str, Any] | None:
+        """Put the newest checkpoint back into model and variables; return its state, or None if there is none."""
         self._sweep()
-        steps = self._checkpoint_steps()
+        steps = self.checkpoint_steps()
         if not steps:
             return None
         folder = self.checkpoints / f"{steps[-1]:08d}"
         model.load_weights(folder / "model.weights.h5")
-        with np.load(folder / "optimizer.npz") as values:
-            for index, variable in enumerate(optimizer.variables):
+        with np.load(folder / "variables.npz") as values:
+            for index, variable in enumerate(variables):
                 variable.assign(values[str(index)])
         return json.loads((folder / "state.json").read_text())
 
@@ -194,7 +242,8 @@ class Run:
         """Remove the checkpoints of a finished run."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def _checkpoint_steps(self) -> list[int]:
+    def checkpoint_steps(self) -> list[int]:
+        """Return the steps that there are checkpoints of, ascending."""
         if not self.checkpoints.is_dir():
             return []
         return sorted(int(path.name) for path in self.checkpoints.iterdir() if re.fullmatch(r"\d{8,}", path.name))

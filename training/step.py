@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_convnets.training.averages import Averages
 from keras_convnets.training.recipes import Recipe
 
 
@@ -24,11 +25,8 @@ def local_strategy() -> tf.distribute.Strategy:
 
 
 def make_optimizer(recipe: Recipe) -> keras.optimizers.Optimizer:
-    """Return the SGD with momentum of a recipe, with a running average of the weights where it asks for one."""
-    average = {} if recipe.ema is None else {"use_ema": True, "ema_momentum": recipe.ema}
-    sgd = keras.optimizers.SGD(
-        float(recipe.base_learning_rate()), momentum=recipe.momentum, nesterov=recipe.nesterov, **average
-    )
+    """Return the SGD with momentum of a recipe, with loss scaling where it computes in float16."""
+    sgd = keras.optimizers.SGD(float(recipe.base_learning_rate()), momentum=recipe.momentum, nesterov=recipe.nesterov)
     # Gradients of float16 fall below what it can hold; bfloat16 has float32's range.
     return keras.optimizers.LossScaleOptimizer(sgd) if recipe.precision == "mixed_float16" else sgd
 
@@ -42,6 +40,7 @@ def make_step(
     loss_weights: Mapping[str, float] | None = None,
     multipliers: Mapping[str, float] | None = None,
     only: str | None = None,
+    averages: Averages | None = None,
 ) -> Callable:
     """Return the compiled training step: (images, labels) of all replicas -> (loss, number right), both summed.
 
@@ -56,6 +55,7 @@ def make_step(
         loss_weights: of each classifier, by the name of the layer that gives its logits.
         multipliers: of the learning rate, by a weight's path; 1 where none is given.
         only: the name of a layer: its weights alone are trained, and nothing before it is differentiated.
+        averages: running averages of the network's weights, which each step updates; None: none.
     """
     variables = network.trainable_variables if only is None else network.get_layer(only).trainable_variables
     decays = [recipe.weight_decay_scope == "all" or variable.name == "kernel" for variable in variables]
@@ -72,7 +72,8 @@ def make_step(
             for gradient, variable, with_decay in zip(gradients, variables, decays, strict=True)
         ]
         clipped = _clipped(decayed, recipe.clip_norm, scale)
-        return [part if factor == 1.0 else part * factor for part, factor in zip(clipped, factors, strict=True)]
+        parts = [part if factor == 1.0 else part * factor for part, factor in zip(clipped, factors, strict=True)]
+        return _skipped_together(parts) if scaled else parts
 
     def replica_step(images, labels):
         with tf.GradientTape() as tape:
@@ -83,15 +84,34 @@ def make_step(
             scale = tf.cast(optimizer.dynamic_scale, tf.float32) if scaled else 1.0
             objective = loss * scale
         optimizer.apply(finished(tape.gradient(objective, variables), scale), variables)
+        if averages is not None:
+            averages.update()
         answers = tf.argmax(named["predictions"], axis=-1)
         return loss, tf.reduce_sum(tf.cast(answers == labels, tf.float32))
 
+    return _on_all_replicas(replica_step, strategy)
+
+
+def _on_all_replicas(replica_step: Callable, strategy: tf.distribute.Strategy) -> Callable:
     @tf.function(jit_compile=False)
     def step(images, labels):
         loss, right = strategy.run(replica_step, (images, labels))
         return strategy.reduce("SUM", loss, axis=None), strategy.reduce("SUM", right, axis=None)
 
     return step
+
+
+def _skipped_together(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Return one replica's gradients, not finite where those of any other are not.
+
+    Keras' loss scaling skips a step whose gradients overflow and asks the first replica alone whether they do.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return gradients
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    nothing = context.all_reduce("SUM", tf.where(finite, 0.0, float("nan")))
+    return [gradients[0] + nothing, *gradients[1:]]
 
 
 def _clipped(gradients: list[tf.Tensor], norm: float | None, scale: Any) -> list[tf.Tensor]:

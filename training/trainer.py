@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,12 +20,14 @@ from rich.console import Console
 
 from keras_convnets.card import ModelCard, current_git_revision, current_versions
 from keras_convnets.display import printable
-from keras_convnets.errors import Interrupted, UserError
+from keras_convnets.errors import Diverged, Interrupted, UserError
 from keras_convnets.files import sha256
 from keras_convnets.googlenet import without_auxiliary
 from keras_convnets.registry import get_model
+from keras_convnets.training.averages import Averages
 from keras_convnets.training.data import DataSet
 from keras_convnets.training.evaluation import mean_loss, predict_split, top_k_accuracy
+from keras_convnets.training.holdout import HoldoutWatch
 from keras_convnets.training.inputs import training_batches
 from keras_convnets.training.plan import Plan, make_plan
 from keras_convnets.training.plots import learning_curves
@@ -40,6 +43,9 @@ CHECKPOINT_SECONDS = 60.0
 MOST_REPORTS = 200
 # The warm-up watches the training error as a running mean over about this many steps.
 WARMUP_WINDOW = 20
+# With loss scaling a step whose gradients overflow is skipped, and the next one computes with smaller ones; so many
+# skipped ones in a row, and it won't recover.
+MOST_SKIPPED = 20
 
 
 def fit(
@@ -72,7 +78,8 @@ def fit(
     Raises:
         UserError: if a name, a field or the data do not fit, or the directory holds another run.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
-        FloatingPointError: if the loss is no longer finite; the last checkpoint stays.
+        Diverged: if losses or weights are no longer finite. What was written is, and the same call with another
+            learning rate goes on from it.
 
     Example:
         >>> fit("ResNet20", "digits", run="runs/digits", overrides={"epochs": 40}).card().metrics
@@ -85,7 +92,9 @@ def fit(
     directory = Run(run)
     source = {"dataset": dataset_place(dataset), "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
     with directory.claimed(plan.config(), source):
-        if not directory.finished:
+        if directory.finished:
+            directory.drop_checkpoints()
+        else:
             with _stop_signals() as stop:
                 _Training(plan, directory, console).to_the_end(stop)
     return directory
@@ -105,8 +114,6 @@ class _Training:
         self.plan, self.run, self.console = plan, run, console
         recipe = plan.recipe
         keras.utils.set_random_seed(recipe.seed)
-        # Weights bring the preprocessing that they were trained with.
-        self.preprocessing = None if plan.weights else recipe.preprocessing(plan.sample())
         self.arguments = {"classes": len(plan.data.class_names), "input_shape": list(plan.input_shape)}
         self.strategy = local_strategy()
         with self.strategy.scope(), _policy(recipe.precision):
@@ -116,9 +123,11 @@ class _Training:
                 classes=self.arguments["classes"],
                 input_shape=plan.input_shape,
                 weights=plan.weights,
-                preprocessing=self.preprocessing,
+                # Weights bring the preprocessing that they were trained with.
+                preprocessing=None if plan.weights else recipe.preprocessing(plan.sample()),
                 **recipe.builder_arguments(plan.architecture),
             )
+            self.preprocessing = self.whole.get_layer("preprocessing").preprocessing
             recipe.prepare(self.whole)
             self.model = self.whole
             if isinstance(self.whole.output, dict):
@@ -128,41 +137,54 @@ class _Training:
             self.network = keras.Model(self.whole.inputs, logits)
             self.optimizer = make_optimizer(recipe)
             self.optimizer.build(self.network.trainable_variables)
-            state = run.load_checkpoint(self.whole, self.optimizer)
+            self.averages = None if recipe.ema is None else Averages(self.network, recipe.ema)
+        # What a checkpoint keeps besides the network's weights.
+        self.variables = [*self.optimizer.variables, *(self.averages.variables if self.averages else ())]
         self.step = 0
         self.records: list[dict[str, Any]] = []
-        self.best: float | None = None
-        # Of a plateau schedule and of early stopping: reports since the last improvement, and divisions so far.
-        self.waited, self.divisions = 0, 0
+        self.watch = HoldoutWatch()
         self.warming = bool(getattr(recipe, "warmup", False))
         self.running_error = 1.0
         # (loss, number right) of the steps since the last report; tensors, so that a GPU is not waited for.
         self.sums: list[tuple[Any, Any]] = []
-        if state:
-            self.step, self.records, self.best = state["step"], state["records"], state["best"]
-            self.waited, self.divisions = state["waited"], state["divisions"]
-            self.warming, self.running_error = state["warming"], state["running_error"]
-            self.sums = [tuple(pair) for pair in state["sums"]]
-            if console:
-                going_on = f"going on with {printable(run.path)} at step {self.step} of {plan.total_steps}"
-                console.print(going_on, highlight=False, markup=False)
+        # The loss of the run's first step, and of the step after each checkpoint, which tells how good it is.
+        self.first_loss: Any = None
+        self.losses_after: dict[int, Any] = {}
+        self._go_on(run.load_checkpoint(self.whole, self.variables))
+
+    def _go_on(self, state: dict[str, Any] | None) -> None:
+        """Take a checkpoint's state over; None: there is none."""
+        if not state:
+            return
+        self.step, self.records, self.watch = state["step"], state["records"], HoldoutWatch(**state["watch"])
+        self.warming, self.running_error = state["warming"], state["running_error"]
+        self.sums, self.first_loss = [tuple(pair) for pair in state["sums"]], state["first_loss"]
+        self.losses_after = {self.step: None}
+        if self.console:
+            going_on = f"going on with {printable(self.run.path)} at step {self.step} of {self.plan.total_steps}"
+            self.console.print(going_on, highlight=False, markup=False)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside weights and optimizer."""
+        """Return what a checkpoint keeps beside weights and variables."""
         return {
             "records": self.records,
-            "best": self.best,
-            "waited": self.waited,
-            "divisions": self.divisions,
+            "watch": dataclasses.asdict(self.watch),
             "warming": self.warming,
             "running_error": self.running_error,
             "sums": [[float(loss), float(right)] for loss, right in self.sums],
+            "first_loss": float(self.first_loss),
         }
 
     def checkpoint(self) -> None:
-        """Write a checkpoint and the metrics so far."""
-        self.run.save_checkpoint(self.step, self.whole, self.optimizer, self.state())
+        """Write a checkpoint and the metrics so far.
+
+        Raises:
+            Diverged: if something is not finite; nothing is written then.
+        """
+        self._check_finite()
+        self.run.save_checkpoint(self.step, self.whole, self.variables, self.state())
         self.run.write_metrics(self.records)
+        self.losses_after[self.step] = None
 
     def to_the_end(self, stop: threading.Event) -> None:
         """Train what is left, then write the networks and the card."""
@@ -178,9 +200,7 @@ class _Training:
                 self._set_learning_rate()
                 with progress.waiting():
                     batch = next(batches)
-                self.sums.append(steps[plan.recipe.head_only(self.step, total)](*batch))
-                self.step += 1
-                self._watch_warmup(self.sums[-1])
+                self._take(steps[plan.recipe.head_only(self.step, total)](*batch))
                 progress.advance(self.step)
                 due = CHECKPOINT_SECONDS
                 if self._report_due():
@@ -193,10 +213,20 @@ class _Training:
                     raise Interrupted(f"stopped at step {self.step} of {total}; the same command goes on with it.")
         self._finish()
 
+    def _take(self, sums: tuple[Any, Any]) -> None:
+        """Count a step that is done, by its (loss, number right)."""
+        if self.step == 0:
+            self.first_loss = sums[0]
+        if self.step in self.losses_after:
+            self.losses_after[self.step] = sums[0]
+        self.sums.append(sums)
+        self.step += 1
+        self._watch_warmup(sums)
+
     def steps(self) -> dict[bool, Any]:
         """Return the training step of the classifier alone, by True, and of the whole network, by False."""
         recipe = self.plan.recipe
-        given = {"loss_weights": recipe.loss_weights(self.plan.architecture)}
+        given = {"loss_weights": recipe.loss_weights(self.plan.architecture), "averages": self.averages}
         multipliers = recipe.rate_multipliers(self.model)
         whole = make_step(self.network, self.optimizer, recipe, self.strategy, multipliers=multipliers, **given)
         head = make_step(self.network, self.optimizer, recipe, self.strategy, only="predictions", **given)
@@ -205,14 +235,14 @@ class _Training:
     def _has_settled(self) -> bool:
         """Whether the holdout has not improved for as long as the recipe waits before it stops early."""
         patience = getattr(self.plan.recipe, "stop_patience", None)
-        return patience is not None and self.waited >= patience
+        return patience is not None and self.watch.waited >= patience
 
     def _set_learning_rate(self) -> None:
-        recipe = self.plan.recipe
-        rate = (
-            recipe.warmup_learning_rate() if self.warming else recipe.scheduled_rate(self.step, self.plan.total_steps)
-        )
-        rate *= getattr(recipe, "drop_factor", 1.0) ** self.divisions
+        recipe, total = self.plan.recipe, self.plan.total_steps
+        self.watch.divide(recipe.divisions_by(self.step, total), self.step)
+        rate = recipe.scheduled_rate(self.step, total, self.watch.divisions)
+        if self.warming:
+            rate = min(rate, recipe.warmup_learning_rate())
         if rate != getattr(self, "_rate", None):
             self.optimizer.learning_rate.assign(rate)
             self._rate = rate
@@ -237,17 +267,20 @@ class _Training:
         return epoch_ended and self.step - last >= self.plan.total_steps / MOST_REPORTS
 
     def _report(self, progress: TrainingProgress) -> None:
-        """Add a record to the metrics; on the holdout, keep the network if it is the best yet."""
+        """Add a record to the metrics; on the holdout, keep the network if it is the best yet.
+
+        Raises:
+            Diverged: if something is not finite; nothing is kept then.
+        """
+        self._check_finite()
         batch_size = self.plan.recipe.batch_size
-        loss = float(np.mean([float(loss) for loss, _ in self.sums]))
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {self.step}; the last checkpoint stays: try a lower learning_rate."
-            )
+        losses = [loss for loss, _ in self.sums if math.isfinite(loss)]
+        if not losses:  # all steps since the last report were skipped; the next one tells of them
+            return
         record = {
             "step": self.step,
             "epoch": round(self.step * batch_size / self.plan.data.split("train").size, 2),
-            "loss": loss,
+            "loss": float(np.mean(losses)),
             "top1": float(np.mean([float(right) for _, right in self.sums])) / batch_size,
             "learning_rate": self._rate,
         }
@@ -256,7 +289,7 @@ class _Training:
         self.records.append(record)
         self.sums = []
         for name, value in record.items():
-            if name not in ("step", "epoch"):
+            if name not in ("step", "epoch") and value is not None:
                 tf.summary.scalar(name, value, step=self.step)
         progress.report(record)
 
@@ -266,43 +299,68 @@ class _Training:
         with self._averaged():
             probabilities = predict_split(self.model, split, recipe.batch_size)
             record["val_top1"] = top_k_accuracy(probabilities, split.labels, 1)
-            record["val_loss"] = mean_loss(probabilities, split.labels)
+            loss = mean_loss(probabilities, split.labels)
+            # What is finite in training may overflow in inference; JSON knows no such number.
+            record["val_loss"] = loss if math.isfinite(loss) else None
             if self.judge(record):
                 self.run.save_model(self.model, BEST)
 
     def judge(self, record: dict[str, Any]) -> bool:
-        """Return whether a report's figures on the holdout are the best yet; a plateau divides the learning rate."""
-        recipe = self.plan.recipe
-        figure = record["val_top1"] if recipe.best_is == "val_top1" else -record["val_loss"]
-        if self.best is None or figure > self.best:
-            self.best, self.waited = figure, 0
-            return True
-        self.waited += 1
-        patience = getattr(recipe, "plateau_patience", None)
-        if patience is not None and self.waited >= patience and self.divisions < recipe.plateau_drops:
-            self.divisions, self.waited = self.divisions + 1, 0
-        return False
+        """Return whether a report's figures on the holdout are the best yet; a plateau divides the learning rate.
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
+        Neither the plateau nor early stopping counts reports of the classifier trained alone or of a warm-up.
+        """
+        recipe, watch, total = self.plan.recipe, self.watch, self.plan.total_steps
+        loss = math.inf if record["val_loss"] is None else record["val_loss"]
+        figure = -loss if recipe.best_is == "val_loss" or math.isinf(loss) else record["val_top1"]
+        last = self.step - 1
+        rising = self.warming or last < recipe.warmup_share * total
+        is_best = watch.see(figure, self.step, counts=not (rising or recipe.head_only(last, total)))
+        plateau = recipe.plateau(total)
+        if plateau is not None and watch.waited and self.step - watch.since >= plateau:
+            watch.divide(min(watch.divisions + 1, recipe.plateau_drops), self.step)
+        return is_best
+
+    def _check_finite(self) -> None:
+        """End the run where losses or weights are no longer finite, before anything is written of them.
+
+        Raises:
+            Diverged: the sentence says what to do.
+        """
+        self.sums = [(float(loss), float(right)) for loss, right in self.sums]
+        strange = [loss for loss, _ in self.sums if not math.isfinite(loss)]
+        if self.plan.recipe.precision == "mixed_float16":
+            last = [loss for loss, _ in self.sums[-MOST_SKIPPED:]]
+            never = self.step == self.plan.total_steps and not self.records
+            hopeless = len(last) == MOST_SKIPPED or never
+            strange = last if hopeless and last and not any(map(math.isfinite, last)) else []
+        if strange:
+            self._diverge(f"the loss is {strange[0]}")
+        if not _all_finite([*self.whole.weights, *self.variables]):
+            self._diverge("the weights are not finite")
+
+    def _diverge(self, what: str) -> None:
+        recipe, first = self.plan.recipe, float(self.first_loss)
+
+        def sound(step: int) -> bool:
+            # A checkpoint whose next loss is above that of the run's first step is worse than the beginning.
+            after = self.losses_after.get(step)
+            return after is None or float(after) <= first
+
+        begin = self.run.note_divergence(self.step, sound)
+        present = recipe.base_learning_rate()
+        usual = dataclasses.replace(recipe, learning_rate=type(recipe).learning_rate).base_learning_rate()
+        mended = float(f"{usual if usual < present else present / 10:.3g}")
+        back = f"goes on from step {begin}" if begin else "begins anew"
+        raise Diverged(
+            f"{what} at step {self.step} of {self.plan.total_steps}: the training diverged, and nothing that is not "
+            f"finite was kept; try a lower learning_rate: the same command with --set learning_rate={mended:g} {back}.",
+            mended,
+        )
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Have the weights' running averages in the network, where the recipe keeps them."""
-        if self.plan.recipe.ema is None or self.step == 0:
-            yield
-            return
-        self._exchange_averages()
-        try:
-            yield
-        finally:
-            self._exchange_averages()
-
-    def _exchange_averages(self) -> None:
-        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        for variable, average in zip(
-            self.network.trainable_variables, inner._model_variables_moving_average, strict=True
-        ):
-            value = variable.numpy()
-            variable.assign(average.numpy())
-            average.assign(value)
+        return self.averages.in_network() if self.averages else contextlib.nullcontext()
 
     def _finish(self) -> None:
         """Write `final.keras` last: with it the run counts as finished."""
@@ -313,17 +371,19 @@ class _Training:
     def _write_results(self) -> None:
         run, plan = self.run, self.plan
         run.write_metrics(self.records)
-        if self.best is None:
+        if self.watch.best is None:
             run.save_model(self.model, BEST)
+        diverged = run.config().get("diverged")
         card = ModelCard(
             architecture=plan.architecture,
             arguments=dict(self.model.built_as.arguments),
             class_names=plan.data.class_names,
-            preprocessing=self.preprocessing or self.model.get_layer("preprocessing").preprocessing,
+            preprocessing=self.preprocessing,
             view=plan.view,
             trained=True,
             data=plan.data_facts(),
-            recipe=plan.recipe.to_dict(),
+            # With the learning rates that it diverged at and went on from, if it did.
+            recipe={**plan.recipe.to_dict(), **({"diverged": diverged} if diverged else {})},
             seed=plan.recipe.seed,
             weights={"file": BEST, "sha256": sha256(run.path / BEST)},
             versions=current_versions(),
@@ -331,10 +391,15 @@ class _Training:
         )
         run.save_samples(plan.data)
         card.write(run.path)
+        title = f"{plan.architecture} on {plan.data.name}"
+        learning_curves(self.records, run.path / "plots" / "learning_curves.png", title)
         run.save_model(self.model, FINAL)
-        learning_curves(
-            self.records, run.path / "plots" / "learning_curves.png", f"{plan.architecture} on {plan.data.name}"
-        )
+
+
+def _all_finite(variables: Sequence[Any]) -> bool:
+    """Whether all values of some variables are finite; whole numbers always are."""
+    values = [tf.convert_to_tensor(variable) for variable in variables]
+    return all(bool(tf.reduce_all(tf.math.is_finite(value))) for value in values if value.dtype.is_floating)
 
 
 @contextmanager

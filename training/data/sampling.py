@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from keras_convnets.training.seeds import purpose_seed
+
 
 def balanced_positions(labels: np.ndarray, seed: int, first: int = 0) -> Iterator[np.ndarray]:
     """Give positions without end, one of each class in every round, the classes in random order.
@@ -22,6 +24,7 @@ def balanced_positions(labels: np.ndarray, seed: int, first: int = 0) -> Iterato
     Returns:
         Rounds, int64 [number of classes], the first one shorter where `first` lies within it.
     """
+    seed = purpose_seed(seed, "balanced order")
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     decks: dict[int, np.ndarray] = {}
     begin, passed = divmod(first, len(members))

@@ -22,6 +22,7 @@ from keras_convnets._tf_ops import center_view, decode_image
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import broken_kind, broken_positions
 from keras_convnets.training.data.sampling import balanced_positions
+from keras_convnets.training.seeds import purpose_seed
 
 # Images decoded together when a split is brought into memory.
 DECODED_TOGETHER = 64
@@ -263,8 +264,10 @@ class PositionSplit(Split):
             )
             return rounds.unbatch()
 
+        stream = tf.constant(purpose_seed(seed, "order"), tf.int64)
+
         def permutation(epoch):
-            order = tf.random.experimental.stateless_shuffle(tf.range(self.size, dtype=tf.int64), [seed, epoch])
+            order = tf.random.experimental.stateless_shuffle(tf.range(self.size, dtype=tf.int64), [stream, epoch])
             return tf.data.Dataset.from_tensor_slices(order)
 
         return tf.data.Dataset.range(first // self.size, tf.int64.max).flat_map(permutation).skip(first % self.size)

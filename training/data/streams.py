@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import broken_kind, broken_positions
 from keras_convnets.training.data.splits import Split, check_count
+from keras_convnets.training.seeds import purpose_seed
 
 SHUFFLE_BUFFER = 10_000
 
@@ -101,11 +102,11 @@ class StreamSplit(Split):
 
         def shuffled(epoch):
             # `Dataset.shuffle` would mix in TensorFlow's global seed, and takes no number that is known only later.
-            # With both seeds zero the operation would choose its own.
+            # With both seeds zero the operation would choose its own; neither ever is.
             order = tf.raw_ops.ShuffleDataset(
                 input_dataset=tf.data.experimental.to_variant(examples),
                 buffer_size=SHUFFLE_BUFFER,
-                seed=seed,
+                seed=purpose_seed(seed, "order"),
                 seed2=epoch + 1,
                 output_types=[spec.dtype for spec in examples.element_spec],
                 output_shapes=[spec.shape for spec in examples.element_spec],

@@ -21,7 +21,8 @@ from keras_convnets.training.data import DataSet, SizedSplit
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 SCHEDULES = ("paper", "cosine", "one_cycle")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-# One-cycle (Smith 2018, arXiv:1803.09820): the rate rises over this share of the run and falls to nothing after it.
+# One-cycle (Smith 2018, arXiv:1803.09820): the rate rises over this share of the run, unless `warmup_share` says
+# another, and falls to nothing after it.
 ONE_CYCLE_PEAK = 0.3
 
 
@@ -48,10 +49,10 @@ class Recipe:
     holdout: float = option(0, "training images held out to choose the best epoch: a number, or a share below 1", low=0)
     image_size: int | None = option(None, "side of the square input; none: the data's own size", low=1)
     schedule: str = option("paper", "of the learning rate: paper, cosine or one_cycle", choices=SCHEDULES)
-    warmup_share: float = option(0.0, "share of the run in which the rate rises from nothing", low=0, high=0.9)
+    warmup_share: float = option(0.0, "share of the run in which the rate rises", low=0, high=0.9)
     label_smoothing: float = option(0.0, "share of the target that all classes divide between them", low=0, high=0.9)
     clip_norm: float | None = option(None, "largest norm of the whole gradient; none: any", low=1e-9)
-    ema: float | None = option(None, "decay a step of the weights' running average, the final network", low=0, high=1)
+    ema: float | None = option(None, "most decay a step of the weights' average, the final network", low=0, high=1)
     precision: str = option("float32", "of the network's computations", choices=PRECISIONS)
     balanced: bool = option(False, "draw every class equally often")
     broken_images: float = option(0.05, "share of a split's images that may be unreadable", low=0, high=1)
@@ -103,22 +104,39 @@ class Recipe:
         """Return the learning rate at the start: the field, or the recipe's relation."""
         return self.learning_rate if self.learning_rate is not None else 0.1
 
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Return the paper's learning rate of a step (counted from 0), drops being at fractions of the run's length."""
+    def learning_rate_at(self, step: int, total_steps: int, divisions: int = 0) -> float:
+        """Return the paper's learning rate of a step, drops being at fractions of the run's length.
+
+        Args:
+            step: counted from 0.
+            total_steps: length of the run.
+            divisions: how often the holdout's plateaus have made it fall, in a recipe that looks at them.
+        """
         return self.base_learning_rate()
 
-    def scheduled_rate(self, step: int, total_steps: int) -> float:
-        """Return the learning rate of a step by the chosen schedule, the warm-up at the start included."""
-        share = step / total_steps
-        if share < self.warmup_share:
-            return self.base_learning_rate() * (step + 1) / (self.warmup_share * total_steps)
-        if self.schedule == "cosine":
-            progress = (share - self.warmup_share) / (1 - self.warmup_share)
-            return self.base_learning_rate() * 0.5 * (1 + math.cos(math.pi * progress))
+    def scheduled_rate(self, step: int, total_steps: int, divisions: int = 0) -> float:
+        """Return the learning rate of a step by the chosen schedule; arguments as of `learning_rate_at`.
+
+        The rate rises evenly over `warmup_share`. The cosine falls over what is left, the paper's schedule is
+        multiplied by the rise, and one-cycle rises by itself: the share says for how long.
+        """
+        share, base = step / total_steps, self.base_learning_rate()
         if self.schedule == "one_cycle":
-            rising, falling = (share + 1 / total_steps) / ONE_CYCLE_PEAK, (1 - share) / (1 - ONE_CYCLE_PEAK)
-            return self.base_learning_rate() * min(1.0, rising, falling)
-        return self.learning_rate_at(step, total_steps)
+            peak = self.warmup_share or ONE_CYCLE_PEAK
+            return base * min(1.0, (step + 1) / (peak * total_steps), (1 - share) / (1 - peak))
+        rise = min(1.0, (step + 1) / (self.warmup_share * total_steps)) if self.warmup_share else 1.0
+        if self.schedule == "cosine":
+            progress = max(0.0, share - self.warmup_share) / (1 - self.warmup_share)
+            return base * rise * 0.5 * (1 + math.cos(math.pi * progress))
+        return rise * self.learning_rate_at(step, total_steps, divisions)
+
+    def plateau(self, total_steps: int) -> float | None:
+        """Return after how many steps without a better holdout the learning rate falls; None: they change nothing."""
+        return None
+
+    def divisions_by(self, step: int, total_steps: int) -> int:
+        """Return how often the learning rate has fallen by a step, whatever the holdout says."""
+        return 0
 
     @property
     def has_length(self) -> bool:

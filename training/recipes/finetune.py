@@ -26,6 +26,7 @@ import tensorflow as tf
 from keras_convnets.training.photographs import random_area_crop
 from keras_convnets.training.recipes.base import option
 from keras_convnets.training.recipes.photographs import Photographs
+from keras_convnets.transfer import leaves
 
 # 12 passes over 250 images; fewer over more, though never fewer than 3, and 20 at most.
 PASSES, PASSES_FOR, PASSES_EXPONENT, PASSES_RANGE = 12, 250, 0.4, (3, 20)
@@ -76,13 +77,13 @@ class Finetune(Photographs):
 
     def prepare(self, model: keras.Model) -> None:
         """Keep batch normalisation in inference mode: Keras' frozen layers use their moving statistics."""
-        for layer in model.layers if self.freeze_statistics else ():
+        for layer in leaves(model) if self.freeze_statistics else ():
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False
 
     def rate_multipliers(self, model: keras.Model) -> Mapping[str, float]:
         """Return rates that rise evenly in their logarithm from the first layer to the last before the classifier."""
-        body = [layer for layer in model.layers if layer.trainable_weights and layer.name != "predictions"]
+        body = [layer for layer in leaves(model) if layer.trainable_weights and layer.name != "predictions"]
         found = {}
         for position, layer in enumerate(body):
             share = position / max(1, len(body) - 1)

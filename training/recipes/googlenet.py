@@ -13,7 +13,8 @@ losses "were weighted by 0.3".
 
 Otherwise than in the paper: the descent is synchronous. The paper gives neither batch size, first learning rate,
 weight decay nor length; here they are those of the BVLC's replication in Caffe: 32, 0.01, 2e-4, and some 64 epochs,
-so that the rate falls at every eighth of the run.
+so that the rate falls at every eighth of the run. The average's decay grows to 0.9999 with the steps, so that a short
+run does not end with the weights it began with.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from keras_convnets.training.augment import photometric_distortion
 from keras_convnets.training.photographs import KERNELS, random_area_crop
 from keras_convnets.training.recipes.base import Augmentation, option
 from keras_convnets.training.recipes.photographs import Photographs
+from keras_convnets.training.seeds import folded
 
 # 64 epochs, 8 of them at each rate.
 RATES = 8
@@ -44,7 +46,7 @@ class GoogLeNet(Photographs):
     epochs: float | None = option(64, "length in passes over the training images", low=0)
     weight_decay: float = option(2e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("kernels", "which weights decay: all, or kernels", choices=("all", "kernels"))
-    ema: float | None = option(0.9999, "decay a step of the weights' running average, the final network", low=0, high=1)
+    ema: float | None = option(0.9999, "most decay a step of the weights' average, the final network", low=0, high=1)
     auxiliary: float = option(0.3, "weight of each auxiliary classifier's loss; 0: none of them", low=0)
     drop_factor: float = option(
         0.96, "what the learning rate is multiplied by at every eighth of the run", low=0, high=1
@@ -55,7 +57,7 @@ class GoogLeNet(Photographs):
         """Return the field, or 0.01 for 32 images and in proportion for others."""
         return self.learning_rate if self.learning_rate is not None else 0.01 * self.batch_size / 32
 
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
+    def learning_rate_at(self, step: int, total_steps: int, divisions: int = 0) -> float:
         """Return the learning rate of a step: 4 % less after each eighth of the run."""
         return self.base_learning_rate() * self.drop_factor ** (step * RATES // total_steps)
 
@@ -80,4 +82,4 @@ class GoogLeNet(Photographs):
         before = super().augment(data, preprocessing, sample)
         if not self.photometric:
             return before
-        return lambda images, seed: photometric_distortion(before(images, seed), seed + 2)
+        return lambda images, seed: photometric_distortion(before(images, seed), folded(seed, "photometric"))

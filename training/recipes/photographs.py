@@ -13,6 +13,7 @@ from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.augment import pca_colour_shift, pixel_components, random_flip
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
+from keras_convnets.training.seeds import folded
 
 # How many images are looked at together for means and colour components.
 SAMPLE_BATCH = 64
@@ -57,8 +58,8 @@ class Photographs(Recipe):
 
         def augmented(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             images = tf.cast(images, tf.float32)
-            images = random_flip(images, seed) if flip else images
-            return shift(images, seed + 1) if shift else images
+            images = random_flip(images, folded(seed, "flip")) if flip else images
+            return shift(images, folded(seed, "colour shift")) if shift else images
 
         return augmented
 
@@ -67,17 +68,37 @@ class Photographs(Recipe):
         return lambda images, seed: pca_colour_shift(images, components, eigenvalues, seed, self.colour_shift)
 
 
+# A tenth of the run is left for each rate after the first: later than that no plateau is waited for.
+SHARE_OF_A_RATE = 0.1
+
+
 @dataclass(frozen=True)
 class Plateau(Recipe):
-    """The learning rate is divided when the holdout stops improving; without one, at even fractions of the run."""
+    """The learning rate is divided when the holdout stops improving; without one, at even fractions of the run.
 
-    plateau_patience: int = option(5, "reports without a better holdout before the rate falls", low=1)
-    plateau_drops: int = option(3, "how often the rate falls at most", low=0)
+    It is divided `plateau_drops` times in every run, however short: a plateau that does not come is not waited for when
+    a tenth of the run, or less where there are many drops, is left for each of the lower rates.
+    """
+
+    plateau_patience: float = option(
+        0.05, "share of the run without a better holdout before the rate falls", low=0, high=1
+    )
+    plateau_drops: int = option(3, "how often the rate falls", low=0)
     drop_factor: float = option(0.1, "what the learning rate is multiplied by at each drop", low=0, high=1)
 
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
-        """Return the base rate, which the trainer divides on the holdout's plateaus; by fractions without a holdout."""
-        if self.holdout:
-            return self.base_learning_rate()
-        passed = step * (self.plateau_drops + 1) // total_steps
-        return self.base_learning_rate() * self.drop_factor**passed
+    def learning_rate_at(self, step: int, total_steps: int, divisions: int = 0) -> float:
+        """Return the base rate, divided on the holdout's plateaus, and in the end without; see the class."""
+        return self.base_learning_rate() * self.drop_factor ** max(divisions, self.divisions_by(step, total_steps))
+
+    def plateau(self, total_steps: int) -> float | None:
+        """Return the patience in steps, where the paper's schedule has a holdout to look at."""
+        return self.plateau_patience * total_steps if self.holdout and self.schedule == "paper" else None
+
+    def divisions_by(self, step: int, total_steps: int) -> int:
+        """Return how many drops are due at a step whatever the holdout says."""
+        drops = self.plateau_drops
+        if not self.holdout:
+            return step * (drops + 1) // total_steps
+        left = min(SHARE_OF_A_RATE, 1 / (drops + 1))
+        lower = range(drops, 0, -1)  # the rates to come at each drop, a step at least for each
+        return sum(step >= min(round((1 - rates * left) * total_steps), total_steps - rates) for rates in lower)

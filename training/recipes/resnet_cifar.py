@@ -27,10 +27,12 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from keras_convnets.errors import UserError
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.augment import pad_and_crop, random_flip
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
+from keras_convnets.training.seeds import folded
 
 # The paper warms up its 110-layer network; the 1202-layer one "is trained as described above".
 WARMUP_FROM_DEPTH = 110
@@ -49,14 +51,29 @@ class ResNetCIFAR(Recipe):
     drop_factor: float = option(0.1, "what the learning rate is multiplied by at each drop", low=0, high=1)
     pad: int | None = option(None, "pixels padded on each side before the crop; none: an eighth of the side", low=0)
     flip: bool = option(True, "mirror half of the images, where the data allow it")
-    warmup: bool | None = option(None, "start at a tenth of the learning rate; none: from 110 layers on")
+    warmup: bool | None = option(
+        None, "start at a tenth of the rate; none: in the paper's schedule, from 110 layers on"
+    )
     warmup_until_error: float = option(0.8, "training error below which the warm-up ends", low=0, high=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.warmup and not self._may_warm_up:
+            raise UserError(
+                f"warmup is true, schedule is {self.schedule} and warmup_share is {self.warmup_share:g}; the warm-up "
+                "at a tenth of the learning rate belongs to schedule=paper without a warmup_share: set warmup=false."
+            )
+
+    @property
+    def _may_warm_up(self) -> bool:
+        """Whether the paper's warm-up is the only rise of the learning rate."""
+        return self.schedule == "paper" and not self.warmup_share
 
     def base_learning_rate(self) -> float:
         """Return the field, or 0.1 for 128 images and in proportion for others."""
         return self.learning_rate if self.learning_rate is not None else 0.1 * self.batch_size / 128
 
-    def learning_rate_at(self, step: int, total_steps: int) -> float:
+    def learning_rate_at(self, step: int, total_steps: int, divisions: int = 0) -> float:
         """Return the learning rate of a step, the warm-up aside."""
         passed = sum(step >= round(fraction * total_steps) for fraction in self.drops)
         return self.base_learning_rate() * self.drop_factor**passed
@@ -67,7 +84,8 @@ class ResNetCIFAR(Recipe):
 
     def for_network(self, depth: int) -> ResNetCIFAR:
         """Return the recipe with the warm-up settled by the depth."""
-        warmup = depth >= WARMUP_FROM_DEPTH if self.warmup is None else self.warmup
+        deep = depth >= WARMUP_FROM_DEPTH and self._may_warm_up
+        warmup = deep if self.warmup is None else self.warmup
         return dataclasses.replace(self, warmup=warmup)
 
     def preprocessing(self, train: SizedSplit) -> Preprocessing:
@@ -83,10 +101,11 @@ class ResNetCIFAR(Recipe):
         """Return padding, random crop and, where the labels survive it, the flip."""
         pad = self.pad if self.pad is not None else min(data.image_size) // 8
         flip = self.flip and data.flips_keep_labels
-        fill = preprocessing.mean
+        # Images are padded as they are stored, in RGB, whatever order the network takes.
+        fill = preprocessing.mean if preprocessing.order == "RGB" else preprocessing.mean[::-1]
 
         def augmented(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-            images = pad_and_crop(images, pad, fill, seed)
-            return random_flip(images, seed + 1) if flip else images
+            images = pad_and_crop(images, pad, fill, folded(seed, "crop"))
+            return random_flip(images, folded(seed, "flip")) if flip else images
 
         return augmented

@@ -1,0 +1,256 @@
+"""Runs that go wrong: what diverges, fails before its first checkpoint, or finds the disk full at the end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from keras_convnets import CIFARResNet, training
+from keras_convnets.card import ModelCard
+from keras_convnets.cli import main
+from keras_convnets.errors import Diverged, UserError
+from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.training import trainer
+from keras_convnets.training.plan import make_plan
+from keras_convnets.training.recipes import RECIPES
+
+SHORT = {"iterations": 8, "batch_size": 400, "holdout": 100, "learning_rate": 1e-3}
+
+
+NAN = float("nan")
+
+
+def make_quick(monkeypatch):
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS_AT_REPORTS", -1.0)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Networks of two layers, and a checkpoint after every step."""
+    make_quick(monkeypatch)
+
+
+def fit(path, **overrides):
+    return training.fit("ResNet20", "digits", run=path, overrides={**SHORT, **overrides})
+
+
+def spoiling(monkeypatch, losses, *, above=0.0, weights=None, stop=False):
+    """Have steps give other losses, and the last of them spoil a weight, where the learning rate is above a bound."""
+    steps = trainer._Training.steps
+
+    def spoilt(self):
+        real = steps(self)
+
+        def step(*batch):
+            _, right = real[False](*batch)
+            number = self.step + 1
+            if number not in losses or self._rate <= above:
+                return tf.constant(2.0), right
+            if number == max(losses) and weights is not None:
+                self.model.get_layer("predictions").bias.assign(np.full(10, weights))
+            if stop:
+                signal.raise_signal(signal.SIGTERM)
+            return tf.constant(losses[number]), right
+
+        return {True: step, False: step}
+
+    monkeypatch.setattr(trainer._Training, "steps", spoilt)
+
+
+def kept_values(run):
+    """All numbers in a run's networks and checkpoints."""
+    for path in (*run.path.glob("checkpoints/*/variables.npz"),):
+        with np.load(path) as values:
+            yield from (values[name] for name in values)
+    for path in run.path.glob("checkpoints/*/model.weights.h5"):
+        model = tiny.network("resnet20", classes=10, input_shape=(8, 8, 3))
+        model.load_weights(path)
+        yield from model.get_weights()
+    for path in run.path.glob("*.keras"):
+        yield from keras.saving.load_model(path).get_weights()
+
+
+def all_finite(run):
+    return all(np.isfinite(value).all() for value in kept_values(run))
+
+
+@pytest.mark.parametrize("loss, spoilt", [
+    (NAN, {"weights": NAN}), (float("inf"), {}), (2.0, {"weights": float("inf")}), (NAN, {"stop": True, "weights": NAN})
+], ids=["nan", "loss alone", "weights alone", "asked to stop"])  # fmt: skip
+def test_nothing_that_is_not_finite_is_kept_and_the_mended_command_goes_on(quick, monkeypatch, tmp_path, loss, spoilt):
+    run = training.Run(tmp_path / "run")
+    # The sixth step's rate is a tenth of the first one's.
+    spoiling(monkeypatch, {6: loss}, above=5e-5, **spoilt)
+    # The loss of a step tells of the weights before it: those of step 5 are bad where the sixth loss is.
+    back, kept = (5, [4, 5]) if loss == 2.0 else (4, [4])
+    there = rf"at step 6 of 8: .* --set learning_rate=0.0001 goes on from step {back}\."
+    with pytest.raises(Diverged, match=there) as error:
+        fit(run.path)
+    assert run.checkpoint_steps() == kept and all_finite(run) and len(list(kept_values(run))) > 15
+    # The same rate leads to the same end, another field is another run, and the rate that was named goes on.
+    with pytest.raises(Diverged, match=there):
+        fit(run.path)
+    with pytest.raises(UserError, match="recipe.seed = 0, not 1"):
+        fit(run.path, learning_rate=1e-4, seed=1)
+    fit(run.path, learning_rate=error.value.learning_rate)
+    assert run.finished and all_finite(run)
+    assert {record["step"]: record["learning_rate"] for record in run.metrics()} == pytest.approx(
+        {4: 1e-3, 7: 1e-6, 8: 1e-6}
+    )
+    noted = {"step": 6, "back_to": back, "learning_rate": 1e-3, "clip_norm": None}
+    assert run.card().recipe["diverged"] == [noted, noted] and run.card().recipe["learning_rate"] == 1e-4
+    with pytest.raises(UserError, match="recipe.learning_rate = 0.0001, not 0.001"):
+        fit(run.path)
+
+
+def test_the_command_that_is_named_works_as_typed(quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = "train --model ResNet20 --dataset digits --run 'my runs/one' --set iterations=6 --set learning_rate=1e30"
+    assert main(shlex.split(command)) == 1
+    sentence = capsys.readouterr().err
+    assert "the training diverged" in sentence and "begins anew" in sentence and "Traceback" not in sentence
+    typed = shlex.split(sentence.partition(" Type: ")[2])
+    assert typed == ["keras-convnets", *shlex.split(command), "--set", "learning_rate=0.1"]
+    assert main(typed[1:]) == 0, capsys.readouterr().err
+    run = training.Run("my runs/one")
+    assert run.finished and all_finite(run) and "diverged" not in run.card().recipe
+
+
+def test_checkpoints_worse_than_the_beginning_are_not_gone_on_from(quick, monkeypatch, tmp_path):
+    """The loss climbs for some steps before it is none: what was written then leads to the same end at any rate."""
+    spoiling(monkeypatch, {2: 1e6, 3: 1e6, 4: 1e6, 5: NAN}, weights=NAN)
+    with pytest.raises(Diverged, match="begins anew") as error:
+        fit(tmp_path / "run")
+    assert training.Run(tmp_path / "run").checkpoint_steps() == []
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
+    run = fit(tmp_path / "run", learning_rate=error.value.learning_rate, seed=1)
+    assert run.finished and "diverged" not in run.config()
+
+
+def test_a_step_that_loss_scaling_skips_is_no_divergence(quick, monkeypatch, tmp_path):
+    half = {"precision": "mixed_float16", "iterations": 30, "batch_size": 1337}
+    spoiling(monkeypatch, dict.fromkeys(range(2, 16), NAN))
+    run = fit(tmp_path / "some", **half)
+    assert run.finished and all(np.isfinite(record["loss"]) for record in run.metrics())
+    assert {record["step"] for record in run.metrics()} == {1, *range(16, 31)}
+    monkeypatch.undo()
+    make_quick(monkeypatch)
+    spoiling(monkeypatch, dict.fromkeys(range(2, 31), NAN))
+    with pytest.raises(Diverged, match="the loss is nan at step 21 of 30"):
+        fit(tmp_path / "all", **half)
+
+
+def test_a_failure_before_the_first_checkpoint_leaves_the_directory_free(quick, monkeypatch, tmp_path):
+    run = training.Run(tmp_path / "run")
+
+    def full(self, *batch):
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Training, "_take", full)
+        with pytest.raises(tf.errors.ResourceExhaustedError):
+            fit(run.path, batch_size=500)
+    assert run.config()["recipe"]["batch_size"] == 500 and not run.begun
+    # A process that is killed leaves as much: the configuration and events.
+    (run.path / "best.keras").write_bytes(b"of the other run")
+    assert fit(run.path, batch_size=200, seed=1).finished and all_finite(run)
+    assert len(list((run.path / "events").iterdir())) == 1 and run.config()["recipe"]["batch_size"] == 200
+    with pytest.raises(UserError, match="recipe.batch_size = 200, not 100"):
+        fit(run.path, batch_size=100, seed=1)
+
+
+WRITERS = [
+    (trainer, "learning_curves"), (training.Run, "save_samples"), (training.Run, "write_metrics"), (ModelCard, "write"),
+    (training.Run, "save_model"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("owner, name", WRITERS, ids=[name for _, name in WRITERS])
+def test_a_disk_that_fills_at_the_end_leaves_nothing_out(quick, monkeypatch, tmp_path, owner, name):
+    def full(*arguments, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    finish = trainer._Training._finish
+
+    def finish_on_a_full_disk(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            finish(self)
+
+    run = training.Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Training, "_finish", finish_on_a_full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            fit(run.path, iterations=2, holdout=0)
+    assert not run.finished
+    fit(run.path, iterations=2, holdout=0)
+    names = {path.name for path in run.path.iterdir()}
+    whole = {"model.json", "config.json", "metrics.jsonl", "best.keras", "final.keras", "plots", "events", "samples"}
+    assert run.finished and whole <= names and "checkpoints" not in names
+    assert (run.path / "plots" / "learning_curves.png").stat().st_size > 1000 and len(run.metrics()) == 1
+
+
+def test_what_a_kill_after_the_end_leaves_is_removed(quick, tmp_path):
+    run = fit(tmp_path / "run", iterations=1)
+    (run.checkpoints / "00000001").mkdir(parents=True)
+    fit(tmp_path / "run", iterations=1)
+    assert run.finished and not run.checkpoints.exists()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A network trained on BGR images, in a file that says so."""
+    path = tmp_path_factory.mktemp("weights") / "resnet.keras"
+    preprocessing = Preprocessing(mean=(1, 2, 3), std=(4, 5, 6), order="BGR")
+    CIFARResNet(8, input_shape=(32, 32, 3), classes=3, preprocessing=preprocessing).save(path)
+    return path
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["from scratch", "from weights"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_a_step_with_and_without_weights(name, given, weights, monkeypatch, tmp_path):
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    split = training.data.ArraySplit(images, np.arange(12) % 3)
+    data = training.DataSet("made", ("a", "b", "c"), True, {"train": split}, (32, 32))
+    overrides = {"batch_size": 4, "image_size": 32, "iterations": 1, "epochs": None, "holdout": 0}
+    plan = make_plan("ResNet20", data, name, overrides, None, weights if given else None)
+    part = trainer._Training(plan, training.Run(tmp_path), None)
+    assert (part.preprocessing.order == "BGR") == given and (not given or part.preprocessing.mean == (1, 2, 3))
+    part._set_learning_rate()
+    stream = trainer.training_batches(plan, part.preprocessing)
+    batch = next(iter(part.strategy.experimental_distribute_dataset(stream)))
+    tf.config.run_functions_eagerly(True)
+    try:
+        loss, _ = part.steps()[plan.recipe.head_only(0, 1)](*batch)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert np.isfinite(float(loss))
+
+
+def test_padding_has_the_colour_of_the_mean_whatever_the_networks_order():
+    data = training.load_dataset("digits")
+    recipe = trainer.make_plan("ResNet20", "digits", "resnet_cifar", {"pad": 8}, None).recipe
+    bgr = Preprocessing(mean=(30, 20, 10), order="BGR")
+    images = recipe.augment(data, bgr, None)(np.full((200, 8, 8, 3), 99), tf.constant([0, 0], tf.int64)).numpy()
+    colours = {tuple(colour) for colour in images.reshape(-1, 3).tolist()}
+    assert colours == {(99, 99, 99), (10, 20, 30)}
+
+
+def test_metrics_are_json_where_inference_overflows(quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(trainer, "mean_loss", lambda *_: float("nan"))
+    run = fit(tmp_path / "run")
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    strict = [json.loads(line, parse_constant=lambda text: pytest.fail(text)) for line in lines]
+    assert strict and all(record["val_loss"] is None for record in strict) and run.finished
