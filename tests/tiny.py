@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import keras
 
 from keras_convnets.layers import ImageNormalization
+from keras_convnets.network import BuiltAs, Functional
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training import trainer
 from keras_convnets.training.holdout import HoldoutWatch
@@ -20,7 +21,9 @@ def network(name, *, classes, input_shape, weights=None, preprocessing=None, **a
     x = ImageNormalization(own, name="preprocessing")(images)
     x = keras.layers.BatchNormalization(momentum=0.9, name="bn")(x)
     x = keras.layers.Dense(classes, name="predictions")(keras.layers.Flatten()(x))
-    return keras.Model(images, keras.layers.Softmax(name="probabilities")(x), name=name.lower())
+    model = Functional(images, keras.layers.Softmax(name="probabilities")(x), name=name.lower())
+    model.built_as = BuiltAs(name, {"classes": classes, "input_shape": list(input_shape)})
+    return model
 
 
 def part(recipe, total_steps):
