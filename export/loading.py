@@ -61,15 +61,16 @@ def load_saved_model(folder: Path, card: ModelCard | None) -> Classifier:
     """
     import tensorflow as tf
 
+    from keras_convnets._tf_ops import plain_reason, unless_cancelled
+
     loaded = tf.saved_model.load(str(folder))
     by_bytes, by_images = loaded.signatures["serving_default"], loaded.signatures["predict_images"]
 
     def predict_encoded(encoded: Sequence[bytes]) -> np.ndarray:
+        image_bytes = tf.constant(list(encoded), tf.string)
         try:
-            return by_bytes(image_bytes=tf.constant(list(encoded), tf.string))["probabilities"].numpy()
+            return unless_cancelled(lambda: by_bytes(image_bytes=image_bytes))["probabilities"].numpy()
         except tf.errors.InvalidArgumentError as error:
-            from keras_convnets._tf_ops import plain_reason
-
             raise UserError(f"one of {len(encoded)} images is not readable ({plain_reason(error)}).") from error
 
     def predict_images(images: np.ndarray) -> np.ndarray:

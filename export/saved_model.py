@@ -8,12 +8,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_convnets._tf_ops import apply_view, decode_image
+from keras_convnets._tf_ops import encoded_views
 from keras_convnets.card import ModelCard
 
 TOP_K = 5
-# How many images of a batch are decoded at a time, where there are as many cores.
-DECODED_AT_ONCE = 16
 
 
 def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> None:
@@ -42,7 +40,7 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
     module.weights = [weight.value for weight in network.weights]
     # Both are functions of their own, so that the signatures share what is traced of them.
-    module.infer, module.view = _inference(network, card), _views(card)
+    module.infer, module.view = _inference(network, card), encoded_views(card.view)
     tf.saved_model.save(module, str(folder), signatures=_signatures(module.infer, module.view, card))
 
 
@@ -90,16 +88,3 @@ def _signatures(
     if "features" in infer.get_concrete_function().structured_outputs:
         given[features] = encoded
     return {call.__name__: tf.function(call, input_signature=[spec], autograph=False) for call, spec in given.items()}
-
-
-def _views(card: ModelCard) -> tf.types.experimental.PolymorphicFunction:
-    """Return the function from encoded images, string [batch], to the network's input, uint8 [batch, H, W, 3]."""
-    viewed = tf.TensorSpec([*card.view["crop"], 3], tf.uint8)
-
-    def view(data: tf.Tensor) -> tf.Tensor:
-        return apply_view(decode_image(data), card.view)
-
-    def views(image_bytes: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(view, image_bytes, fn_output_signature=viewed, parallel_iterations=DECODED_AT_ONCE)
-
-    return tf.function(views, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)

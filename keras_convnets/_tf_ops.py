@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_convnets.card import check_view
+from keras_convnets.card import DECODED_AT_ONCE, check_view
 
 # More than cameras take, but for a few of medium format. Decoded they fill 300 MB, and a server decodes several at a
 # time; a file of some kilobytes can claim thousands of times as many.
@@ -28,6 +28,8 @@ SCALE_AND_TRANSLATE = {"bilinear": "triangle", "bicubic": "keyscubic"}
 RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
 # A centre that begins at most so many shorter sides from the first pixel is resampled with all that lies before it.
 NEAR = 8
+# How often a call that reports to have been cancelled is made.
+CALLS = 5
 # Single precision tells this many pixels apart by a sixteenth.
 SINGLE_PRECISION_PIXELS = 2.0**20
 
@@ -434,6 +436,41 @@ def _rows_of_kernel(
     overlap = tf.maximum(tf.minimum(high, source + 1.0) - tf.maximum(low, source), 0.0)
     weights = overlap / tf.reduce_sum(overlap, axis=1, keepdims=True)
     return tf.matmul(tf.cast(weights, tf.float32), tf.cast(rows, tf.float32))
+
+
+def encoded_views(view: Mapping[str, Any]) -> tf.types.experimental.PolymorphicFunction:
+    """Return the function from encoded images, string [batch], to a network's input, uint8 [batch, H, W, 3].
+
+    Args:
+        view: as `keras_convnets.card.center_view` returns it.
+
+    Raises:
+        UserError: if the view is none that can be applied.
+    """
+
+    def viewed(data: tf.Tensor) -> tf.Tensor:
+        return apply_view(decode_image(data), view)
+
+    def views(image_bytes: tf.Tensor) -> tf.Tensor:
+        pixels = tf.TensorSpec([*view["crop"], 3], tf.uint8)
+        return tf.map_fn(viewed, image_bytes, fn_output_signature=pixels, parallel_iterations=DECODED_AT_ONCE)
+
+    check_view(view)
+    return tf.function(views, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
+
+
+def unless_cancelled(call: Callable[[], Any]) -> Any:
+    """Return what a call of a graph gives; nobody else may cancel it.
+
+    Where one of several images that are decoded at a time is not readable, TensorFlow cancels the others, and now and
+    then reports that instead of the reason. The call is then made again.
+    """
+    for _ in range(CALLS - 1):
+        try:
+            return call()
+        except tf.errors.CancelledError:
+            continue
+    return call()
 
 
 def plain_reason(error: tf.errors.OpError) -> str:

@@ -31,6 +31,8 @@ log = logging.getLogger("keras_convnets")
 IMAGENET_SIDE = 256
 # How a view may resample, as `tf.image.resize` names it.
 KERNELS = ("bilinear", "area", "nearest", "bicubic")
+# How many images of a batch are decoded and brought to a view at a time, where there are as many cores.
+DECODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)

@@ -351,8 +351,8 @@ def _evaluate_one(source: str, args: argparse.Namespace):
     if _is_url(source):
         return _evaluate_endpoint(source, args)
     with _opened(source) as (classifier, run):
-        _check_has_weights(source, "measure")
         data = _data_of(source, classifier.card, run, args)
+        _check_has_weights(source, "measure")
         if run is not None:
             recipe, trained_on = run.config()["recipe"], _maybe_trained_on(classifier.card, data)
             # In the order of the training: what is left out first changes who is held out.

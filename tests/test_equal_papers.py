@@ -6,6 +6,9 @@ A wrong border, stride, order of two layers or constant shows at 1e-3 and more.
 """
 
 import functools
+import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -316,6 +319,30 @@ def test_grouped_convolution_is_two_convolutions(mode, strides, padding):
     for result, reference in zip(results, references, strict=True):
         # Sums of at most 9 * 8 products and 2 * 9 * 8 places in another order.
         assert relative_difference(result.numpy(), reference.numpy()) <= 1e-5
+
+
+GROUPED_TRAINING = """
+import keras, numpy as np, tensorflow as tf
+from keras_convnets.layers import GroupedConv2D
+images = keras.Input((9, 9, 8))
+maps = GroupedConv2D(6, 3, groups=2, padding="same", activation="relu", name="grouped")(images)
+model = keras.Model(images, keras.layers.Dense(3)(keras.layers.Flatten()(maps)))
+x = np.random.default_rng(0).normal(size=(2, 9, 9, 8)).astype(np.float32)
+difference = np.abs(model.predict(x, verbose=0) - model(x).numpy()).max()
+assert difference < 1e-5, difference
+model.compile("sgd", "mse")
+before = model.get_layer("grouped").kernel.numpy()
+model.fit(x, np.ones((2, 3)), verbose=0)
+assert np.abs(model.get_layer("grouped").kernel.numpy() - before).max() > 0
+"""
+
+
+@pytest.mark.parametrize("onednn", ["0", pytest.param("1", marks=pytest.mark.heavy)])
+def test_grouped_convolutions_predict_and_train_on_any_processor(onednn):
+    """TensorFlow does without oneDNN on older ones, and its own kernels know no groups in gradients and with a ReLU."""
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": onednn}
+    done = subprocess.run([sys.executable, "-c", GROUPED_TRAINING], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_group_sees_its_own_maps_only():

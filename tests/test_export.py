@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
+from memory import peak_of
 
-from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, ResNet1202, export, training
+from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, ResNet1202, export, model_info, training
 from keras_convnets.errors import UserError
 from keras_convnets.export import artifacts, model_config
 from keras_convnets.transfer import leaves
@@ -278,3 +280,19 @@ def test_the_deepest_network_exports(tmp_path):
     folder = export.publish(model, name="deepest", to=tmp_path)
     counts = Counter(node.op_type for node in onnx.load(folder / "model.onnx").graph.node)
     assert counts["Conv"] == 1201 and counts["BatchNormalization"] == 0 and len(normalizations) == 1201
+
+
+EXPORTING = """
+import sys
+from keras_convnets import export, get_model
+export.publish(get_model(sys.argv[1]), name="net", to=sys.argv[2])
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["AlexNet", "VGG19", "GoogLeNet", "ResNet152"])
+def test_memory_of_an_export_is_bounded_by_the_weights(tmp_path, name):
+    """Verification included; before, the converter took seventy times the weights."""
+    weights = 4 * model_info(name).parameters
+    peak = peak_of([sys.executable, "-c", EXPORTING, name, str(tmp_path)])
+    assert peak <= 2 * 1024**3 + 4 * weights, peak

@@ -14,6 +14,7 @@ import openvino
 import pytest
 from lively import some_images, trained
 from onnx import helper, numpy_helper
+from tf2onnx import tfonnx
 
 import keras_convnets as kc
 from keras_convnets import alexnet, preprocessing, vgg
@@ -198,6 +199,38 @@ def test_zeros_go_into_a_pooling_only_where_nothing_is_negative(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
     got = session.run(None, {"images": images.astype(np.float32)})[0]
     assert np.abs(got - network(images)["probabilities"]).max() <= TOLERANCE
+
+
+def test_the_converter_gets_a_graph_without_weights(tmp_path, monkeypatch):
+    """It copies all that a graph holds in each of its passes."""
+    monkeypatch.setattr(vgg, "HIDDEN", 96)
+    graphs, convert = [], tfonnx.process_tf_graph
+
+    def looking(graph, **arguments):
+        graphs.append(graph.as_graph_def().ByteSize())
+        return convert(graph, **arguments)
+
+    monkeypatch.setattr(tfonnx, "process_tf_graph", looking)
+    model = kc.VGG11(input_shape=(32, 32, 3), classes=CLASSES)
+    write_onnx(inference_network(model), card_of_model(model), tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").stat().st_size > 4 * model.count_params()
+    assert len(graphs) == 1 and graphs[0] < 0.01 * 4 * model.count_params()
+
+
+def test_what_is_computed_from_weights_alone_is_computed_once(tmp_path):
+    """A batch normalisation that no convolution stands before is left a product and a sum."""
+    inputs = keras.Input((8, 8, 3), name="images")
+    x = keras.layers.MaxPooling2D(2)(inputs)
+    normalization = keras.layers.BatchNormalization()
+    x = keras.layers.GlobalAveragePooling2D()(normalization(x))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    rng = np.random.default_rng(0)
+    normalization.set_weights([rng.uniform(0.5, 2, 3) for _ in range(4)])
+    write_onnx(inference_network(model), card_of_model(model), tmp_path / "model.onnx")
+    counts = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    assert not {"Sqrt", "Reciprocal", "Div", "Sub"} & set(counts), counts
+    images = some_images(8, 4)
+    assert np.abs(load(tmp_path / "model.onnx")(images) - model(images).numpy()).max() <= TOLERANCE
 
 
 def test_an_unknown_layout_is_refused(tmp_path):

@@ -14,16 +14,23 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_convnets import export, training
-from keras_convnets._tf_ops import MAX_GIF_LEAPS, apply_view, center_view, decode_image, plain_reason
+from keras_convnets._tf_ops import (
+    CALLS,
+    MAX_GIF_LEAPS,
+    apply_view,
+    center_view,
+    decode_image,
+    encoded_views,
+    plain_reason,
+    unless_cancelled,
+)
 from keras_convnets.card import KERNELS, ModelCard
 from keras_convnets.card import center_view as view_of
 from keras_convnets.classifier import view_encoded
 from keras_convnets.cli import main
 from keras_convnets.errors import UserError
 from keras_convnets.export.samples import gather
-from keras_convnets.export.saved_model import _views
 from keras_convnets.export.serving import ModelServer
-from keras_convnets.export.serving.onnx_engine import _make_views
 from keras_convnets.training.data.splits import FileSplit
 
 SIZES = [(375, 500), (500, 333), (61, 47), (47, 130), (9, 144), (150, 10), (256, 256), (1, 16), (17, 1), (640, 427)]
@@ -156,9 +163,24 @@ def test_the_cards_kernel_is_applied_everywhere(photograph_folder, photograph_ru
     views = view_encoded(encoded, card)
     assert (views != plain).mean() > 0.3
     assert (FileSplit(paths, np.zeros(3, int)).at_size(card.view, 1 << 30).images == views).all()
-    # What is inside a SavedModel, and what the engine over ONNX Runtime does.
-    assert (_views(card)(tf.constant(encoded)).numpy() == views).all()
-    assert (_make_views(card)(tf.constant(encoded)).numpy() == views).all()
+    # What is inside a SavedModel, and what the engine over ONNX Runtime calls.
+    assert (encoded_views(card.view)(tf.constant(encoded)).numpy() == views).all()
+
+
+def test_a_cancelled_call_is_made_again_but_not_for_ever():
+    calls = []
+
+    def cancelled(times):
+        calls.append(times)
+        if len(calls) <= times:
+            raise tf.errors.CancelledError(None, None, "Loop execution was cancelled.")
+        return len(calls)
+
+    assert unless_cancelled(lambda: cancelled(2)) == 3
+    calls.clear()
+    with pytest.raises(tf.errors.CancelledError):
+        unless_cancelled(lambda: cancelled(CALLS))
+    assert len(calls) == CALLS
 
 
 def gif(side: int = 20, frames: int = 1) -> bytes:

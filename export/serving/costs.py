@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_convnets.card import DECODED_AT_ONCE
 from keras_convnets.export.serving.limits import NO_LIMITS, Limits, TooLarge, too_large_text
 from keras_convnets.export.serving.status import invalid_argument
-
-# A map over images has so many of them decoded at a time.
-DECODED_AT_ONCE = 16
 
 # Bytes for each byte of JSON text: inflated, twice over; the text, its strings, what base64 stands for, the tensor.
 _TEXT_COPIES = 6

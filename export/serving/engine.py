@@ -189,11 +189,14 @@ class SavedModelEngine(Engine):
         self._functions = dict(self._model.signatures)
 
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        from keras_convnets._tf_ops import unless_cancelled
+
         function = self._functions.get(name)
         if function is None:
             raise invalid_argument(f"Signature {name} cannot be called: it only initialises the model.")
         try:
-            outputs = function(**{alias: self._tf.constant(array) for alias, array in inputs.items()})
+            tensors = {alias: self._tf.constant(array) for alias, array in inputs.items()}
+            outputs = unless_cancelled(lambda: function(**tensors))
             return {alias: _as_array(outputs[alias]) for alias in self.signatures[name].outputs}
         except (self._tf.errors.OpError, TypeError, ValueError) as error:
             raise run_error(error) from error

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from keras_convnets import _tf_ops
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import EXTRA, ONNX
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, graph_of
-from keras_convnets.export.serving.costs import DECODED_AT_ONCE
 from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
 from keras_convnets.export.serving.status import Code, ServingError
 from keras_convnets.export.serving.turns import Turns
@@ -75,7 +75,7 @@ class OnnxEngine(Engine):
         self._one_run = threading.Lock()
         self._channels_first = self._session.get_inputs()[0].shape[1] == 3
         self._names = np.array([name.encode() for name in card.class_names], object)
-        self._views = _make_views(card)
+        self._views = _tf_ops.encoded_views(card.view)
 
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import tensorflow as tf
@@ -83,7 +83,8 @@ class OnnxEngine(Engine):
         (given,) = inputs.values()
         if name != "predict_images":
             try:
-                given = self._viewed(name, tf.constant(given, tf.string)).numpy()
+                encoded = tf.constant(given, tf.string)
+                given = _tf_ops.unless_cancelled(lambda: self._viewed(name, encoded)).numpy()
             except (tf.errors.OpError, TypeError, ValueError) as error:
                 raise run_error(error) from error
         return self._answers(name, given)
@@ -120,21 +121,3 @@ class OnnxEngine(Engine):
         # Of equal scores the lower class comes first, as it does in TensorFlow.
         indices = np.argsort(-probabilities, axis=1, kind="stable")[:, : k or 5]
         return {"classes": self._names[indices], "scores": np.take_along_axis(probabilities, indices, axis=1)}
-
-
-def _make_views(card: ModelCard):
-    """Return a function from encoded images to the network's input, uint8 [batch, H, W, 3]."""
-    import tensorflow as tf
-
-    from keras_convnets._tf_ops import apply_view, decode_image
-
-    viewed = tf.TensorSpec([*card.view["crop"], 3], tf.uint8)
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def views(encoded):
-        def view(data):
-            return apply_view(decode_image(data), card.view)
-
-        return tf.map_fn(view, encoded, fn_output_signature=viewed, parallel_iterations=DECODED_AT_ONCE)
-
-    return views
