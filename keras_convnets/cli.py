@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_show_as_text)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_TextFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     try:
         args = _parse(argv)
         return args.command(args) or 0
@@ -62,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error)
 
 
-def _show_as_text(record: logging.LogRecord) -> bool:
-    """Rewrite a message of ours so that names in it send nothing but text to the terminal."""
-    if record.name.startswith("keras_convnets"):
-        record.msg, record.args = printable(record.getMessage()), ()
-    return True
+class _TextFormatter(logging.Formatter):
+    """Messages of ours as text: names in them send nothing else to the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return printable(text) if record.name.startswith("keras_convnets") else text
 
 
 def _complain(error: BaseException) -> int:

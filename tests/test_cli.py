@@ -175,6 +175,12 @@ def test_a_run_from_the_command_line(cli, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["seed"] == 4
 
 
+@pytest.fixture
+def measured_run(trained_run, tmp_path):
+    """A copy of the run: evaluation adds to its card."""
+    return Path(shutil.copytree(trained_run, tmp_path / "measured"))
+
+
 def test_evaluate_a_run_writes_card_json_and_picture(cli, trained_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
@@ -188,9 +194,9 @@ def test_evaluate_a_run_writes_card_json_and_picture(cli, trained_run, tmp_path)
     assert "digits/holdout/center, n=144" in table and len(table.strip().splitlines()) == 12
 
 
-def test_evaluation_is_the_same_for_run_export_and_onnx(cli, trained_run, published):
-    sources = [trained_run, published, published / "model.onnx", trained_run / "best.keras"]
-    status, out, err = cli("evaluate", *sources[:3], "--dataset", "digits", "--json")
+def test_evaluation_is_the_same_for_run_export_and_onnx(cli, measured_run, published):
+    sources = [measured_run, published, published / "model.onnx"]
+    status, out, err = cli("evaluate", *sources, "--dataset", "digits", "--json")
     assert status == 0, err
     results = list(json.loads(out).values())
     assert len(results) == 3 and results[0]["confusion"] == results[1]["confusion"] == results[2]["confusion"]
@@ -261,7 +267,7 @@ def test_an_untrained_network_exports_by_its_name(cli, tmp_path):
     assert json.loads((tmp_path / "plainnet20" / "1" / "assets.extra" / "model.json").read_text())["trained"] is False
 
 
-def test_predict_and_evaluate_over_the_wire(cli, trained_run, published, samples):
+def test_predict_and_evaluate_over_the_wire(cli, trained_run, measured_run, published, samples):
     with ModelServer({"digits": published.parent}, port=0, rest_api_port=0) as server:
         rest = f"http://127.0.0.1:{server.rest_api_port}/v1/models/digits"
         grpc = f"grpc://127.0.0.1:{server.port}/digits"
@@ -271,7 +277,7 @@ def test_predict_and_evaluate_over_the_wire(cli, trained_run, published, samples
             for here, there in zip(local, remote, strict=True):
                 assert [row["class"] for row in here["classes"]] == [row["class"] for row in there["classes"]]
                 assert here["classes"][0]["probability"] == pytest.approx(there["classes"][0]["probability"], abs=1e-5)
-        local = json.loads(cli("evaluate", trained_run, "--json")[1])[str(trained_run)]
+        local = json.loads(cli("evaluate", measured_run, "--json")[1])[str(measured_run)]
         remote = json.loads(cli("evaluate", rest, "--dataset", "digits", "--json")[1])[rest]
         assert remote["confusion"] == local["confusion"]
         # Images of another size than the input's are brought to the size that the endpoint's metadata tells.

@@ -293,7 +293,8 @@ def test_an_endpoint_is_measured_as_the_version_that_it_serves(
         images = [image for batch, _ in sent[1:] for image in batch]
         assert images == [path.read_bytes() for path in sorted(foreign.glob("*/*.jpg"))]
         answers = np.concatenate([answer for _, answer in sent[1:]])
-        np.testing.assert_allclose(answers, export.load(photograph_version).predict(images), atol=1e-6)
+        # Batches of another size: sums in another order, in float32.
+        np.testing.assert_allclose(answers, export.load(photograph_version).predict(images), atol=1e-5)
 
 
 def test_an_endpoint_of_other_classes_is_refused(foreign, server, tmp_path, capsys):
