@@ -126,18 +126,8 @@ def evaluate(
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
     images = dataset.split(name) if encoded else _at_input_size(predictor, dataset, name)
     probabilities = predict_split(predictor, images, batch_size, progress, encoded)
-    classes = len(dataset.class_names)
-    if probabilities.shape[1] != classes:
-        raise UserError(
-            f"the model gives {probabilities.shape[1]} classes and {dataset.name} has {classes}; "
-            "evaluate on data with the model's classes."
-        )
-    labels = images.labels
-    if labels.max() >= classes:
-        raise UserError(
-            f"split {name} of {dataset.name} has the label {labels.max()}, and its {classes} classes end at "
-            f"{classes - 1}; prepare or download the data again."
-        )
+    classes, labels = len(dataset.class_names), images.labels
+    _check_classes(dataset, name, probabilities.shape[1], labels)
     return Evaluation(
         data=dataset.name,
         split=name,
@@ -149,6 +139,21 @@ def evaluate(
         confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
         of=sum(part.size for part in dataset.splits.values()),
     )
+
+
+def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) -> None:
+    """Refuse answers of another number of classes than the data have, and labels beyond their classes."""
+    classes = len(dataset.class_names)
+    if given != classes:
+        raise UserError(
+            f"the model gives {given} classes and {dataset.name} has {classes}; evaluate on data with the model's "
+            "classes."
+        )
+    if labels.max() >= classes:
+        raise UserError(
+            f"split {name} of {dataset.name} has the label {labels.max()}, and its {classes} classes end at "
+            f"{classes - 1}; prepare or download the data again."
+        )
 
 
 def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> SizedSplit:

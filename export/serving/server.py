@@ -109,8 +109,7 @@ class ModelServer:
             raise unknown_name("engine", engine, ENGINES)
         configuration.require_packages()
         self.port, self.rest_api_port, self.host = port, rest_api_port, host
-        self._socket_path = grpc_socket_path
-        self._health = enable_grpc_healthcheck_service
+        self._socket_path, self._health = grpc_socket_path, enable_grpc_healthcheck_service
         self._scheduler, self._workers = _scheduler(batching, max_queued_requests)
         self._admission = Admission(limits, self._workers - SPARE_WORKERS)
         self._reload_folders = None if reload_folders is None else [os.fspath(folder) for folder in reload_folders]
