@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,6 +21,39 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 DATA_VARIABLE = "KERAS_CONVNETS_TEST_DATA"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_memory(request):
+    """Give back what a module's tests leave in memory: its cached networks, Keras' state, freed pages."""
+    yield
+    for value in vars(request.module).values():
+        if isinstance(value, functools._lru_cache_wrapper) and value.__module__ == request.module.__name__:
+            value.cache_clear()
+    if "keras" in sys.modules:
+        sys.modules["keras"].backend.clear_session()
+        gc.collect()
+    if "keras_convnets.export.publishing" in sys.modules:
+        sys.modules["keras_convnets.export.publishing"]._release_memory()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Callable:
+    """`made_once(name, make)`: the folder that `make(folder)` fills, once for all processes that run tests."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / "made_once" / name
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.with_suffix(".made").exists():
+                make(folder)
+                folder.with_suffix(".made").touch()
+        return folder
+
+    return once
 
 
 @pytest.fixture(scope="session")
@@ -43,29 +80,30 @@ def run_python():
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory) -> Path:
+def trained_run(made_once) -> Path:
     """A finished run: ResNet-20 on the digits for a few epochs, good enough to tell most digits."""
     from keras_convnets import training
 
-    path = tmp_path_factory.mktemp("runs") / "digits"
     overrides = {"epochs": 6, "holdout": 0.1, "batch_size": 64}
-    training.fit("ResNet20", "digits", run=path, overrides=overrides)
-    return path
+    return made_once("digits", lambda path: training.fit("ResNet20", "digits", run=path, overrides=overrides))
 
 
 @pytest.fixture(scope="session")
-def published(trained_run, tmp_path_factory) -> Path:
+def published(trained_run, made_once) -> Path:
     """The run's exported version, `<repository>/digits/1`."""
     from keras_convnets import export
 
-    return export.publish(trained_run, name="digits", to=tmp_path_factory.mktemp("repository"))
+    return made_once("repository", lambda to: export.publish(trained_run, name="digits", to=to)) / "digits" / "1"
 
 
 @pytest.fixture(scope="session")
-def photograph_folder(tmp_path_factory) -> Path:
+def photograph_folder(made_once) -> Path:
     """Twelve parts each of scikit-learn's two photographs, as JPEGs of 80 x 60 pixels: `train/` alone, two classes."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    root, rng = tmp_path_factory.mktemp("folders") / "scenes", np.random.default_rng(0)
+    return made_once("scenes", write_scenes)
+
+
+def write_scenes(root: Path) -> None:
+    datasets, rng = pytest.importorskip("sklearn.datasets"), np.random.default_rng(0)
     for name in ("china", "flower"):
         (root / "train" / name).mkdir(parents=True)
         with Image.open(Path(datasets.__file__).parent / "images" / f"{name}.jpg") as whole:
@@ -73,23 +111,22 @@ def photograph_folder(tmp_path_factory) -> Path:
                 left, top = rng.integers(0, whole.width - 240), rng.integers(0, whole.height - 180)
                 part = whole.resize((80, 60), box=(left, top, left + 240, top + 180))
                 part.save(root / "train" / name / f"{number:02d}.jpg", quality=92)
-    return root
 
 
 @pytest.fixture(scope="session")
-def photograph_run(photograph_folder, tmp_path_factory) -> Path:
+def photograph_run(photograph_folder, made_once) -> Path:
     """A run of two steps on `photograph_folder`, six images held out: resized to 37 pixels, cropped to 32."""
     from keras_convnets import training
 
-    path = tmp_path_factory.mktemp("runs") / "scenes"
     overrides = {"iterations": 2, "batch_size": 4, "holdout": 6, "image_size": 32}
-    training.fit("ResNet20", photograph_folder, run=path, recipe="resnet_imagenet", overrides=overrides)
-    return path
+    arguments = {"recipe": "resnet_imagenet", "overrides": overrides}
+    return made_once("scenes_run", lambda path: training.fit("ResNet20", photograph_folder, run=path, **arguments))
 
 
 @pytest.fixture(scope="session")
-def photograph_version(photograph_run, tmp_path_factory) -> Path:
+def photograph_version(photograph_run, made_once) -> Path:
     """The exported version of `photograph_run`."""
     from keras_convnets import export
 
-    return export.publish(photograph_run, name="scenes", to=tmp_path_factory.mktemp("repository"))
+    made = made_once("scenes_repository", lambda to: export.publish(photograph_run, name="scenes", to=to))
+    return made / "scenes" / "1"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import hashlib
 import json
 import math
@@ -35,9 +36,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 DEEPEST = "ResNet1202"
 CIFAR = [name for name, entry in ARCHITECTURES.items() if entry.module == "keras_convnets.resnet_cifar"]
 IMAGENET = [name for name in ARCHITECTURES if name not in CIFAR]
-ALL_CIFAR = [pytest.param(name, marks=pytest.mark.timeout(300)) for name in CIFAR]
-# ResNet1202 takes ten seconds to build, so it is built once and has its own tests below.
+# ResNet1202 takes half a minute to build, so it is built once and only in the heavy run; a network just deep enough to
+# be nested stands for it in the quick one.
 QUICK = [name for name in CIFAR if name != DEEPEST]
+deepest_is_heavy = (pytest.mark.heavy, pytest.mark.timeout(300))
+ALL_CIFAR = [*QUICK, pytest.param(DEEPEST, marks=deepest_is_heavy)]
 # The smallest side that leaves every layer a pixel, by hand: AlexNet's three unpadded poolings need 15 places after
 # conv1, VGG halves five times, GoogLeNet's poolings round up. ResNet and plain nets ask for their five halvings.
 SMALLEST = {"alexnet": 64, "vgg": 32, "googlenet": 31, "resnet": 32, "resnet_cifar": 4}
@@ -92,7 +95,7 @@ def facts(name):
     for layer in leaves(model):
         before = [tensor._keras_history.operation.name for tensor in layer._inbound_nodes[0].input_tensors]
         layers[layer.name] = (type(layer).__name__, layer.get_config(), layer.output.shape[1:], before)
-    return Facts(
+    found = Facts(
         info=model_info(model),
         trainable=sum(math.prod(weight.shape) for weight in model.trainable_weights),
         counted=model.count_params(),
@@ -102,6 +105,9 @@ def facts(name):
         layers=layers,
         built_as=model.built_as,
     )
+    del model, layer, before
+    gc.collect()
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,8 @@ def over_imagenet(quick):
     return pytest.mark.parametrize("small", names, indirect=True)
 
 
-# One network of each kind; the others differ from these in depth alone.
+# The others differ from these in depth alone.
+FEW = ("ResNet20", "PlainNet20")
 ONE_OF_EACH = ["AlexNet", "VGG11", "GoogLeNet", "ResNet18", "ResNet50", "PlainNet18"]
 
 
@@ -188,7 +195,7 @@ def digest(model):
 # The size of each network, counted from what was built.
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.timeout(300)) for name in ARCHITECTURES])
+@pytest.mark.parametrize("name", [*IMAGENET, *ALL_CIFAR])
 def test_what_is_built_is_what_the_registry_says(name):
     entry, found = ARCHITECTURES[name], facts(name)
     info = found.info
@@ -360,7 +367,7 @@ FEATURES = {"alexnet": 256, "vgg": 512, "googlenet": 1024, "resnet_cifar": 64}
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in QUICK + ONE_OF_EACH else pytest.param(name, marks=pytest.mark.heavy) for name in ARCHITECTURES],
+    [name if name in (*FEW, *ONE_OF_EACH) else pytest.param(name, marks=pytest.mark.heavy) for name in ARCHITECTURES],
 )
 def test_every_builder_passes_its_arguments_on(name):
     builder = getattr(keras_convnets, name)
@@ -925,31 +932,25 @@ def load_in_a_fresh_process(images, paths, first="keras_convnets", second="keras
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Every network but the deepest, with random weights, saved and loaded in a process that knows nothing of it."""
-    folder = tmp_path_factory.mktemp("saved")
-    images = images_of(32, 32)
-    paths = []
-    for seed, name in enumerate(QUICK):
-        randomise(built(name), seed)
-        paths.append(folder / f"{name}.keras")
-        built(name).save(paths[-1])
+@pytest.mark.parametrize(
+    "names", [FEW, pytest.param([name for name in QUICK if name not in FEW], marks=pytest.mark.heavy)], ids="-".join
+)
+def test_keras_files_in_a_fresh_process(names, tmp_path):
+    """Networks with random weights, saved and loaded in a process that knows nothing of them."""
+    images, paths = images_of(32, 32), [tmp_path / f"{name}.keras" for name in names]
+    for seed, path in enumerate(paths):
+        randomise(built(path.stem), seed)
+        built(path.stem).save(path)
     found, _ = load_in_a_fresh_process(images, paths)
-    return folder, images, {path.stem: found[str(path)] for path in paths}
+    for path in paths:
+        model, (weights, outputs, structure) = built(path.stem), found[str(path)]
+        assert weights == digest(model)
+        assert structure == hashlib.sha256(model.to_json().encode()).hexdigest()
+        np.testing.assert_allclose(outputs, as_numpy(model(images)), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_keras_file_in_a_fresh_process(name, saved):
-    _, images, found = saved
-    weights, outputs, structure = found[name]
-    assert weights == digest(built(name))
-    assert structure == hashlib.sha256(built(name).to_json().encode()).hexdigest()
-    np.testing.assert_allclose(outputs, as_numpy(built(name)(images)), rtol=1e-4, atol=1e-6)
-
-
-# One VGG and one AlexNet are files of a hundred megabytes already.
-FILES = ["AlexNet", "VGG11", "GoogLeNet", "ResNet18"]
+# Files of a hundred megabytes, but for one with groups of convolutions, are for the heavy run.
+FILES = ["AlexNet", "GoogLeNet", "ResNet18"]
 
 
 @pytest.mark.parametrize(
@@ -987,20 +988,14 @@ def test_keras_imported_first_finds_the_layers_too(tmp_path):
     np.testing.assert_allclose(outputs, as_numpy(model(images)), rtol=1e-4, atol=1e-6)
 
 
-# The others differ in depth alone, and their files are read back above.
-FEW = ("ResNet20", "PlainNet20")
-
-
 @pytest.mark.parametrize(
     "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.heavy) for name in QUICK]
 )
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
 @pytest.mark.parametrize("kind", [str, Path])
-def test_weights_argument(name, suffix, kind, saved, tmp_path):
-    path = saved[0] / f"{name}.keras"
-    if suffix == ".weights.h5":
-        path = tmp_path / "file.weights.h5"
-        built(name).save_weights(path)
+def test_weights_argument(name, suffix, kind, tmp_path):
+    path = tmp_path / f"file{suffix}"
+    (built(name).save if suffix == ".keras" else built(name).save_weights)(path)
     assert digest(get_model(name, weights=kind(path))) == digest(built(name))
 
 
@@ -1055,7 +1050,17 @@ def test_a_keras_files_preprocessing_comes_with_its_weights(tmp_path):
     assert digest(loaded(include_preprocessing=False)) == digest(model)
 
 
-# ResNet1202: once for all tests, because building it takes ten seconds.
+# Networks of networks. ResNet1202: once for all its tests, because building it takes half a minute.
+
+
+def test_a_network_beyond_110_layers_is_nested():
+    before = sys.getrecursionlimit()
+    model = CIFARResNet(116)
+    inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
+    assert [layer.name for layer in inner] == [f"{stage}_blocks1_19" for stage in ("conv2", "conv3", "conv4")]
+    assert model_info(model).depth == 116
+    # 1000 is Python's own; what another library may have set, we must not have raised.
+    assert sys.getrecursionlimit() == before <= 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -1093,6 +1098,7 @@ def saved_1202(trained_1202, tmp_path_factory):
     return model, path
 
 
+@pytest.mark.heavy
 def test_1202_is_nested():
     model = built(DEEPEST)
     inner = [layer for layer in model.layers if isinstance(layer, keras.Model)]
@@ -1111,13 +1117,7 @@ def test_the_others_are_flat(name):
     assert not any(isinstance(layer, keras.Model) for layer in built(name).layers)
 
 
-def test_1202_leaves_the_recursion_limit_alone(saved_1202):
-    # 1000 is Python's own; what another library may have set, we must not have raised.
-    before = sys.getrecursionlimit()
-    CIFARResNet(116)
-    assert sys.getrecursionlimit() == before <= 1000
-
-
+@pytest.mark.heavy
 @pytest.mark.timeout(300)
 def test_1202_takes_a_training_step(trained_1202):
     _, step = trained_1202
@@ -1127,6 +1127,7 @@ def test_1202_takes_a_training_step(trained_1202):
     assert step.unchanged == []
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(300)
 def test_1202_loads_in_a_fresh_process(saved_1202):
     model, path = saved_1202
