@@ -79,6 +79,17 @@ def run_python():
     return run
 
 
+@pytest.fixture
+def verified_here(monkeypatch):
+    """Exports are verified in the test's own process: starting two with TensorFlow takes longer than all the rest."""
+    from keras_convnets.export import verification
+
+    def answer(folder, artifacts, exchange):
+        verification._answer(folder, exchange, [artifact.key for artifact in artifacts])
+
+    monkeypatch.setattr(verification, "_run_runtimes", answer)
+
+
 @pytest.fixture(scope="session")
 def trained_run(made_once) -> Path:
     """A finished run: ResNet-20 on the digits for a few epochs, good enough to tell most digits."""

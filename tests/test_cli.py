@@ -13,12 +13,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import tiny
 from PIL import Image
 
 from keras_convnets.cli import COMMANDS, main
 from keras_convnets.export import Client
 from keras_convnets.export.serving import ModelServer
 from keras_convnets.records import get_record
+from keras_convnets.training import trainer
 
 
 @pytest.fixture
@@ -253,14 +255,14 @@ def test_a_photograph_on_its_side_is_seen_upright(cli, trained_run, samples, tmp
     assert side["probability"] == pytest.approx(upright["probability"], abs=0.05)
 
 
-def test_export_refuses_an_existing_version(cli, trained_run, tmp_path):
-    assert cli("export", trained_run, "--name", "d", "--to", tmp_path)[0] == 0
-    status, _, err = cli("export", trained_run, "--name", "d", "--to", tmp_path, "--version", 1)
-    assert status == 2 and "d/1 exists" in err
-    assert [path.name for path in (tmp_path / "d").iterdir()] == ["1"]
+def test_export_refuses_an_existing_version(cli, trained_run, published, tmp_path):
+    shutil.copytree(published.parent, tmp_path / "digits")
+    status, _, err = cli("export", trained_run, "--name", "digits", "--to", tmp_path, "--version", 1)
+    assert status == 2 and "digits/1 exists" in err
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1"]
 
 
-def test_an_untrained_network_exports_by_its_name(cli, tmp_path):
+def test_an_untrained_network_exports_by_its_name(cli, tmp_path, verified_here):
     status, out, err = cli("export", "PlainNet20", "--to", tmp_path)
     assert status == 0, err
     assert "published" in out
@@ -332,6 +334,7 @@ def test_weights_that_cannot_be_had_say_where_to_put_them(cli, samples, tmp_path
 
 def test_a_rehearsal_says_what_a_training_would_be_and_writes_nothing(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
     given = ("train", "--model", "ResNet20", "--dataset", "digits", "--set", "epochs=2", "--set", "batch_size=64")
     status, out, err = cli(*given, "--dry-run")
     rows = dict(line.split("  ", 1) for line in out.splitlines() if not line.startswith("  "))

@@ -11,12 +11,14 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 from PIL import Image
 
 from keras_convnets import training
 from keras_convnets._tf_ops import decode_image
 from keras_convnets.cli import main
 from keras_convnets.errors import UserError
+from keras_convnets.training import trainer
 from keras_convnets.training.data import load_dataset
 from keras_convnets.training.data.preparation import prepare_folder
 from keras_convnets.training.data.statistics import data_statistics
@@ -171,7 +173,10 @@ def test_a_quarantined_image_moves_no_other_to_another_split(tmp_path):
     ]  # fmt: skip
 
 
-def test_training_skips_and_names_what_is_broken_and_evaluation_counts_the_rest(made_folder, tmp_path, caplog):
+def test_training_skips_and_names_what_is_broken_and_evaluation_counts_the_rest(
+    made_folder, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
     overrides = {"image_size": 32, "iterations": 2, "batch_size": 16}
     run = training.fit("ResNet20", made_folder, run=tmp_path / "run", overrides=overrides)
     assert run.finished

@@ -7,7 +7,11 @@ from reference import as_numpy, randomise, relative_difference
 
 import keras_convnets
 
-TWINS = ["VGG16", "VGG19", "ResNet50", "ResNet101", "ResNet152"]
+TWINS = [
+    "VGG16",
+    "ResNet50",
+    *(pytest.param(name, marks=pytest.mark.heavy) for name in ("VGG19", "ResNet101", "ResNet152")),
+]
 # Sides that halve to odd and even ones: where the padding of a stride of 2 stands differs between them.
 SIZE = (64, 47)
 # Both networks sum the same float32 products in the same order, but for the biases that were folded into moving means:

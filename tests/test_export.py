@@ -117,7 +117,7 @@ def test_an_onnx_file_alone_knows_its_classes(published, digits, tmp_path):
     np.testing.assert_allclose(classifier(digits[:4]), export.load(published)(digits[:4]), atol=TOLERANCE)
 
 
-def test_versions_count_up_and_are_never_overwritten(tmp_path, caplog):
+def test_versions_count_up_and_are_never_overwritten(tmp_path, caplog, verified_here):
     model = CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3)
     first = export.publish(model, name="plain", to=tmp_path)
     second = export.publish(model, name="plain", to=tmp_path)
@@ -137,7 +137,7 @@ def test_versions_count_up_and_are_never_overwritten(tmp_path, caplog):
     ({"version": 0}, "version is 0"),
     ({"formats": ("saved_model", "onx")}, "unknown format 'onx'; the nearest valid name is onnx"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path, arguments, sentence):
+def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path, arguments, sentence, verified_here):
     model = CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3)
     if sentence is None:  # an empty name is no name: the model's own is taken
         assert export.publish(model, to=tmp_path, **arguments).parent.name == "plainnet8"
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path, arguments, se
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mismatch_publishes_nothing(tmp_path, monkeypatch):
+def test_a_mismatch_publishes_nothing(tmp_path, monkeypatch, verified_here):
     monkeypatch.setattr(artifacts, "FLOAT32_TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="differs from Keras by .* nothing is published"):
         export.publish(CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3), name="plain", to=tmp_path)
@@ -176,7 +176,7 @@ export.publish(CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3), name="plain",
 """
 
 
-def test_a_killed_export_is_not_visible(run_python, tmp_path):
+def test_a_killed_export_is_not_visible(run_python, tmp_path, verified_here):
     process = run_python("-c", KILLED, str(tmp_path), cwd=tmp_path)
     assert process.returncode == -signal.SIGKILL
     # What is left bears a name that neither our server nor TensorFlow Serving takes for a version.

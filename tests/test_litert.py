@@ -138,6 +138,7 @@ def test_what_is_no_litert_file_is_refused(tmp_path):
         load(tmp_path / "model.tflite")
 
 
+@pytest.mark.heavy
 def test_int8_knows_photographs_as_keras_does(real_data, tmp_path):
     model = kc.GoogLeNet(weights=real_data.parent / "weights" / "bvlc_googlenet.onnx")
     card, network = card_of_model(model), inference_network(model)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 
 from keras_convnets import CIFARResNet, training
 from keras_convnets.errors import Interrupted, UserError
@@ -127,7 +128,9 @@ def test_two_devices_train_as_one(run_python, tmp_path):
 
 KILLED = """
 import os, signal, sys
+from keras_convnets import CIFARResNet
 from keras_convnets.training import trainer
+trainer.get_model = lambda name, **arguments: CIFARResNet(8, **arguments)
 path, kill_at = sys.argv[1], int(sys.argv[2])
 trainer.CHECKPOINT_SECONDS = trainer.CHECKPOINT_SECONDS_AT_REPORTS = -1.0 if kill_at else 3600.0
 advance = trainer.TrainingProgress.advance
@@ -136,7 +139,7 @@ def killing(self, step, loss=None):
         os.kill(os.getpid(), signal.SIGKILL)
     advance(self, step, loss)
 trainer.TrainingProgress.advance = killing
-trainer.fit("ResNet20", "digits", run=path, overrides=dict(iterations=30, holdout=0.1, batch_size=64, warmup=True,
+trainer.fit("ResNet20", "digits", run=path, overrides=dict(iterations=24, holdout=0.1, batch_size=64, warmup=True,
             ema=0.9))
 """
 
@@ -161,7 +164,7 @@ def test_a_killed_run_that_goes_on_equals_the_unbroken_one(run_python, tmp_path)
 
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     command = [sys.executable, "-m", "keras_convnets", "train", "--model", "ResNet20", "--dataset", "digits"]
-    command += ["--run", str(tmp_path / "run"), "--set", "iterations=100000"]
+    command += ["--run", str(tmp_path / "run"), "--set", "iterations=2000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "step" in process.stdout.readline()  # the first epoch is reported
     process.send_signal(signal.SIGINT)
@@ -210,12 +213,12 @@ def test_a_finished_run_is_left_as_it_is_and_another_recipe_is_refused(trained_r
     assert (tmp_path / "notes.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_network_that_does_not_take_the_images_leaves_the_directory_free(tmp_path):
+def test_a_network_that_does_not_take_the_images_leaves_the_directory_free(tmp_path, monkeypatch):
     cifar = {"run": tmp_path / "run", "recipe": "resnet_cifar"}
     with pytest.raises(UserError, match="at least 32x32 pixels"):
         training.fit("ResNet18", "digits", **cifar, overrides={"iterations": 1})
-    run = training.fit("ResNet18", "digits", **cifar, overrides={"iterations": 1, "image_size": 32})
-    assert run.finished
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
+    assert training.fit("ResNet18", "digits", **cifar, overrides={"iterations": 1, "image_size": 32}).finished
 
 
 def test_two_trainings_do_not_share_a_directory(tmp_path):
@@ -233,7 +236,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(tmp_path):
     assert not training.Run(tmp_path / "run").finished
 
 
-def test_the_warm_up_ends_when_the_training_error_falls(tmp_path):
+def test_the_warm_up_ends_when_the_training_error_falls(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
     overrides = {"epochs": 4, "batch_size": 64, "warmup": True, "drops": ()}
     run = training.fit("ResNet20", "digits", run=tmp_path / "run", overrides=overrides)
     rates = [record["learning_rate"] for record in run.metrics()]
@@ -256,6 +260,8 @@ def test_the_warm_up_ends_when_the_training_error_falls(tmp_path):
 
 
 def test_a_stopped_training_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
+
     def stop_at_once(self, step, loss=None):
         if step == 2:
             signal.raise_signal(signal.SIGTERM)
@@ -266,7 +272,8 @@ def test_a_stopped_training_says_so(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000002"]
 
 
-def test_a_folder_of_photographs_trains_at_the_size_asked_for(real_data, tmp_path):
+def test_a_folder_of_photographs_trains_at_the_size_asked_for(real_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
     overrides = {"epochs": 1, "image_size": 24, "batch_size": 32}
     run = training.fit("ResNet20", real_data / "ants_bees", run=tmp_path / "run", overrides=overrides)
     card = run.card()
