@@ -70,6 +70,12 @@ def test_a_holdout_that_leaves_nothing_is_refused(holdout):
         load_dataset("digits").with_holdout(holdout)
 
 
+@pytest.mark.parametrize("holdout", [float("nan"), float("inf"), "1", True])
+def test_a_holdout_that_is_no_number_is_refused(holdout):
+    with pytest.raises(UserError, match=f"holdout is {holdout!r}; give a number"):
+        load_dataset("digits").with_holdout(holdout)
+
+
 def numbered(n):
     """A split whose images say which they are."""
     images = np.zeros((n, 4, 4, 3), np.uint8)

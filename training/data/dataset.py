@@ -15,6 +15,7 @@ import numpy as np
 from keras_convnets.card import center_view, check_view
 from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.numbers import finite_number
 from keras_convnets.training.data.broken import BROKEN_SHARE, BrokenImage, check_share
 from keras_convnets.training.data.splits import Split, held_out
 
@@ -167,6 +168,8 @@ class DataSet:
         Raises:
             UserError: if nothing would be left to train on.
         """
+        if finite_number(holdout) is None:
+            raise UserError(f"holdout is {holdout!r}; give a number of images, or a share below 1.")
         if not holdout:
             return self
         train = self.split("train")

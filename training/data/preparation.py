@@ -22,6 +22,7 @@ from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json
 from keras_convnets.images import ORIENTATION
+from keras_convnets.numbers import whole_number
 from keras_convnets.training.data.broken import (
     BROKEN_SHARE,
     UNREADABLE,
@@ -86,6 +87,7 @@ def prepare_folder(
     """
     folder, to = Path(folder), Path(to)
     _check_arguments(folder, to, shorter_side, format)
+    shorter_side = whole_number(shorter_side)
     data = load_folder(folder)
     splits: dict[str, FileSplit] = dict(data.splits)
     plan = {"source": data.fingerprint(), "shorter_side": shorter_side, "format": format}
@@ -107,8 +109,8 @@ def prepare_folder(
 def _check_arguments(folder: Path, to: Path, shorter_side: int, format: str) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give an existing folder of images.")
-    if shorter_side < 1:
-        raise UserError(f"shorter_side is {shorter_side}; give at least 1 pixel.")
+    if (whole_number(shorter_side) or 0) < 1:
+        raise UserError(f"shorter_side is {shorter_side!r}; give a whole number of at least 1 pixel.")
     if format not in FORMATS:
         raise UserError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}.")
     source, target = folder.resolve(), to.resolve()
