@@ -12,7 +12,7 @@ from pathlib import Path
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export import model_config
-from keras_convnets.files import UNFINISHED
+from keras_convnets.files import UNFINISHED, writing
 from keras_convnets.numbers import whole_number
 
 SAVED_MODEL = "saved_model.pb"
@@ -172,8 +172,9 @@ def prune(root: str | os.PathLike, keep: int, name: str | None = None) -> list[P
             for path in [path for path in folder.iterdir() if version_number(path.name) == number and path.is_dir()]:
                 # Out of sight by one rename first: a server must not meet half a version.
                 doomed = folder / f"{UNFINISHED}deleted-{number}-{uuid.uuid4().hex[:8]}"
-                path.rename(doomed)
-                shutil.rmtree(doomed)
+                with writing(folder, "nothing more was deleted: allow writing there"):
+                    path.rename(doomed)
+                    shutil.rmtree(doomed)
                 gone.append(path)
     return gone
 

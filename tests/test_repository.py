@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -214,6 +215,20 @@ def test_a_full_disk_leaves_nothing(tmp_path, quick_export, monkeypatch):
     monkeypatch.setattr(publishing, "finish_folder", full)
     with pytest.raises(UserError, match=r"\(No space left on device\); nothing was published"):
         export.publish(tiny(), name="net", to=tmp_path)
+    assert list((tmp_path / "net").iterdir()) == []
+
+
+def test_a_saved_model_that_the_disk_does_not_take_is_told_in_one_sentence(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(UserError) as caught:
+            export.publish(tiny(), name="net", to=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == (
+        f"{tmp_path} can't be written to (File too large); nothing was published: mend that or name another with --to."
+    )
     assert list((tmp_path / "net").iterdir()) == []
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from keras_convnets.card import ModelCard, current_git_revision, current_versions
 from keras_convnets.display import printable
 from keras_convnets.errors import Diverged, Interrupted, UserError
-from keras_convnets.files import sha256
+from keras_convnets.files import sha256, writing
 from keras_convnets.googlenet import without_auxiliary
 from keras_convnets.registry import get_model
 from keras_convnets.training.averages import Averages
@@ -76,7 +76,7 @@ def fit(
         The finished run.
 
     Raises:
-        UserError: if a name, a field or the data do not fit, or the directory holds another run.
+        UserError: if a name, a field or the data do not fit, or the directory holds another run or can't be written.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
         Diverged: if losses or weights are no longer finite. What was written is, and the same call with another
             learning rate goes on from it.
@@ -91,7 +91,8 @@ def fit(
     plan = make_plan(model, dataset, recipe, overrides, data_dir, weights)
     directory = Run(run)
     source = {"dataset": dataset_place(dataset), "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
-    with directory.claimed(plan.config(), source):
+    then = "mend that, and the same command goes on from the last checkpoint, or name another with --run"
+    with writing(directory.path, then), directory.claimed(plan.config(), source):
         if directory.finished:
             directory.drop_checkpoints()
         else:

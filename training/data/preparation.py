@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from keras_convnets._tf_ops import decode_image
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json
+from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json, writing
 from keras_convnets.images import ORIENTATION
 from keras_convnets.numbers import whole_number
 from keras_convnets.training.data.broken import (
@@ -91,8 +91,10 @@ def prepare_folder(
     data = load_folder(folder)
     splits: dict[str, FileSplit] = dict(data.splits)
     plan = {"source": data.fingerprint(), "shorter_side": shorter_side, "format": format}
-    to.mkdir(parents=True, exist_ok=True)
-    with only_one(to, "prepared"):
+    then = "mend that, and the same command goes on, or name another with --to"
+    with writing(to, then):
+        to.mkdir(parents=True, exist_ok=True)
+    with writing(to, then), only_one(to, "prepared"):
         index = _claimed(to, plan)
         if not index.get("finished"):
             index |= {"name": data.name, "class_names": list(data.class_names), "splits": list(splits)}
