@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import shutil
 import socket
@@ -339,6 +340,50 @@ def test_a_prepared_directory_is_read_without_a_network(prepared, monkeypatch, w
     train = data.at_size(32, 32).splits["train"]
     assert sorted(train.images[:, 0, 0, 0]) == list(range(30))
     assert (train.images[:, 0, 0, 0] % 2 == train.labels).all()
+
+
+@pytest.mark.parametrize("name, images", [
+    ("emnist/letters", 30), ("emnist/letters:3.1.0", 30), ("emnist/letters:3.0.9", 40), ("emnist/letters:3.1.*", 30),
+    ("imagenet_resized/64x64", 30), ("imagenet_resized", 30), ("cifar10:3.0.2", 30),
+])  # fmt: skip
+def test_configs_and_versions_are_read_from_the_disk(several, monkeypatch, name, images):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("the network was asked"))
+    data = load_dataset(name, several)
+    assert data.name == name and data.splits["train"].size == images
+    assert data.flips_keep_labels == (not name.startswith("emnist"))
+
+
+@pytest.fixture(scope="module")
+def several(prepared, tmp_path_factory):
+    """The prepared directory under the names of other data sets with configs, of two versions."""
+    root = tmp_path_factory.mktemp("several")
+    places = ("emnist/letters/3.1.0", "emnist/letters/3.0.9", "emnist/digits/3.1.0", "imagenet_resized/64x64/0.1.0")
+    for place in (*places, "cifar10/3.0.2"):
+        shutil.copytree(prepared / "cifar10" / "3.0.2", root / place)
+    # Another number of images tells the older version.
+    info = root / "emnist/letters/3.0.9/dataset_info.json"
+    facts = json.loads(info.read_text())
+    facts["splits"] = [{**split, "shardLengths": ["40"]} for split in facts["splits"]]
+    info.write_text(json.dumps(facts))
+    return root
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("emnist", r"prepared in .* in several forms \(digits, letters\); name one, such as emnist/digits"),
+    ("photos/holiday", r"there is no folder photos/holiday, and TensorFlow Datasets has no photos"),
+    ("photos/../x", r"there is no folder photos/../x"),
+    ("cifr10:3.0.2", r"unknown data set 'cifr10:3.0.2'"),
+])  # fmt: skip
+def test_what_is_neither_folder_nor_config_is_told(several, name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_dataset(name, several)
+
+
+def test_a_folder_that_exists_is_a_folder_whatever_its_name(folder, several, monkeypatch):
+    folder.rename(folder.parent / "letters")
+    monkeypatch.chdir(folder.parent.parent)
+    (folder.parent).rename("emnist")
+    assert load_dataset("emnist/letters", several).class_names == ("green", "red")
 
 
 def test_records_stream_with_holdout_and_go_on_where_they_were_left(prepared):

@@ -12,9 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_convnets.preprocessing import IMAGENET, Preprocessing
 from keras_convnets.training.inputs import training_batches
 from keras_convnets.training.plan import Plan
 from keras_convnets.training.run import Run
+from keras_convnets.weights import choose_preprocessing
 
 # As long as a steady rate takes to show; one step where a step takes longer.
 SECONDS = 4.0
@@ -63,13 +65,21 @@ def rehearse(plan: Plan, *, with_input: bool = True, with_compute: bool = True, 
         with_compute: whether to measure the step.
         seconds: for each.
     """
-    from keras_convnets.training.trainer import _Training
+    input_rate = _rate_of_input(plan, _preprocessing(plan), seconds) if with_input else None
+    compute_rate = None
+    if with_compute:
+        from keras_convnets.training.trainer import _Training
 
-    with tempfile.TemporaryDirectory() as nowhere:
-        part = _Training(plan, Run(nowhere), None)
-        input_rate = _rate_of_input(plan, part.preprocessing, seconds) if with_input else None
-        compute_rate = _rate_of_steps(plan, part, seconds) if with_compute else None
+        with tempfile.TemporaryDirectory() as nowhere:
+            compute_rate = _rate_of_steps(plan, _Training(plan, Run(nowhere), None), seconds)
     return Rehearsal(input_rate, compute_rate, _memory())
+
+
+def _preprocessing(plan: Plan) -> Preprocessing | None:
+    """Return what the network's first layer would do, without the network: padding has the colour of its mean."""
+    if plan.weights is None:
+        return plan.recipe.preprocessing(plan.sample())
+    return choose_preprocessing(None, plan.weights, IMAGENET)
 
 
 def _rate_of_input(plan: Plan, preprocessing: Any, seconds: float) -> float:

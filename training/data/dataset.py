@@ -198,8 +198,8 @@ def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike 
     Args:
         name: "digits" (scikit-learn's 8x8 handwritten digits); a folder of images, `train/<class>/*.jpg` with or
             without `val/` or `test/`, or `<class>/*.jpg`, of which every fifth image of each class is then "test";
-            a folder of shards that `prepare` wrote; or a name of TensorFlow Datasets, such as "cifar10". A folder is
-            a path that exists.
+            a folder of shards that `prepare` wrote; or a name of TensorFlow Datasets, such as "cifar10",
+            "emnist/letters" with a config, or "cifar10:3.0.2" with a version. What exists as a folder is a folder.
         data_dir: where TensorFlow Datasets' prepared directories are looked for first, then TFDS_DATA_DIR, then
             ~/tensorflow_datasets.
 
@@ -225,7 +225,9 @@ def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike 
         from keras_convnets.training.data.folder import load_folder
 
         return load_folder(Path(text))
-    if os.sep in text or text.startswith((".", "~")):
+    from keras_convnets.training.data.catalogue import CATALOGUE_NAME
+
+    if not CATALOGUE_NAME.fullmatch(text) and (os.sep in text or text.startswith((".", "~"))):
         raise UserError(f"there is no folder {text}; give an existing folder of images, digits, or a TFDS name.")
     from keras_convnets.training.data.catalogue import load_catalogue
 
