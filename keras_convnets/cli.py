@@ -277,7 +277,7 @@ def _rehearse(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from keras_convnets.training.plan import make_plan
     from keras_convnets.training.rehearsal import describe, rehearse
 
-    plan = make_plan(args.model, args.dataset, args.recipe, overrides, args.data_dir, args.weights)
+    plan = make_plan(args.model, args.dataset, args.recipe, overrides, args.data_dir, args.weights, sampled=True)
     # Asked for one alone, the other is not measured.
     found = rehearse(plan, with_input=not args.synthetic, with_compute=not args.input_only)
     rows = describe(plan, found)

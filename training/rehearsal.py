@@ -121,7 +121,9 @@ def describe(plan: Plan, rehearsal: Rehearsal) -> list[tuple[str, str]]:
     """Return what a training is and would take, as rows of (what, text)."""
     recipe, data = plan.recipe, plan.data
     devices = [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
-    sizes = ", ".join(f"{name} {split.size:,}" for name, split in data.splits.items())
+    sizes = ", ".join(f"{name} {count:,}" for name, count in plan.images.items())
+    looked_at = {name: split.size for name, split in data.splits.items()}
+    sampled = ", ".join(f"{name} {count:,}" for name, count in looked_at.items())
     fields = {key: value for key, value in recipe.to_dict().items() if key != "name"}
     seconds = plan.total_steps * recipe.batch_size / rehearsal.rate
     rates = {"input alone": rehearsal.input_rate, "compute alone": rehearsal.compute_rate}
@@ -131,6 +133,7 @@ def describe(plan: Plan, rehearsal: Rehearsal) -> list[tuple[str, str]]:
         ("recipe", recipe.name),
         *((f"  {key}", str(value)) for key, value in fields.items()),
         ("data", f"{data.name}: {sizes}"),
+        *((("sample", f"only these many images were looked at: {sampled}"),) if looked_at != plan.images else ()),
         *((("left out", f"{len(plan.broken)} unreadable images"),) if plan.broken else ()),
         ("devices", ", ".join(devices)),
         ("steps", f"{plan.total_steps:,} of {recipe.batch_size} images"),

@@ -26,12 +26,13 @@ from keras_convnets.googlenet import without_auxiliary
 from keras_convnets.registry import get_model
 from keras_convnets.training.averages import Averages
 from keras_convnets.training.data import DataSet
+from keras_convnets.training.data.passes import reporting
 from keras_convnets.training.evaluation import mean_loss, predict_split, top_k_accuracy
 from keras_convnets.training.holdout import HoldoutWatch
 from keras_convnets.training.inputs import training_batches
 from keras_convnets.training.plan import Plan, make_plan
 from keras_convnets.training.plots import learning_curves
-from keras_convnets.training.progress import TrainingProgress
+from keras_convnets.training.progress import PassProgress, TrainingProgress
 from keras_convnets.training.recipes import Recipe
 from keras_convnets.training.run import BEST, FINAL, Run
 from keras_convnets.training.step import local_strategy, make_optimizer, make_step
@@ -88,7 +89,8 @@ def fit(
         raise UserError(
             f"training runs on TensorFlow, and Keras runs on {keras.backend.backend()}; unset KERAS_BACKEND."
         )
-    plan = make_plan(model, dataset, recipe, overrides, data_dir, weights)
+    with reporting(PassProgress(console)):
+        plan = make_plan(model, dataset, recipe, overrides, data_dir, weights)
     directory = Run(run)
     source = {"dataset": dataset_place(dataset), "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
     then = "mend that, and the same command goes on from the last checkpoint, or name another with --run"
@@ -96,7 +98,7 @@ def fit(
         if directory.finished:
             directory.drop_checkpoints()
         else:
-            with _stop_signals() as stop:
+            with _stop_signals() as stop, reporting(PassProgress(console)):
                 _Training(plan, directory, console).to_the_end(stop)
     return directory
 
