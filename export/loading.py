@@ -14,7 +14,7 @@ import numpy as np
 from keras_convnets.card import ModelCard, check_view
 from keras_convnets.classifier import Classifier
 from keras_convnets.errors import UserError
-from keras_convnets.export.repository import EXTRA, SAVED_MODEL, versions
+from keras_convnets.export.repository import EXTRA, SAVED_MODEL, version_folders
 from keras_convnets.onnx_files import refuse_external_data
 from keras_convnets.preprocessing import Preprocessing
 
@@ -47,8 +47,8 @@ def load(path: str | os.PathLike) -> Classifier:
                 "version that keras-convnets export wrote."
             )
         return classifier
-    if not (path / SAVED_MODEL).is_file() and versions(path):
-        path = path / str(versions(path)[-1])
+    if not (path / SAVED_MODEL).is_file() and path.is_dir() and (found := version_folders(path)):
+        path = found[max(found)]
     if not (path / SAVED_MODEL).is_file():
         raise UserError(f"{path} is not an exported version (no {SAVED_MODEL}); give <repository>/<model>/<version>.")
     return load_saved_model(path, ModelCard.read(path / EXTRA))

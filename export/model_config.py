@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_convnets.errors import UserError
-from keras_convnets.files import write_text
+from keras_convnets.files import write_text, writing
 
 FILE_NAME = "models.config"
 PLATFORM = "tensorflow"
@@ -48,7 +48,9 @@ def changing_config(root: str | os.PathLike) -> Iterator[Any]:
 
     root = Path(root)
     # A lock of its own: the configuration itself is replaced by each writer.
-    with open(root / f".{FILE_NAME}.lock", "w") as lock:
+    with writing(root):
+        lock = open(root / f".{FILE_NAME}.lock", "w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         config = read_config(root / FILE_NAME)
         before = config.SerializeToString(deterministic=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import errno
 import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from keras_convnets.export import model_config
 from keras_convnets.export.artifacts import ARTIFACTS, DEFAULT_FORMATS, FORMATS, Artifact
 from keras_convnets.export.repository import EXTRA, new_version
 from keras_convnets.export.samples import Samples, gather
-from keras_convnets.files import finish_folder, remove_abandoned, sha256, unfinished_folder
+from keras_convnets.files import finish_folder, remove_abandoned, sha256, unfinished_folder, writing
 
 if TYPE_CHECKING:
     import keras
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 LAYOUTS = ("nhwc", "nchw")
 # Fewer images than these tell little of the range of a network's activations.
 CALIBRATION_IMAGES = 10
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENOSPC, errno.EDQUOT}
 log = logging.getLogger("keras_convnets.export")
 
 
@@ -84,39 +82,27 @@ def publish(
     samples = gather(card, place if place and place.is_dir() else None, Path(images) if images is not None else None)
     if not card.trained:
         log.warning("%s is not trained; its card will say so.", card.architecture)
-    with _refusing_unwritable(to):
+    with writing(to, "nothing was published: mend that or name another with --to"):
         remove_abandoned(folder.parent)
-        with unfinished_folder(folder) as writing:
-            _write(model, card, writing, name, artifacts, layout, samples)
-            folder = _place(writing, to, name, version)
+        with unfinished_folder(folder) as temporary:
+            _write(model, card, temporary, name, artifacts, layout, samples)
+            folder = _place(temporary, to, name, version)
         held = model_config.register(to, name)
     if held:
         log.warning("%s/models.config holds %s at version %s; the new one waits.", to, name, ", ".join(map(str, held)))
     return folder
 
 
-def _place(writing: Path, to: str | os.PathLike, name: str, version: int | None) -> Path:
+def _place(temporary: Path, to: str | os.PathLike, name: str, version: int | None) -> Path:
     """Rename a finished version to its number; where none was asked for, to the next that is still free."""
     while True:
         folder = new_version(to, name, version)
         try:
-            finish_folder(writing, folder)
+            finish_folder(temporary, folder)
             return folder
         except FileExistsError:
             if version is not None:
                 raise UserError(f"{folder} was published by another process meanwhile; run the export again.") from None
-
-
-@contextlib.contextmanager
-def _refusing_unwritable(to: str | os.PathLike) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        raise UserError(
-            f"{to} can't be written to ({error.strerror}); nothing was published: mend that or name another with --to."
-        ) from error
 
 
 def _chosen(formats: Sequence[str]) -> list[Artifact]:

@@ -12,11 +12,13 @@ from pathlib import Path
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export import model_config
-from keras_convnets.files import UNFINISHED
+from keras_convnets.files import UNFINISHED, writing
+from keras_convnets.numbers import whole_number
 
 SAVED_MODEL = "saved_model.pb"
 ONNX = "model.onnx"
 EXTRA = "assets.extra"
+MAX_VERSION = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,40 @@ class Version:
     size: int
 
 
+def version_number(name: str) -> int | None:
+    """Return the version that a folder's name stands for, or None of a name that stands for none.
+
+    As TensorFlow Serving reads it, leading zeros do not matter. It also takes a sign and spaces around the number,
+    which are passed over here: nobody names a version so on purpose.
+
+    Example:
+        >>> version_number("00000123"), version_number("²"), version_number("-7")
+        (123, None, None)
+    """
+    digits = name.lstrip("0") or name[:1]
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > len(str(MAX_VERSION)):
+        return None
+    return int(digits) if int(digits) <= MAX_VERSION else None
+
+
+def version_folders(model_folder: Path) -> dict[int, Path]:
+    """Return the version folders under a model's folder by their numbers, ascending; other names are passed over.
+
+    Of several that stand for one number the last name in sorted order counts, "1" before "0001", as in TensorFlow
+    Serving.
+
+    Raises:
+        OSError: if the folder can't be read.
+    """
+    with os.scandir(model_folder) as entries:
+        names = sorted(entry.name for entry in entries if version_number(entry.name) is not None and entry.is_dir())
+    found = {version_number(name): model_folder / name for name in names}
+    return dict(sorted(found.items()))
+
+
 def versions(model_folder: Path) -> list[int]:
-    """Return the version numbers under a model's folder, ascending; other names are passed over."""
-    if not model_folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in model_folder.iterdir() if path.name.isdigit() and path.is_dir())
+    """Return the version numbers under a model's folder, ascending; none where there is no such folder."""
+    return list(version_folders(model_folder)) if model_folder.is_dir() else []
 
 
 def new_version(root: str | os.PathLike, name: str, version: int | None) -> Path:
@@ -66,8 +97,10 @@ def new_version(root: str | os.PathLike, name: str, version: int | None) -> Path
     taken = versions(folder)
     if version is None:
         version = max(taken, default=0) + 1
-    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version < 2**63:
+    number = whole_number(version)
+    if number is None or not 1 <= number <= MAX_VERSION:
         raise UserError(f"version is {version!r}; it must be a whole number of at least 1.")
+    version = number
     if version in taken:
         raise UserError(
             f"{folder / str(version)} exists; published versions are never overwritten: "
@@ -104,10 +137,9 @@ def published(root: str | os.PathLike, name: str | None = None) -> list[Version]
     pins = model_config.pinned(root)
     found = []
     for model, folder in _chosen(root, name).items():
-        numbers = versions(folder)
-        served = pins.get(model) or (numbers[-1],)
-        for number in numbers:
-            path = _folder_of(folder, number)
+        folders = version_folders(folder)
+        served = pins.get(model) or (max(folders),)
+        for number, path in folders.items():
             card = ModelCard.read(path / EXTRA) if (path / EXTRA / "model.json").is_file() else None
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             found.append(Version(model, number, path, number in served, card, size))
@@ -128,18 +160,21 @@ def prune(root: str | os.PathLike, keep: int, name: str | None = None) -> list[P
     Raises:
         UserError: if `keep` is below 1, or there is no such model.
     """
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+    if (whole_number(keep) or 0) < 1:
         raise UserError(f"keep is {keep!r}; it must be a whole number of at least 1.")
     pins = model_config.pinned(root)
     gone = []
     for model, folder in _chosen(root, name).items():
         for number in versions(folder)[:-keep]:
-            if number not in pins.get(model, ()):
-                path = _folder_of(folder, number)
+            if number in pins.get(model, ()):
+                continue
+            # All that stand for the number: else the next one would take the place of what is deleted.
+            for path in [path for path in folder.iterdir() if version_number(path.name) == number and path.is_dir()]:
                 # Out of sight by one rename first: a server must not meet half a version.
                 doomed = folder / f"{UNFINISHED}deleted-{number}-{uuid.uuid4().hex[:8]}"
-                path.rename(doomed)
-                shutil.rmtree(doomed)
+                with writing(folder, "nothing more was deleted: allow writing there"):
+                    path.rename(doomed)
+                    shutil.rmtree(doomed)
                 gone.append(path)
     return gone
 
@@ -192,8 +227,3 @@ def _chosen(root: str | os.PathLike, name: str | None) -> dict[str, Path]:
     if name is not None and name not in found:
         raise unknown_name(f"model of {root}", name, found)
     return {key: path for key, path in found.items() if name in (None, key)}
-
-
-def _folder_of(model_folder: Path, number: int) -> Path:
-    """Return a version's folder; TensorFlow Serving reads 00000123 as 123."""
-    return next(path for path in model_folder.iterdir() if path.name.isdigit() and int(path.name) == number)

@@ -18,6 +18,7 @@ from keras import layers
 from keras_convnets.errors import UserError
 from keras_convnets.layers import ImageNormalization
 from keras_convnets.network import BuiltAs, Functional, weights_digest
+from keras_convnets.numbers import whole_number
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.weights import Weights, choose_preprocessing, find_weights
 
@@ -84,7 +85,7 @@ class Common:
             raise UserError("preprocessing was given with include_preprocessing=False; give one of the two.")
         if self.pooling not in (None, "avg", "max"):
             raise UserError(f"pooling is {self.pooling!r}; it must be None, 'avg' or 'max'.")
-        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 1:
+        if (whole_number(self.classes) or 0) < 1:
             raise UserError(f"classes is {self.classes!r}; it must be a whole number of at least 1.")
 
     def without_top(self, x: Any) -> Any:
@@ -161,6 +162,9 @@ def application(
         values = dict(bound.arguments)
         own = {key: values.pop(key) for key in (*leading, *extras)}
         chosen = frozenset(key for key, value in own.items() if value is not None)
+        # Keras takes Python's whole numbers alone.
+        for given in (values, own):
+            given.update({key: number for key, value in given.items() if (number := whole_number(value)) is not None})
         values["weights"] = weights = find_weights(values["weights"], name)
         if weights is not None:
             own |= {key: weights.arguments[key] for key in own.keys() & weights.arguments.keys() if own[key] is None}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from keras_convnets.classes import check_class_names, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
+from keras_convnets.numbers import whole_number
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.registry import ARCHITECTURES
 
@@ -287,6 +288,8 @@ def center_view(height: int, width: int, resize: int | None = None) -> dict[str,
     side is resized to the input's.
     """
     side = min(height, width) if resize is None else resize
+    # NumPy's whole numbers are none in JSON; what is none at all is left for `check_view`.
+    side, height, width = (side if whole_number(side) is None else whole_number(side) for side in (side, height, width))
     return {"name": "center", "resize": side, "crop": [height, width], "kernel": "bilinear"}
 
 

@@ -277,7 +277,7 @@ def _rehearse(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     from keras_convnets.training.plan import make_plan
     from keras_convnets.training.rehearsal import describe, rehearse
 
-    plan = make_plan(args.model, args.dataset, args.recipe, overrides, args.data_dir, args.weights)
+    plan = make_plan(args.model, args.dataset, args.recipe, overrides, args.data_dir, args.weights, sampled=True)
     # Asked for one alone, the other is not measured.
     found = rehearse(plan, with_input=not args.synthetic, with_compute=not args.input_only)
     rows = describe(plan, found)
@@ -314,9 +314,15 @@ def _assignment(text: str) -> tuple[str, str]:
 def _evaluate(args: argparse.Namespace) -> None:
     """Measure runs, exported versions, ONNX files or endpoints on a data set."""
     _load_tensorflow()
+    from rich.console import Console
+
+    from keras_convnets.training.data.passes import reporting
+    from keras_convnets.training.progress import PassProgress
+
     results = {}
     for source in args.source:
-        result = _evaluate_one(source, args)
+        with reporting(PassProgress(Console(stderr=True))):
+            result = _evaluate_one(source, args)
         results[source] = result.to_dict()
         if not args.json:
             _print_evaluation(source, result)

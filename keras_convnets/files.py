@@ -74,20 +74,98 @@ def _escaped(text: str) -> str:
     return "".join(f"%{byte:02X}" for byte in text.encode(errors="surrogatepass"))
 
 
+# A place that takes no more, and one that takes nothing, by the numbers that systems give.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG)
+BROKEN = (errno.EIO, errno.ESTALE, errno.ENXIO)
+
+
+class UnwritableError(UserError, OSError):
+    """What was to be written could not be.
+
+    Attributes:
+        reason: what the system says, such as "No space left on device".
+    """
+
+    def __init__(self, place: str | os.PathLike, reason: str, then: str):
+        super().__init__(f"{place} can't be written to ({reason}); {then}.")
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def writing(
+    place: str | os.PathLike, then: str = "free some space, allow writing there, or write to another place"
+) -> Iterator[None]:
+    """Turn whatever is raised because a place can't be written to into one sentence; other errors pass.
+
+    The system's own errors count, and those that TensorFlow and HDF5 make of them: of a disk or quota that is full, a
+    place that is read-only, forbidden, gone or broken. Errors that name another file pass: they come from reading.
+
+    Args:
+        place: the file or folder, as the sentence names it.
+        then: what is left and what to do, without a full stop.
+
+    Raises:
+        UnwritableError: the sentence, in place of such an error, and of another of these from within.
+    """
+    try:
+        yield
+    except UnwritableError as error:
+        raise UnwritableError(place, error.reason, then) from error
+    except Exception as error:
+        reason = _unwritable(error, Path(place))
+        if reason is None:
+            raise
+        raise UnwritableError(place, reason, then) from error
+
+
+def _unwritable(error: Exception, place: Path) -> str | None:
+    """Return why a place can't be written to, in the system's words, or None where an error says something else."""
+    text = str(error)
+    if isinstance(error, FileExistsError):
+        return None
+    if isinstance(error, OSError):
+        number = error.errno
+    elif type(error).__module__.startswith("tensorflow."):
+        # "{{node}} /a/file; No space left on device [Op:SaveV2]"; no number comes with it.
+        known = (*FULL, *REFUSED, *BROKEN)
+        number = next((number for number in known if f"; {os.strerror(number)}" in text), None)
+    else:
+        found = re.search(r"errno = (\d+)", text)
+        number = int(found[1]) if found else None
+    if number in FULL:
+        return os.strerror(number)
+    if number not in (*REFUSED, *BROKEN):
+        return None
+    named = getattr(error, "filename", None)
+    if isinstance(error, OSError) and named is None and "name = " not in text:
+        return os.strerror(number)
+    is_ours = UNFINISHED in text or str(place) in text or str(named) in map(str, place.parents)
+    return os.strerror(number) if is_ours or any(f"{parent};" in text for parent in place.parents) else None
+
+
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path to write to; on success it takes the place of `path` by one rename.
 
     The temporary name ends as `path` does, because writers such as Keras choose their format by the suffix.
+
+    Raises:
+        UnwritableError: if the place takes no file; see `writing`.
     """
     path = Path(path)
     temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        _to_disk(temporary)
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+        if not temporary.exists():
+            raise FileNotFoundError(f"{temporary} was not written")
+        with writing(path):
+            _to_disk(temporary)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -96,8 +174,9 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         FileExistsError: if `path` exists when the folder is ready; nothing is overwritten.
+        UnwritableError: if the place takes no folder; see `writing`.
     """
-    with unfinished_folder(path) as temporary:
+    with writing(path), unfinished_folder(path) as temporary:
         yield temporary
         finish_folder(temporary, path)
 
@@ -163,6 +242,22 @@ def remove_abandoned(folder: str | os.PathLike) -> None:
                 os.close(lock)
 
 
+def check_room(path: str | os.PathLike, size: int) -> None:
+    """Raise the system's error where a new file of this size finds no room; what is tried is deleted again.
+
+    For writers that do not bear a full disk: HDF5 tries again to write a file that it could not close, and ends the
+    interpreter with a crash. Systems that can't reserve room are not asked.
+
+    Args:
+        path: of a file that is yet to be written; one beside it is tried.
+        size: in bytes.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with tempfile.NamedTemporaryFile(dir=Path(path).parent, prefix=UNFINISHED) as tried:
+        os.posix_fallocate(tried.fileno(), 0, max(size, 1))
+
+
 def _to_disk(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
@@ -216,7 +311,9 @@ def only_one(folder: str | os.PathLike, doing: str) -> Iterator[None]:
         folder: an existing folder.
         doing: what the holder does, for the error's sentence, such as "trained in".
     """
-    with open(Path(folder) / ".lock", "w") as lock:
+    with writing(folder):
+        lock = open(Path(folder) / ".lock", "w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

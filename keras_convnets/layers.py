@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.errors import UserError
+from keras_convnets.numbers import finite_number, whole_number
 from keras_convnets.preprocessing import Preprocessing
 
 
@@ -144,9 +145,14 @@ class LRN(keras.layers.Layer):
 
     def __init__(self, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75, **kwargs):
         super().__init__(**kwargs)
-        if n < 1 or n % 2 == 0:
-            raise UserError(f"LRN n is {n}; it must be an odd number of maps, such as 5.")
-        self.n, self.k, self.alpha, self.beta = n, k, alpha, beta
+        maps = whole_number(n)
+        if maps is None or maps < 1 or maps % 2 == 0:
+            raise UserError(f"LRN n is {n!r}; it must be an odd number of maps, such as 5.")
+        constants = {"k": k, "alpha": alpha, "beta": beta}
+        for constant, value in constants.items():
+            if finite_number(value) is None:
+                raise UserError(f"LRN {constant} is {value!r}; it must be a finite number.")
+        self.n, self.k, self.alpha, self.beta = maps, *map(finite_number, constants.values())
 
     def call(self, x):
         """Return the normalised maps."""

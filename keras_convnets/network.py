@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Mapping
@@ -12,7 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_convnets.files import check_room, writing
 from keras_convnets.h5_weights import check_archive, refusing, write_configuration
+
+# What HDF5 and the configuration need beside the numbers, in bytes: 1 MB for a network of a thousand weights.
+HDF5_OVERHEAD = 2**20
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,16 @@ class Functional(keras.Model):
 
     def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Save the weights as Keras does, with the configuration beside them: arrays alone fit other networks too."""
-        super().save_weights(filepath, *args, **kwargs)
-        if str(filepath).endswith(".weights.h5") and Path(filepath).is_file():
-            write_configuration(filepath, keras.saving.serialize_keras_object(self)["config"])
+        with writing(filepath):
+            if str(filepath).endswith(".weights.h5"):
+                check_room(filepath, sum(_bytes_of(weight) for weight in self.weights) + HDF5_OVERHEAD)
+            super().save_weights(filepath, *args, **kwargs)
+            if str(filepath).endswith(".weights.h5") and Path(filepath).is_file():
+                write_configuration(filepath, keras.saving.serialize_keras_object(self)["config"])
+
+
+def _bytes_of(weight: Any) -> int:
+    return math.prod(weight.shape) * np.dtype(keras.backend.standardize_dtype(weight.dtype)).itemsize
 
 
 def load_keras(path: str | os.PathLike) -> keras.Model:

@@ -42,16 +42,15 @@ class Preprocessing:
         if self.order not in ("RGB", "BGR"):
             raise UserError(f"preprocessing order is {self.order!r}; it must be 'RGB' or 'BGR'.")
         for field in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, field))
-            if len(values) != 3:
-                raise UserError(f"preprocessing {field} has {len(values)} values; give one for each of 3 channels.")
-            object.__setattr__(self, field, values)
+            object.__setattr__(self, field, _channel_values(field, getattr(self, field)))
         if not all(value > 0 for value in self.std):
             raise UserError(f"preprocessing std is {self.std}; every value must be positive.")
         if self.mean_image is not None:
             image = np.array(self.mean_image, np.float32)
             if image.ndim != 3 or image.shape[-1] != 3:
                 raise UserError(f"the mean image has shape {image.shape}; it must be (height, width, 3).")
+            if not np.isfinite(image).all():
+                raise UserError("the mean image holds values that are not finite; compute it again.")
             image.flags.writeable = False
             object.__setattr__(self, "mean_image", image)
 
@@ -109,6 +108,20 @@ class Preprocessing:
 
     def __hash__(self) -> int:
         return hash((self.mean, self.std, self.order))
+
+
+def _channel_values(field: str, given: Any) -> tuple[float, ...]:
+    """Return one finite number a channel as Python's."""
+    try:
+        values = tuple(float(value) for value in given)
+    except (TypeError, ValueError):
+        raise UserError(f"preprocessing {field} is {given!r}; give one number for each of 3 channels.") from None
+    if len(values) != 3:
+        raise UserError(f"preprocessing {field} has {len(values)} values; give one for each of 3 channels.")
+    if not np.isfinite(values).all():
+        allowed = "positive and finite" if field == "std" else "finite"
+        raise UserError(f"preprocessing {field} is {values}; every value must be {allowed}.")
+    return values
 
 
 # The channel means of ImageNet's training images that VGG and ResNet subtract, RGB.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shlex
 import signal
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from keras_convnets import CIFARResNet, training
+from keras_convnets import CIFARResNet, files, training
 from keras_convnets.card import ModelCard
 from keras_convnets.cli import main
 from keras_convnets.errors import Diverged, UserError
@@ -191,7 +193,8 @@ def test_a_disk_that_fills_at_the_end_leaves_nothing_out(quick, monkeypatch, tmp
     run = training.Run(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(trainer._Training, "_finish", finish_on_a_full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        sentence = r"run can't be written to \(No space left on device\); mend that, and the same command goes on"
+        with pytest.raises(UserError, match=sentence):
             fit(run.path, iterations=2, holdout=0)
     assert not run.finished
     fit(run.path, iterations=2, holdout=0)
@@ -199,6 +202,29 @@ def test_a_disk_that_fills_at_the_end_leaves_nothing_out(quick, monkeypatch, tmp
     whole = {"model.json", "config.json", "metrics.jsonl", "best.keras", "final.keras", "plots", "events", "samples"}
     assert run.finished and whole <= names and "checkpoints" not in names
     assert (run.path / "plots" / "learning_curves.png").stat().st_size > 1000 and len(run.metrics()) == 1
+
+
+@pytest.mark.parametrize("number, at", [(errno.EROFS, "mkdir"), (errno.EACCES, "lock"), (errno.EDQUOT, "events")])
+def test_a_run_directory_that_takes_nothing_is_told_by_status_2(quick, monkeypatch, tmp_path, capsys, number, at):
+    run = tmp_path / "runs" / "one"
+
+    def refuse(*arguments, **more):
+        raise OSError(number, os.strerror(number), str(run))
+
+    def refuse_as_tensorflow(*arguments, **more):
+        text = "{{function_node __wrapped__CreateSummaryFileWriter_device_/job:localhost}} " + str(run / "events")
+        raise tf.errors.UnknownError(None, None, f"{text}; {os.strerror(number)} [Op:CreateSummaryFileWriter]")
+
+    owner, name, fail = {
+        "mkdir": (Path, "mkdir", refuse),
+        "lock": (files.fcntl, "flock", refuse),
+        "events": (tf.summary, "create_file_writer", refuse_as_tensorflow),
+    }[at]
+    monkeypatch.setattr(owner, name, fail)
+    settings = [f"--set={name}={value}" for name, value in SHORT.items()]
+    status = main(["train", "--model", "ResNet20", "--dataset", "digits", "--run", str(run), *settings])
+    sentence = f"keras-convnets: {run} can't be written to ({os.strerror(number)}); mend that, and the same command"
+    assert status == 2 and capsys.readouterr().err.startswith(sentence)
 
 
 def test_what_a_kill_after_the_end_leaves_is_removed(quick, tmp_path):

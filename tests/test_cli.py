@@ -341,5 +341,9 @@ def test_a_rehearsal_says_what_a_training_would_be_and_writes_nothing(cli, tmp_p
     assert status == 0 and {"model", "recipe", "data", "devices", "steps", "time", "memory", "limit"} <= set(rows)
     assert rows["steps"].split() == ["45", "of", "64", "images"] and "train 1,437, test 360" in rows["data"]
     assert "input alone" in rows and "compute alone" in rows
-    assert "input alone" not in cli(*given, "--synthetic")[1] and "compute alone" not in cli(*given, "--input_only")[1]
+    assert "input alone" not in cli(*given, "--synthetic")[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "get_model", lambda *_, **__: pytest.fail("the network was built"))
+        status, out, _ = cli(*given, "--input_only")
+    assert status == 0 and "compute alone" not in out and "input alone" in out
     assert cli(*given, "--synthetic", "--input_only")[0] == 2 and list(tmp_path.iterdir()) == []

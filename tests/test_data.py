@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import shutil
 import socket
@@ -13,12 +14,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from rich.console import Console
 from sklearn import datasets as sklearn_datasets
 
+from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
-from keras_convnets.training.data import ArraySplit, DataSet, FileSplit, load_dataset
+from keras_convnets.training import plan, progress
+from keras_convnets.training.data import ArraySplit, DataSet, FileSplit, load_dataset, passes
 from keras_convnets.training.data import broken as broken_images
 from keras_convnets.training.data.splits import held_out
+from keras_convnets.training.recipes.photographs import kept_components
 
 
 def write_image(path, colour, size=(24, 16)):
@@ -67,6 +72,12 @@ def test_holdout_comes_out_of_the_training_images(holdout, held):
 @pytest.mark.parametrize("holdout", [1437, 5000, 1e-9])
 def test_a_holdout_that_leaves_nothing_is_refused(holdout):
     with pytest.raises(UserError, match=r"hold out between 1 and 1436"):
+        load_dataset("digits").with_holdout(holdout)
+
+
+@pytest.mark.parametrize("holdout", [float("nan"), float("inf"), "1", True])
+def test_a_holdout_that_is_no_number_is_refused(holdout):
+    with pytest.raises(UserError, match=f"holdout is {holdout!r}; give a number"):
         load_dataset("digits").with_holdout(holdout)
 
 
@@ -248,7 +259,7 @@ def test_a_class_must_keep_an_image_and_a_split_too(folder):
 
 def test_the_check_of_many_images_is_kept_until_one_changes(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(broken_images, "KEPT_FROM", 3)
+    monkeypatch.setattr(passes, "KEPT_FROM", 3)
     truncate(folder / "green" / "2.png")
     found = load_dataset(folder).without_broken(0.1)[1]
     monkeypatch.setattr(broken_images, "decode_image", lambda data: pytest.fail("decoded again"))
@@ -256,6 +267,76 @@ def test_the_check_of_many_images_is_kept_until_one_changes(folder, tmp_path, mo
     write_image(folder / "red" / "0.png", (201, 0, 0), size=(30, 20))
     with pytest.raises(pytest.fail.Exception, match="decoded again"):
         load_dataset(folder).splits["train"].broken()
+
+
+@pytest.mark.parametrize("spoil", [None, "{", "[]", '{"a": 1}', "[[1], [2], [3]]", "null", '"x"'])
+def test_a_pass_is_made_once_and_again_where_the_kept_result_is_not_one(tmp_path, monkeypatch, spoil):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return [4, 5]
+
+    def find(state="a", images=passes.KEPT_FROM):
+        return passes.kept("labels", state, images, compute, lambda found: [type(part) for part in found] == [int, int])
+
+    assert find() == find() == [4, 5] and len(calls) == 1
+    (path,) = (tmp_path / "models" / "keras_convnets" / "passes").iterdir()
+    if spoil is not None:
+        path.write_text(spoil)
+    assert find() == [4, 5] and len(calls) == (1 if spoil is None else 2)
+    assert find("b") == [4, 5] and find("a", 7) == [4, 5] and len(calls) == (3 if spoil is None else 4)
+
+
+def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(passes, "KEPT_FROM", 3)
+    told = []
+    with passes.reporting(lambda *pass_: told.append(pass_)):
+        train = load_dataset("cifar10", prepared).splits["train"]
+        labels, view = train.labels, center_view(32, 32)
+        colours = kept_components(train.at_size(view, 0))
+    assert told[0] == ("reading labels", 30, 30) and told[-1] == ("measuring colours", 30, 30)
+    with passes.reporting(lambda *_: pytest.fail("passed over the images again")):
+        again = load_dataset("cifar10", prepared).splits["train"]
+        assert (again.labels == labels).all()
+        for one, other in zip(kept_components(again.at_size(view, 0)), colours, strict=True):
+            assert (one == other).all()
+        with pytest.raises(pytest.fail.Exception, match="passed over"):
+            kept_components(again.at_size(center_view(16, 16), 0))
+
+
+def test_a_rehearsal_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch):
+    monkeypatch.setattr(plan, "REHEARSED_IMAGES", 4)
+    monkeypatch.setattr(passes, "KEPT_FROM", 10**9)
+    told = {}
+    with passes.reporting(lambda doing, done, total: told.update({(doing, total): done})):
+        for data, sizes in ((folder, {"train": 7, "test": 2}), ("cifar10", {"train": 27, "test": 10})):
+            holdout = {"holdout": sum(sizes.values()) == 9 and 3 or 0.1}
+            held = {"holdout": 3}
+            made = plan.make_plan(
+                "ResNet20", data, None, {"epochs": 2, "batch_size": 3, **holdout}, prepared, sampled=True
+            )
+            assert made.images == {**sizes, **held} and made.total_steps == -(-2 * sizes["train"] // 3)
+            assert {name: split.size for name, split in made.data.splits.items() if name != "test"} == (
+                {"train": 3, "holdout": 1}
+            )
+    assert max(total for _, total in told) <= 4
+    with pytest.raises(UserError, match="hold out between 1 and 9"):
+        plan.make_plan("ResNet20", folder, None, {"holdout": 50}, None, sampled=True)
+
+
+def test_long_passes_say_how_far_they_are(monkeypatch):
+    times, console = iter([0.0, 2.0, 6.0, 7.0, 12.0]), Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    tell = progress.PassProgress(console)
+    for done in (0, 200, 600, 700, 1000):
+        tell("reading labels", done, 1600)
+    assert console.file.getvalue().splitlines() == [
+        "reading labels: 600 of 1,600 images, 100 images/s, 0:10 left",
+        "reading labels: 1,000 of 1,600 images, 83 images/s, 0:07 left",
+    ]
 
 
 def test_splits_may_be_left_as_they_are(folder):
@@ -333,6 +414,50 @@ def test_a_prepared_directory_is_read_without_a_network(prepared, monkeypatch, w
     train = data.at_size(32, 32).splits["train"]
     assert sorted(train.images[:, 0, 0, 0]) == list(range(30))
     assert (train.images[:, 0, 0, 0] % 2 == train.labels).all()
+
+
+@pytest.mark.parametrize("name, images", [
+    ("emnist/letters", 30), ("emnist/letters:3.1.0", 30), ("emnist/letters:3.0.9", 40), ("emnist/letters:3.1.*", 30),
+    ("imagenet_resized/64x64", 30), ("imagenet_resized", 30), ("cifar10:3.0.2", 30),
+])  # fmt: skip
+def test_configs_and_versions_are_read_from_the_disk(several, monkeypatch, name, images):
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("the network was asked"))
+    data = load_dataset(name, several)
+    assert data.name == name and data.splits["train"].size == images
+    assert data.flips_keep_labels == (not name.startswith("emnist"))
+
+
+@pytest.fixture(scope="module")
+def several(prepared, tmp_path_factory):
+    """The prepared directory under the names of other data sets with configs, of two versions."""
+    root = tmp_path_factory.mktemp("several")
+    places = ("emnist/letters/3.1.0", "emnist/letters/3.0.9", "emnist/digits/3.1.0", "imagenet_resized/64x64/0.1.0")
+    for place in (*places, "cifar10/3.0.2"):
+        shutil.copytree(prepared / "cifar10" / "3.0.2", root / place)
+    # Another number of images tells the older version.
+    info = root / "emnist/letters/3.0.9/dataset_info.json"
+    facts = json.loads(info.read_text())
+    facts["splits"] = [{**split, "shardLengths": ["40"]} for split in facts["splits"]]
+    info.write_text(json.dumps(facts))
+    return root
+
+
+@pytest.mark.parametrize("name, sentence", [
+    ("emnist", r"prepared in .* in several forms \(digits, letters\); name one, such as emnist/digits"),
+    ("photos/holiday", r"there is no folder photos/holiday, and TensorFlow Datasets has no photos"),
+    ("photos/../x", r"there is no folder photos/../x"),
+    ("cifr10:3.0.2", r"unknown data set 'cifr10:3.0.2'"),
+])  # fmt: skip
+def test_what_is_neither_folder_nor_config_is_told(several, name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_dataset(name, several)
+
+
+def test_a_folder_that_exists_is_a_folder_whatever_its_name(folder, several, monkeypatch):
+    folder.rename(folder.parent / "letters")
+    monkeypatch.chdir(folder.parent.parent)
+    (folder.parent).rename("emnist")
+    assert load_dataset("emnist/letters", several).class_names == ("green", "red")
 
 
 def test_records_stream_with_holdout_and_go_on_where_they_were_left(prepared):

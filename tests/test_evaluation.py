@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -82,6 +83,31 @@ def test_ties_go_to_the_lower_class_index():
     probabilities = np.full((3, 4), 0.25, np.float32)
     assert top_k_accuracy(probabilities, np.array([0, 1, 3]), 1) == pytest.approx(1 / 3)
     assert top_k_accuracy(probabilities, np.array([0, 1, 3]), 2) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("outputs, right", [
+    (lambda main, other: {"aux1": other, "probabilities": main}, True),
+    (lambda main, other: [main], True),
+    (lambda main, other: [main, other], False),
+    (lambda main, other: {"left": main, "right": other}, False),
+], ids=["auxiliary", "list of one", "list", "other names"])  # fmt: skip
+def test_of_several_outputs_the_probabilities_are_measured(data, outputs, right):
+    images = keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(images)
+    main, other = (keras.layers.Dense(CLASSES, "softmax")(flat) for _ in range(2))
+    model = keras.Model(images, outputs(main, other), name="several")
+    if not right:
+        with pytest.raises(UserError, match="several has 2 outputs; evaluation needs one"):
+            training.evaluate(model, data)
+        return
+    expected = training.evaluate(keras.Model(images, main), data)
+    assert (training.evaluate(model, data).confusion == expected.confusion).all()
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, None])
+def test_a_batch_size_is_a_whole_number(data, batch_size):
+    with pytest.raises(UserError, match=f"batch_size is {batch_size}; it must be a whole number of at least 1"):
+        training.evaluate(guess, data, batch_size=batch_size)
 
 
 @pytest.mark.parametrize("split, sentence", [("tset", "unknown split of made 'tset'; the nearest valid name is test")])

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,12 +18,23 @@ import pytest
 from PIL import Image
 
 import keras_convnets
-from keras_convnets import CIFARResNet, ModelCard, Preprocessing, get_model, list_models
+from keras_convnets import CIFARResNet, ModelCard, Preprocessing, get_model, list_models, training
 from keras_convnets.card import FILE_NAME, card_of_model, center_view, current_git_revision, current_versions
 from keras_convnets.classifier import Classifier, name_scores
 from keras_convnets.errors import UserError
-from keras_convnets.files import only_one, read_json, sha256, whole_file, whole_folder, write_json, write_text
+from keras_convnets.files import (
+    UnwritableError,
+    only_one,
+    read_json,
+    sha256,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+    writing,
+)
 from keras_convnets.images import ORIENTATION, encode_png, find_images, read_image, upright
+from keras_convnets.network import Functional
 
 
 def visible(folder):
@@ -64,6 +77,72 @@ def test_a_whole_file_that_was_not_written_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "file.txt"):
         pass
     assert (tmp_path / "file.txt").read_text() == "old"
+
+
+class TensorFlowsError(Exception):
+    """As TensorFlow raises them: of its own module, the system's words within, no number."""
+
+
+TensorFlowsError.__module__ = "tensorflow.python.framework.errors_impl"
+SAVE = "{{function_node __wrapped__SaveV2_dtypes_2_device_/job:localhost}} "
+
+
+@pytest.mark.parametrize("error, reason", [
+    (lambda place: OSError(errno.ENOSPC, "x"), "No space left on device"),
+    (lambda place: OSError(errno.EDQUOT, "x", "/elsewhere"), "Disk quota exceeded"),
+    (lambda place: OSError(errno.EFBIG, "x"), "File too large"),
+    (lambda place: OSError(errno.EROFS, "x", str(place / "a" / "b")), "Read-only file system"),
+    (lambda place: OSError(errno.EROFS, "x", str(place.parent)), "Read-only file system"),
+    (lambda place: PermissionError(errno.EACCES, "x", str(place)), "Permission denied"),
+    (lambda place: FileNotFoundError(errno.ENOENT, "x", str(place)), "No such file or directory"),
+    (lambda place: OSError(errno.EIO, "x"), "Input/output error"),
+    (lambda place: TensorFlowsError(f"{SAVE}{place}/x; No space left on device [Op]"), "No space left on device"),
+    (lambda place: TensorFlowsError(f"{place.parent}; Read-only file system"), "Read-only file system"),
+    (lambda place: RuntimeError(f"Can't decrement id ref count (name = '{place}', errno = 28, error message"),
+     "No space left on device"),
+    (lambda place: OSError(errno.EACCES, "x", "/data/image.jpg"), None),
+    (lambda place: TensorFlowsError("NewRandomAccessFile failed: /data/image.jpg; No such file or directory"), None),
+    (lambda place: TensorFlowsError(f"{place}: shapes differ"), None),
+    (lambda place: FileExistsError(errno.EEXIST, "x", str(place)), None),
+    (lambda place: OSError(errno.ECONNREFUSED, "x"), None),
+    (lambda place: ValueError("x"), None),
+])  # fmt: skip
+def test_what_can_not_be_written_gets_one_sentence_and_other_errors_pass(tmp_path, error, reason):
+    place = tmp_path / "run"
+    raised = error(place)
+    with pytest.raises(type(raised) if reason is None else UnwritableError) as caught, writing(place, "do this"):
+        with writing(place / "part"):
+            raise raised
+    if reason is None:
+        assert caught.value is raised
+    else:
+        assert isinstance(caught.value, UserError) and isinstance(caught.value, OSError)
+        assert str(caught.value) == f"{place} can't be written to ({reason}); do this."
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: write_json(path / "a.json", list(range(3000))),
+    lambda path: training.Run(path).save_model(Functional(*small_network()), "best.keras"),
+    # HDF5 is not let near a full disk: a file that it can't close would crash the interpreter at its end.
+    lambda path: Functional(*small_network()).save_weights(path / "a.weights.h5"),
+    lambda path: training.Run(path).save_checkpoint(1, Functional(*small_network()), [], {}),
+], ids=["JSON", "network", "weights", "checkpoint"])  # fmt: skip
+def test_a_file_that_the_disk_does_not_take_is_named_and_leaves_nothing(tmp_path, write):
+    """The limit of a file's size stands for a full disk: what writes gets the system's own error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(UnwritableError) as caught:
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(tmp_path) in str(caught.value) and "can't be written to (File too large)" in str(caught.value)
+    assert "\n" not in str(caught.value) and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def small_network():
+    inputs = keras.Input((64,))
+    return inputs, keras.layers.Dense(64)(inputs)
 
 
 @contextlib.contextmanager

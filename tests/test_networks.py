@@ -715,6 +715,13 @@ def test_a_wrong_argument_is_told_in_one_sentence(family, arguments, sentence):
 
 
 @both_families
+def test_numpys_whole_numbers_are_taken_as_pythons(family):
+    model = family(np.int64(8), input_shape=np.array([8, 8, 3]), classes=np.int32(3))
+    assert model.output_shape == (None, 3) and model.name.endswith("8")
+    assert json.loads(json.dumps(model.get_config()["built_as"]))["arguments"]["classes"] == 3
+
+
+@both_families
 @pytest.mark.parametrize("depth", [0, 1, 2, -4, 3, 18, 21, 34, 49, 51, 8.0, "20", None, True])
 def test_depth_is_6n_plus_2(family, depth):
     with pytest.raises(UserError, match=re.escape(f"depth is {depth!r}") + ".*6n\\+2"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
 from keras_convnets.errors import UserError
@@ -74,10 +76,32 @@ def test_texts_are_read_as_the_fields_type():
     ({"epochs": "3", "iterations": "5"}, r"they are alternatives"),
     ({"drops": "0.5,x"}, r"drops is '0.5,x'"),
     ({"drops": "0.5,1.5"}, r"drops is \(0.5, 1.5\)"),
+    ({"iterations": 3.5}, r"iterations is 3.5; it must be a value of type whole number"),
+    ({"iterations": 3.0}, r"iterations is 3.0; it must be a value of type whole number"),
+    ({"iterations": True}, r"iterations is True; it must be a value of type whole number"),
+    ({"batch_size": None}, r"batch_size is None; it must be a value of type whole number"),
+    ({"batch_size": np.float64(64)}, r"it must be a value of type whole number"),
+    ({"seed": "1e3"}, r"seed is '1e3'; it must be a value of type whole number"),
+    ({"flip": 1}, r"flip is 1; it must be a value of type true or false"),
+    ({"learning_rate": True}, r"learning_rate is True; it must be a value of type number"),
+    ({"learning_rate": float("inf")}, r"learning_rate is inf; it must be a value of type number"),
+    ({"weight_decay": np.float32("nan")}, r"weight_decay is .*nan.*; it must be a value of type number"),
+    ({"ema": 1.0}, r"ema is 1.0; it must be a number, at least 0 and below 1"),
+    ({"weight_decay_scope": 3}, r"weight_decay_scope is 3; it must be one of all, kernels"),
+    ({"drops": 0.5}, r"drops is 0.5; it must be a value of type numbers with commas"),
+    ({"drops": (0.5, float("nan"))}, r"drops is \(0.5, nan\)"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_sentence(values, sentence):
     with pytest.raises(UserError, match=sentence):
         get_recipe("resnet_cifar", values)
+
+
+def test_numpys_numbers_are_taken_as_pythons():
+    given = {"iterations": np.int64(7), "learning_rate": np.float32(0.5), "flip": np.bool_(False), "pad": np.int8(2)}
+    recipe = get_recipe("resnet_cifar", {**given, "drops": np.array([0.25, 0.5])})
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict()
+    found = (recipe.iterations, recipe.learning_rate, recipe.flip, recipe.pad, recipe.drops)
+    assert found == (7, 0.5, False, 2, (0.25, 0.5))
 
 
 def test_unknown_recipes_name_the_nearest():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from keras_convnets import CIFARPlainNet, export
 from keras_convnets.cli import main
 from keras_convnets.errors import UserError
-from keras_convnets.export import model_config, publishing, repository
+from keras_convnets.export import loading, model_config, publishing, repository
 from keras_convnets.files import remove_abandoned, unfinished_folder
 
 
@@ -47,6 +48,30 @@ def served(root: Path) -> dict[str, list[int]]:
 def test_the_highest_versions_are_served(shelf):
     assert served(shelf) == {"net": [10], "other": [1]}
     assert [item.size for item in repository.published(shelf, "net")] == [1, 2, 3, 10]
+
+
+@pytest.mark.parametrize("name, number", [
+    ("1", 1), ("0001", 1), ("0", 0), ("000", 0), ("9223372036854775807", 2**63 - 1), ("0" * 5000 + "7", 7),
+    ("9223372036854775808", None), ("9" * 5000, None), ("", None), ("\u00b2", None), ("\u0663", None),
+    ("1\u00b2", None), ("-7", None), ("+7", None), (" 7", None), ("1.5", None), ("1_0", None),
+])  # fmt: skip
+def test_which_names_are_versions(name, number):
+    assert repository.version_number(name) == number
+
+
+def test_every_reader_knows_the_same_version_folders(tmp_path, monkeypatch):
+    for name in ("0001", "1", "0003", "\u00b2", "\u0663", "note"):
+        (tmp_path / "net" / name).mkdir(parents=True)
+        (tmp_path / "net" / name / "saved_model.pb").write_text(name)
+    (tmp_path / "net" / "4").write_text("a file")
+    found = {version.number: version.path.name for version in repository.published(tmp_path)}
+    assert found == {1: "1", 3: "0003"}
+    monkeypatch.setattr(loading, "load_saved_model", lambda folder, card: folder)
+    monkeypatch.setattr(loading.ModelCard, "read", lambda path: None)
+    assert export.load(tmp_path / "net").name == "0003"
+    assert repository.new_version(tmp_path, "net", None).name == "4"
+    assert {path.name for path in repository.prune(tmp_path, 1)} == {"1", "0001"}
+    assert numbers(tmp_path) == [3]
 
 
 def test_the_configuration_is_what_tensorflow_serving_reads(shelf):
@@ -190,6 +215,20 @@ def test_a_full_disk_leaves_nothing(tmp_path, quick_export, monkeypatch):
     monkeypatch.setattr(publishing, "finish_folder", full)
     with pytest.raises(UserError, match=r"\(No space left on device\); nothing was published"):
         export.publish(tiny(), name="net", to=tmp_path)
+    assert list((tmp_path / "net").iterdir()) == []
+
+
+def test_a_saved_model_that_the_disk_does_not_take_is_told_in_one_sentence(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(UserError) as caught:
+            export.publish(tiny(), name="net", to=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == (
+        f"{tmp_path} can't be written to (File too large); nothing was published: mend that or name another with --to."
+    )
     assert list((tmp_path / "net").iterdir()) == []
 
 

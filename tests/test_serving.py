@@ -1213,7 +1213,7 @@ def test_a_failed_load_is_tried_again_and_then_reported(tmp_path):
 def test_which_directories_are_versions(tmp_path):
     from keras_convnets.export.serving.servables import Servables
 
-    for name in ("00000123", "12", "abc", "1.5", "-7", "9223372036854775808", "\u0663"):
+    for name in ("00000123", "12", "abc", "1.5", "-7", "9223372036854775808", "\u0663", "\u00b2"):
         (tmp_path / name).mkdir()
     (tmp_path / "500").write_text("a file")
     servables = Servables({"m": tmp_path}, load=FakeEngine)

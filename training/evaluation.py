@@ -13,6 +13,8 @@ import tensorflow as tf
 
 from keras_convnets.card import view_of_model
 from keras_convnets.errors import UserError
+from keras_convnets.numbers import whole_number
+from keras_convnets.outputs import main_output
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.data.splits import check_count
 
@@ -104,9 +106,9 @@ def evaluate(
     out, as by `DataSet.without_broken`.
 
     Args:
-        predictor: a Keras model, or any function from images, uint8 [b, H, W, 3], to probabilities [b, classes]. Of a
-            function, and of a model whose input has no fixed size, the input size is not known: then the images must
-            have one size.
+        predictor: a Keras model, of which auxiliary classifiers are left out, or any function from images, uint8
+            [b, H, W, 3], to probabilities [b, classes]. Of a function, and of a model whose input has no fixed size,
+            the input size is not known: then the images must have one size.
         dataset: as `load_dataset` gives it, or brought to the classifier's input size.
         split: the split's name; by default the data set's evaluation split.
         batch_size: images at a time.
@@ -116,11 +118,18 @@ def evaluate(
 
     Raises:
         UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or
-            the number of classes differs.
+            the number of classes differs, or none of a model's several outputs is called "probabilities".
 
     Example:
         >>> evaluate(run.model(), load_dataset("digits")).top1
     """
+    if (whole_number(batch_size) or 0) < 1:
+        raise UserError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
+    if getattr(predictor, "outputs", None) and isinstance(predictor, keras.Model) and main_output(predictor) is None:
+        raise UserError(
+            f"{predictor.name} has {len(predictor.outputs)} outputs; evaluation needs one, or one that the model's "
+            'dictionary calls "probabilities": make it with keras.Model(model.input, THE_OUTPUT).'
+        )
     name = split or dataset.evaluation_split
     if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
@@ -215,7 +224,10 @@ def _compiled(model: keras.Model, batch_size: int) -> Predictor:
 
         def infer(images: tf.Tensor) -> tf.Tensor:
             outputs = model(images, training=False)
-            return outputs["probabilities"] if isinstance(outputs, dict) else outputs
+            if isinstance(outputs, dict):
+                return outputs["probabilities"]
+            # A list of one output is what Keras makes of a model that was given one.
+            return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
 
         compiled = tf.function(infer, reduce_retracing=True)
         model._keras_convnets_predict = compiled

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,17 @@ from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
 from keras_convnets.files import sha256
 from keras_convnets.registry import Architecture, get_architecture
-from keras_convnets.training.data import DataSet, SizedSplit, load_dataset
+from keras_convnets.training.data import DataSet, SizedSplit, Split, load_dataset
+from keras_convnets.training.data.dataset import MEMORY_LIMIT
+from keras_convnets.training.data.streams import StreamSplit
 from keras_convnets.training.recipes import Recipe, default_recipe, get_recipe
 from keras_convnets.weights import Weights, find_weights
 
 # Channel means and colour components are those of so many training images, evenly taken; more change no digit that
 # matters and take hours on ImageNet.
 SAMPLED_IMAGES = 10_000
+# A rehearsal looks at so many images of each split.
+REHEARSED_IMAGES = 2_000
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Plan:
         view: how an image becomes an input in evaluation.
         weights: what the network starts from, or None.
         broken: images that can't be read and are left out: (split, file, reason).
+        sizes: number of images of each split where `data` holds a sample of them, as for a rehearsal.
     """
 
     architecture: str
@@ -41,11 +47,17 @@ class Plan:
     view: dict[str, Any]
     weights: Weights | None = None
     broken: tuple[tuple[str, str, str], ...] = ()
+    sizes: Mapping[str, int] | None = None
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return dict(self.sizes or {name: split.size for name, split in self.data.splits.items()})
 
     @property
     def total_steps(self) -> int:
         """Length of the run."""
-        return self.recipe.total_steps(self.data.split("train").size)
+        return self.recipe.total_steps(self.images["train"])
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -86,21 +98,56 @@ def make_plan(
     overrides: dict[str, Any] | None,
     data_dir: str | os.PathLike | None,
     weights: Any = None,
+    sampled: bool = False,
 ) -> Plan:
-    """Settle names, fields, input size and splits; nothing is built or written. Arguments as of `fit`."""
+    """Settle names, fields, input size and splits; nothing is built or written. Arguments as of `fit`.
+
+    With `sampled` at most `REHEARSED_IMAGES` of each split are looked at: nothing passes over all of them.
+    """
     name, _, named = model.partition(":")
     architecture = get_architecture(name)
     if named and weights is not None:
         raise UserError(f"model is {model!r} and weights is {str(weights)!r}; give the weights once.")
     chosen = get_recipe(recipe or default_recipe(architecture, weights or named), overrides)
     found = find_weights(weights or named or None, architecture.name)
-    data, broken = load_dataset(dataset, data_dir).without_broken(chosen.broken_images)
-    settled = chosen.for_network(architecture.depth).for_data(data.split("train").size)
-    data = data.with_holdout(settled.holdout)
+    whole = load_dataset(dataset, data_dir)
+    sizes = {name: split.size for name, split in whole.splits.items()}
+    data, broken = (_sample(whole) if sampled else whole).without_broken(chosen.broken_images)
+    images = sizes["train"] if sampled else data.split("train").size
+    settled = chosen.for_network(architecture.depth).for_data(images)
+    if sampled:
+        data, sizes = _hold_out_of_sample(whole, data, settled.holdout, sizes)
+    else:
+        data = data.with_holdout(settled.holdout)
     view = _view(settled, architecture, data, found)
     kept = {"train": data.split("train")} if settled.reads_photographs else {}
-    sized = data.in_view(view, leaving=kept)
-    return Plan(architecture.name, settled, sized, view, found, tuple(broken))
+    # What would not fit into memory as a whole is not measured from memory either.
+    share = sum(split.size for split in data.splits.values()) / sum(sizes.values()) if sampled else 1.0
+    sized = data.in_view(view, int(MEMORY_LIMIT * share), leaving=kept)
+    return Plan(architecture.name, settled, sized, view, found, tuple(broken), sizes if sampled else None)
+
+
+def _sample(data: DataSet) -> DataSet:
+    """Return some images of each split: evenly taken, of records the first, which are read one after the other."""
+
+    def positions(split: Split) -> np.ndarray:
+        count = min(split.size, REHEARSED_IMAGES)
+        return np.arange(count) if isinstance(split, StreamSplit) else np.arange(count) * split.size // count
+
+    return replace(data, splits={name: split.subset(positions(split)) for name, split in data.splits.items()})
+
+
+def _hold_out_of_sample(
+    whole: DataSet, sample: DataSet, holdout: float, sizes: dict[str, int]
+) -> tuple[DataSet, dict[str, int]]:
+    """Hold the share of a sample out that is held out of all images, and return all splits' own sizes with it."""
+    images = sizes["train"]
+    count = round(holdout if holdout >= 1 else holdout * images)
+    if not holdout or not 0 < count < images:
+        return (whole.with_holdout(holdout) if holdout else sample), sizes  # which refuses it
+    some = sample.split("train").size
+    held = min(max(round(count / images * some), 1), some - 1)
+    return sample.with_holdout(held), {**sizes, "train": images - count, "holdout": count}
 
 
 def _view(recipe: Recipe, architecture: Architecture, data: DataSet, weights: Weights | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from keras_convnets.display import printable
-from keras_convnets.files import whole_file
+from keras_convnets.files import whole_file, writing
 
 # Above this many classes the cells are too small for numbers and names.
 MOST_NUMBERED, MOST_NAMED = 20, 60
@@ -86,6 +86,7 @@ def _label(text: str, most: int = 200) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -10,6 +10,35 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+# A pass over the data that takes no longer says nothing; a longer one says so often how far it is.
+PASS_SECONDS = 5.0
+
+
+class PassProgress:
+    """Tells of long passes over a data set, a line every few seconds: what is done, images done and images/s.
+
+    Args:
+        console: where to; None says nothing.
+    """
+
+    def __init__(self, console: Console | None):
+        self._console = console
+        self._doing, self._began, self._told, self._first, self._done = None, 0.0, 0.0, 0, 0
+
+    def __call__(self, doing: str, done: int, total: int) -> None:
+        """Take notice that so many images of a pass are done."""
+        now = time.monotonic()
+        if doing != self._doing or done < self._done:
+            self._doing, self._began, self._told, self._first = doing, now, now, done
+        self._done = done
+        if self._console is None or now - self._told < PASS_SECONDS:
+            return
+        self._told = now
+        speed = (done - self._first) / (now - self._began)
+        left = _minutes((total - done) / speed) if speed else "?"
+        text = f"{doing}: {done:,} of {total:,} images, {speed:,.0f} images/s, {left} left"
+        self._console.print(text, highlight=False, soft_wrap=True)
+
 
 class TrainingProgress:
     """The progress of one training.

@@ -12,9 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_convnets.preprocessing import IMAGENET, Preprocessing
 from keras_convnets.training.inputs import training_batches
 from keras_convnets.training.plan import Plan
 from keras_convnets.training.run import Run
+from keras_convnets.weights import choose_preprocessing
 
 # As long as a steady rate takes to show; one step where a step takes longer.
 SECONDS = 4.0
@@ -63,13 +65,21 @@ def rehearse(plan: Plan, *, with_input: bool = True, with_compute: bool = True, 
         with_compute: whether to measure the step.
         seconds: for each.
     """
-    from keras_convnets.training.trainer import _Training
+    input_rate = _rate_of_input(plan, _preprocessing(plan), seconds) if with_input else None
+    compute_rate = None
+    if with_compute:
+        from keras_convnets.training.trainer import _Training
 
-    with tempfile.TemporaryDirectory() as nowhere:
-        part = _Training(plan, Run(nowhere), None)
-        input_rate = _rate_of_input(plan, part.preprocessing, seconds) if with_input else None
-        compute_rate = _rate_of_steps(plan, part, seconds) if with_compute else None
+        with tempfile.TemporaryDirectory() as nowhere:
+            compute_rate = _rate_of_steps(plan, _Training(plan, Run(nowhere), None), seconds)
     return Rehearsal(input_rate, compute_rate, _memory())
+
+
+def _preprocessing(plan: Plan) -> Preprocessing | None:
+    """Return what the network's first layer would do, without the network: padding has the colour of its mean."""
+    if plan.weights is None:
+        return plan.recipe.preprocessing(plan.sample())
+    return choose_preprocessing(None, plan.weights, IMAGENET)
 
 
 def _rate_of_input(plan: Plan, preprocessing: Any, seconds: float) -> float:
@@ -111,7 +121,9 @@ def describe(plan: Plan, rehearsal: Rehearsal) -> list[tuple[str, str]]:
     """Return what a training is and would take, as rows of (what, text)."""
     recipe, data = plan.recipe, plan.data
     devices = [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
-    sizes = ", ".join(f"{name} {split.size:,}" for name, split in data.splits.items())
+    sizes = ", ".join(f"{name} {count:,}" for name, count in plan.images.items())
+    looked_at = {name: split.size for name, split in data.splits.items()}
+    sampled = ", ".join(f"{name} {count:,}" for name, count in looked_at.items())
     fields = {key: value for key, value in recipe.to_dict().items() if key != "name"}
     seconds = plan.total_steps * recipe.batch_size / rehearsal.rate
     rates = {"input alone": rehearsal.input_rate, "compute alone": rehearsal.compute_rate}
@@ -121,6 +133,7 @@ def describe(plan: Plan, rehearsal: Rehearsal) -> list[tuple[str, str]]:
         ("recipe", recipe.name),
         *((f"  {key}", str(value)) for key, value in fields.items()),
         ("data", f"{data.name}: {sizes}"),
+        *((("sample", f"only these many images were looked at: {sampled}"),) if looked_at != plan.images else ()),
         *((("left out", f"{len(plan.broken)} unreadable images"),) if plan.broken else ()),
         ("devices", ", ".join(devices)),
         ("steps", f"{plan.total_steps:,} of {recipe.batch_size} images"),

@@ -18,7 +18,16 @@ import numpy as np
 from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
-from keras_convnets.files import only_one, read_json, safe_names, whole_file, whole_folder, write_json, write_text
+from keras_convnets.files import (
+    only_one,
+    read_json,
+    safe_names,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+    writing,
+)
 from keras_convnets.network import load_keras
 from keras_convnets.training.data import DataSet
 from keras_convnets.training.data.broken import image_type
@@ -175,10 +184,11 @@ class Run:
 
     def add_evaluation(self, result: Evaluation) -> None:
         """Add an evaluation to the card, and write it whole as `evaluation.json` and `plots/confusion_matrix.png`."""
-        self.card().with_metrics(result.key, result.figures()).write(self.path)
-        write_json(self.path / EVALUATION, result.to_dict())
         title = f"{self.path.name} on {result.key}, n={result.n}"
-        confusion_matrix(result.confusion, result.class_names, self.path / "plots" / "confusion_matrix.png", title)
+        with writing(self.path, f"the evaluation (top-1 {result.top1:.2%}) is not kept: mend that and evaluate again"):
+            self.card().with_metrics(result.key, result.figures()).write(self.path)
+            write_json(self.path / EVALUATION, result.to_dict())
+            confusion_matrix(result.confusion, result.class_names, self.path / "plots" / "confusion_matrix.png", title)
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Write all records, a JSON object a line."""

@@ -21,17 +21,18 @@ from rich.console import Console
 from keras_convnets.card import ModelCard, current_git_revision, current_versions
 from keras_convnets.display import printable
 from keras_convnets.errors import Diverged, Interrupted, UserError
-from keras_convnets.files import sha256
+from keras_convnets.files import sha256, writing
 from keras_convnets.googlenet import without_auxiliary
 from keras_convnets.registry import get_model
 from keras_convnets.training.averages import Averages
 from keras_convnets.training.data import DataSet
+from keras_convnets.training.data.passes import reporting
 from keras_convnets.training.evaluation import mean_loss, predict_split, top_k_accuracy
 from keras_convnets.training.holdout import HoldoutWatch
 from keras_convnets.training.inputs import training_batches
 from keras_convnets.training.plan import Plan, make_plan
 from keras_convnets.training.plots import learning_curves
-from keras_convnets.training.progress import TrainingProgress
+from keras_convnets.training.progress import PassProgress, TrainingProgress
 from keras_convnets.training.recipes import Recipe
 from keras_convnets.training.run import BEST, FINAL, Run
 from keras_convnets.training.step import local_strategy, make_optimizer, make_step
@@ -76,7 +77,7 @@ def fit(
         The finished run.
 
     Raises:
-        UserError: if a name, a field or the data do not fit, or the directory holds another run.
+        UserError: if a name, a field or the data do not fit, or the directory holds another run or can't be written.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
         Diverged: if losses or weights are no longer finite. What was written is, and the same call with another
             learning rate goes on from it.
@@ -88,14 +89,16 @@ def fit(
         raise UserError(
             f"training runs on TensorFlow, and Keras runs on {keras.backend.backend()}; unset KERAS_BACKEND."
         )
-    plan = make_plan(model, dataset, recipe, overrides, data_dir, weights)
+    with reporting(PassProgress(console)):
+        plan = make_plan(model, dataset, recipe, overrides, data_dir, weights)
     directory = Run(run)
     source = {"dataset": dataset_place(dataset), "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
-    with directory.claimed(plan.config(), source):
+    then = "mend that, and the same command goes on from the last checkpoint, or name another with --run"
+    with writing(directory.path, then), directory.claimed(plan.config(), source):
         if directory.finished:
             directory.drop_checkpoints()
         else:
-            with _stop_signals() as stop:
+            with _stop_signals() as stop, reporting(PassProgress(console)):
                 _Training(plan, directory, console).to_the_end(stop)
     return directory
 

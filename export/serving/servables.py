@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from keras_convnets.errors import UserError
+from keras_convnets.export.repository import version_folders
 from keras_convnets.export.serving import configuration
 from keras_convnets.export.serving.engine import Engine, SavedModelEngine
 from keras_convnets.export.serving.names import printable
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
-from keras_convnets.export.serving.urls import MAX_VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class Servables:
     def _load_first(self, model: _Model) -> None:
         where = f"the base path {str(model.base_path)!r} of model {model.name!r}"
         try:
-            model.found = found = _versions_in(model.base_path)
+            model.found = found = version_folders(model.base_path)
         except OSError as error:
             raise UserError(
                 f"{where} cannot be read ({error.strerror}); give the directory that holds the model's numbered "
@@ -429,7 +429,7 @@ class Servables:
             return {}, set()
         if found is None or self._poll_wait:
             try:
-                found = _versions_in(base_path)
+                found = version_folders(base_path)
             except OSError as error:
                 model.complain(f"Cannot read the base path of model {model.name}, nothing changes: {error}")
                 return None
@@ -526,13 +526,6 @@ def _given_up(model: _Model) -> _Version | None:
         version for version in model.versions.values() if version.state is State.END and version.error is not None
     ]
     return max(failed, key=lambda version: version.number, default=None)
-
-
-def _versions_in(base_path: Path) -> dict[int, Path]:
-    """Return the version directories of a base path by number; "00000123" is version 123."""
-    with os.scandir(base_path) as entries:
-        names = [entry.name for entry in entries if entry.name.isascii() and entry.name.isdigit() and entry.is_dir()]
-    return {int(name): base_path / name for name in sorted(names) if len(name) <= 4000 and int(name) <= MAX_VERSION}
 
 
 def _first_line(text: str) -> str:

@@ -10,13 +10,13 @@ import dataclasses
 import re
 from urllib.parse import unquote_to_bytes
 
+from keras_convnets.export.repository import MAX_VERSION
+
 _VERSION_OR_LABEL = r"(?:(?:/versions/([0-9]+))|(?:/labels/([^/:]+)))?"
 _POST = re.compile(rf"/v1/models/([^/:]+){_VERSION_OR_LABEL}:(classify|regress|predict)", re.IGNORECASE | re.DOTALL)
 _GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION_OR_LABEL}(?:/(metadata))?", re.IGNORECASE | re.DOTALL)
 _HANDLED = re.compile(r"/v1/.*", re.IGNORECASE)
 _VERBS = ("classify", "regress", "predict")
-
-MAX_VERSION = 2**63 - 1
 
 
 class VersionOverflow(Exception):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
 import logging
 import warnings
@@ -16,16 +14,13 @@ from PIL import Image
 
 from keras_convnets._tf_ops import MAX_PIXELS, decode_image
 from keras_convnets.display import printable
-from keras_convnets.downloads import cache_folder
 from keras_convnets.errors import UserError
-from keras_convnets.files import read_json, write_json
 from keras_convnets.images import ORIENTATION
-from keras_convnets.version import __version__
+from keras_convnets.training.data.passes import counted, kept
 
 # Of a split; more than this is a fault of the collection that somebody should look at.
 BROKEN_SHARE = 0.05
-# A check of fewer images takes seconds; the result of a longer one is kept.
-KEPT_FROM = 10_000
+CHECKING = "checking that images decode"
 CHECKED_TOGETHER = 256
 # What reading and decoding raise for the file's own sake; running out of memory is not among them.
 UNREADABLE = (
@@ -81,39 +76,23 @@ def broken_positions(encoded: tf.data.Dataset, size: int, state: str) -> list[in
         size: how many there are.
         state: a text that changes with the images, such as the files' sizes and times of change.
     """
+
+    def look() -> list[int]:
+        decoded = encoded.map(lambda data: tf.size(decode_image(data)), num_parallel_calls=tf.data.AUTOTUNE)
+        try:
+            # Nearly always all are sound, and batches spare Python a step for each.
+            for _ in counted(decoded.batch(CHECKED_TOGETHER), CHECKING, size):
+                pass
+        except UNREADABLE:
+            found = counted(outcomes(decoded), CHECKING, size, lambda _: 1)
+            return [position for position, outcome in enumerate(found) if outcome is None]
+        return []
+
+    def are_positions(found: Any) -> bool:
+        return isinstance(found, list) and all(type(at) is int and 0 <= at < size for at in found)
+
     # Another TensorFlow may decode otherwise.
-    text = f"{tf.__version__} {__version__} {state}"
-    kept = cache_folder() / "checked" / f"{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()}.json"
-    known = _kept_positions(kept, size)
-    if known is not None:
-        return known
-    decoded = encoded.map(lambda data: tf.size(decode_image(data)), num_parallel_calls=tf.data.AUTOTUNE)
-    count, broken = 0, []
-    try:
-        # Nearly always all are sound, and batches spare Python a step for each.
-        count = sum(len(batch) for batch in decoded.batch(CHECKED_TOGETHER))
-    except UNREADABLE:
-        for position, size in enumerate(outcomes(decoded)):
-            count += 1
-            if size is None:
-                broken.append(position)
-    if count >= KEPT_FROM:
-        # Where the cache can't be written, the next run checks again.
-        with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json(kept, {"images": count, "broken": broken})
-    return broken
-
-
-def _kept_positions(kept: Path, size: int) -> list[int] | None:
-    """Return the positions that a kept check found, or None where it is missing or not what was written."""
-    try:
-        found = read_json(kept, "list of checked images")
-        images, positions = found["images"], found["broken"]
-        is_whole = images == size and all(type(at) is int and 0 <= at < size for at in positions)
-    except (UserError, KeyError, TypeError):
-        return None
-    return positions if is_whole else None
+    return kept("broken", f"{tf.__version__} {state}", size, look, are_positions)
 
 
 def check_share(split: str, size: int, broken: Sequence[BrokenImage], share: float) -> None:

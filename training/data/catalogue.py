@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import urllib.parse
 import urllib.request
@@ -27,13 +28,16 @@ NO_FLIPS = {
     "binary_alpha_digits",
 }
 NETWORK_TIMEOUT = 10.0
+# name, name/config, either with :version, as TFDS has them; a part of it never leads to another folder.
+CATALOGUE_NAME = re.compile(r"(?P<name>\w+(/\w[\w.+-]*)?)(:(?P<version>[0-9*]+\.[0-9*]+\.[0-9*]+))?")
 
 
 def load_catalogue(name: str, data_dir: str | os.PathLike | None) -> DataSet:
     """Return a data set of TensorFlow Datasets as RGB images with one label.
 
     Args:
-        name: such as "cifar10", or "name/config".
+        name: such as "cifar10"; "name/config" of one that comes in several forms; either with ":version", else the
+            highest is taken.
         data_dir: looked into first for a prepared directory; then TFDS_DATA_DIR; then ~/tensorflow_datasets.
 
     Raises:
@@ -58,7 +62,7 @@ def load_catalogue(name: str, data_dir: str | os.PathLike | None) -> DataSet:
     return DataSet(
         name=name,
         class_names=class_names,
-        flips_keep_labels=name.split("/")[0] not in NO_FLIPS,
+        flips_keep_labels=re.split("[/:]", name)[0] not in NO_FLIPS,
         splits=splits,
         image_size=None if None in shape[:2] else (shape[0], shape[1]),
     )
@@ -73,12 +77,22 @@ def _prepared(name: str, data_dir: str | os.PathLike | None) -> Any | None:
     """Return a builder over a directory that lies prepared, of the highest version, or None."""
     import tensorflow_datasets as tfds
 
+    found = CATALOGUE_NAME.fullmatch(name)
+    if found is None:
+        return None
+    place, version = found["name"], found["version"] or "*"
     for root in _roots(data_dir):
-        versions = [path.parent for path in (root / name).glob("*/dataset_info.json")]
+        versions = [path.parent for path in (root / place).glob(f"{version}/dataset_info.json")]
         # A data set with one config may be asked for without it.
-        versions = versions or [path.parent for path in (root / name).glob("*/*/dataset_info.json")]
+        versions = versions or [path.parent for path in (root / place).glob(f"*/{version}/dataset_info.json")]
+        configs = sorted({path.parent.name for path in versions})
+        if len(configs) > 1:
+            raise UserError(
+                f"data set {name} is prepared in {root} in several forms ({', '.join(configs)}); name one, such as "
+                f"{place}/{configs[0]}."
+            )
         if versions:
-            newest = max(versions, key=lambda path: [int(part) for part in path.name.split(".") if part.isdigit()])
+            newest = max(versions, key=lambda path: [int(part) for part in re.findall("[0-9]+", path.name)])
             return tfds.builder_from_directory(newest)
     return None
 
@@ -87,7 +101,13 @@ def _downloaded(name: str, data_dir: str | os.PathLike | None) -> Any:
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
-    if name.split("/")[0] not in known:
+    base = re.split("[/:]", name)[0]
+    if base not in known and "/" in name:
+        raise UserError(
+            f"there is no folder {name}, and TensorFlow Datasets has no {base}; give an existing folder of images, "
+            "digits, or a TFDS name."
+        )
+    if base not in known:
         raise unknown_name("data set", name, ["digits", *known], "or give a folder of images")
     root = _roots(data_dir)[0]
     try:
@@ -99,7 +119,7 @@ def _downloaded(name: str, data_dir: str | os.PathLike | None) -> Any:
         raise UserError(
             f"data set {name} is not prepared under {' or '.join(str(path) for path in _roots(data_dir))}, and getting "
             f"it failed ({reason[:200]}); prepare it where there is a network with tfds and put its directory at "
-            f"{root / name}/<version>, or name the folder that holds {name}/ with --data_dir."
+            f"{root / name.partition(':')[0]}/<version>, or name the folder that holds {base}/ with --data_dir."
         ) from error
     return builder
 

@@ -15,6 +15,7 @@ import numpy as np
 from keras_convnets.card import center_view, check_view
 from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.numbers import finite_number
 from keras_convnets.training.data.broken import BROKEN_SHARE, BrokenImage, check_share
 from keras_convnets.training.data.splits import Split, held_out
 
@@ -167,6 +168,8 @@ class DataSet:
         Raises:
             UserError: if nothing would be left to train on.
         """
+        if finite_number(holdout) is None:
+            raise UserError(f"holdout is {holdout!r}; give a number of images, or a share below 1.")
         if not holdout:
             return self
         train = self.split("train")
@@ -195,8 +198,8 @@ def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike 
     Args:
         name: "digits" (scikit-learn's 8x8 handwritten digits); a folder of images, `train/<class>/*.jpg` with or
             without `val/` or `test/`, or `<class>/*.jpg`, of which every fifth image of each class is then "test";
-            a folder of shards that `prepare` wrote; or a name of TensorFlow Datasets, such as "cifar10". A folder is
-            a path that exists.
+            a folder of shards that `prepare` wrote; or a name of TensorFlow Datasets, such as "cifar10",
+            "emnist/letters" with a config, or "cifar10:3.0.2" with a version. What exists as a folder is a folder.
         data_dir: where TensorFlow Datasets' prepared directories are looked for first, then TFDS_DATA_DIR, then
             ~/tensorflow_datasets.
 
@@ -222,7 +225,9 @@ def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike 
         from keras_convnets.training.data.folder import load_folder
 
         return load_folder(Path(text))
-    if os.sep in text or text.startswith((".", "~")):
+    from keras_convnets.training.data.catalogue import CATALOGUE_NAME
+
+    if not CATALOGUE_NAME.fullmatch(text) and (os.sep in text or text.startswith((".", "~"))):
         raise UserError(f"there is no folder {text}; give an existing folder of images, digits, or a TFDS name.")
     from keras_convnets.training.data.catalogue import load_catalogue
 

@@ -20,8 +20,9 @@ from PIL import Image, ImageOps
 from keras_convnets._tf_ops import decode_image
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json
+from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json, writing
 from keras_convnets.images import ORIENTATION
+from keras_convnets.numbers import whole_number
 from keras_convnets.training.data.broken import (
     BROKEN_SHARE,
     UNREADABLE,
@@ -86,11 +87,14 @@ def prepare_folder(
     """
     folder, to = Path(folder), Path(to)
     _check_arguments(folder, to, shorter_side, format)
+    shorter_side = whole_number(shorter_side)
     data = load_folder(folder)
     splits: dict[str, FileSplit] = dict(data.splits)
     plan = {"source": data.fingerprint(), "shorter_side": shorter_side, "format": format}
-    to.mkdir(parents=True, exist_ok=True)
-    with only_one(to, "prepared"):
+    then = "mend that, and the same command goes on, or name another with --to"
+    with writing(to, then):
+        to.mkdir(parents=True, exist_ok=True)
+    with writing(to, then), only_one(to, "prepared"):
         index = _claimed(to, plan)
         if not index.get("finished"):
             index |= {"name": data.name, "class_names": list(data.class_names), "splits": list(splits)}
@@ -107,8 +111,8 @@ def prepare_folder(
 def _check_arguments(folder: Path, to: Path, shorter_side: int, format: str) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give an existing folder of images.")
-    if shorter_side < 1:
-        raise UserError(f"shorter_side is {shorter_side}; give at least 1 pixel.")
+    if (whole_number(shorter_side) or 0) < 1:
+        raise UserError(f"shorter_side is {shorter_side!r}; give a whole number of at least 1 pixel.")
     if format not in FORMATS:
         raise UserError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}.")
     source, target = folder.resolve(), to.resolve()

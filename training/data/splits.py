@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras_convnets._tf_ops import center_view, decode_image
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import broken_kind, broken_positions
+from keras_convnets.training.data.passes import counted
 from keras_convnets.training.data.sampling import balanced_positions
 from keras_convnets.training.seeds import purpose_seed
 
@@ -88,6 +89,10 @@ class Split(abc.ABC):
         Raises:
             UserError: if `balanced` is asked of records that can only be read one after the other.
         """
+
+    def state(self) -> str:
+        """Return a text that changes when the images may have: what was found of them is kept by it."""
+        return self.fingerprint()
 
     def broken(self) -> list[tuple[int, str, str]]:
         """Return (position, path or what else finds it, reason) of the images that do not decode."""
@@ -173,6 +178,10 @@ class ViewedSplit(SizedSplit):
         """Return that of the encoded images."""
         return self._source.fingerprint()
 
+    def state(self) -> str:
+        """Return that of the encoded images, and the view."""
+        return f"{self._source.state()} {sorted(self.view.items())}"
+
     def broken(self) -> list[tuple[int, str, str]]:
         """Return (position, path or what else finds it, reason) of the images that do not decode."""
         return self._source.broken()
@@ -201,7 +210,8 @@ class ViewedSplit(SizedSplit):
         """
         images, labels = aligned_array((self.size, *self.image_size, 3)), np.empty(self.size, np.int64)
         done = 0
-        for part, of_part in self.in_order(DECODED_TOGETHER):
+        parts = counted(self.in_order(DECODED_TOGETHER), "decoding into memory", self.size, lambda part: len(part[0]))
+        for part, of_part in parts:
             end = done + len(part)
             if end > self.size:
                 check_count(end, self.size)
@@ -439,8 +449,12 @@ class FileSplit(PositionSplit):
     def broken(self) -> list[tuple[int, str, str]]:
         """Return (position, path, reason) of the files that do not decode; every file is decoded."""
         encoded = self.encoded_in_order().map(lambda data, label, position: data)
-        bad = broken_positions(encoded, self.size, "\n".join(map(_file_state, self.paths)))
+        bad = broken_positions(encoded, self.size, self.state())
         return [(position, str(self.paths[position]), file_reason(self.paths[position])) for position in bad]
+
+    def state(self) -> str:
+        """Return the paths of all files with their sizes and times of change."""
+        return "\n".join(map(_file_state, self.paths))
 
     def fingerprint(self) -> str:
         """Return the sha256 of class folders, names, sizes in bytes and labels."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import abc
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.broken import broken_kind, broken_positions
+from keras_convnets.training.data.passes import counted, kept
 from keras_convnets.training.data.splits import Split, check_count
 from keras_convnets.training.seeds import purpose_seed
 
 SHUFFLE_BUFFER = 10_000
+LABELS_TOGETHER = 1024
 
 
 class StreamSplit(Split):
@@ -49,10 +52,22 @@ class StreamSplit(Split):
     def labels(self) -> np.ndarray:
         """All labels, int64 [size]; the first use reads through the split."""
         if self._labels is None:
-            labels = np.array([label for _, label, _ in self.encoded_in_order().as_numpy_iterator()], np.int64)
-            check_count(len(labels), self.size)
-            self._labels = labels
+            found = kept("labels", self.state(), self.size, self._read_labels, self._are_labels)
+            self._labels = np.array(found, np.int64)
         return self._labels
+
+    def _read_labels(self) -> list[int]:
+        batches = self.encoded_in_order().map(lambda encoded, label, position: label).batch(LABELS_TOGETHER)
+        labels = [label for batch in counted(batches, "reading labels", self.size) for label in batch.numpy().tolist()]
+        check_count(len(labels), self.size)
+        return labels
+
+    def _are_labels(self, found: Any) -> bool:
+        return isinstance(found, list) and len(found) == self.size and all(type(label) is int for label in found)
+
+    def state(self) -> str:
+        """Return what changes with the stored images and the choice of them."""
+        return self._state() + self._digest()
 
     def subset(self, positions: np.ndarray) -> StreamSplit:
         """Return the examples at these positions."""
@@ -65,7 +80,7 @@ class StreamSplit(Split):
     def broken(self) -> list[tuple[int, str, str]]:
         """Return (position, record, reason) of the images that do not decode; every image is decoded."""
         encoded = self.encoded_in_order().map(lambda data, label, position: data)
-        bad = set(broken_positions(encoded, self.size, self._state() + self._digest()))
+        bad = set(broken_positions(encoded, self.size, self.state()))
         if not bad:
             return []
         return [

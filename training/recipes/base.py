@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.numbers import finite_number, whole_number
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.data import DataSet, SizedSplit
 
@@ -26,9 +28,27 @@ PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 ONE_CYCLE_PEAK = 0.3
 
 
-def option(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices=()) -> Any:
-    """Return a dataclass field with its documentation and the values it allows (both ends included)."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] = (),
+) -> Any:
+    """Return a dataclass field with its documentation and the values it allows.
+
+    Args:
+        default: its value.
+        doc: what it is.
+        low: the least number.
+        high: the greatest.
+        below: what every number is below.
+        choices: the texts, where it is one of a few.
+    """
+    rules = {"doc": doc, "low": low, "high": high, "below": below, "choices": choices}
+    return dataclasses.field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,7 @@ class Recipe:
     warmup_share: float = option(0.0, "share of the run in which the rate rises", low=0, high=0.9)
     label_smoothing: float = option(0.0, "share of the target that all classes divide between them", low=0, high=0.9)
     clip_norm: float | None = option(None, "largest norm of the whole gradient; none: any", low=1e-9)
-    ema: float | None = option(None, "most decay a step of the weights' average, the final network", low=0, high=1)
+    ema: float | None = option(None, "most decay a step of the weights' average, the final network", low=0, below=1)
     precision: str = option("float32", "of the network's computations", choices=PRECISIONS)
     balanced: bool = option(False, "draw every class equally often")
     broken_images: float = option(0.05, "share of a split's images that may be unreadable", low=0, high=1)
@@ -60,7 +80,8 @@ class Recipe:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            _check(field, getattr(self, field.name))
+            value = _settled(field, _hints(type(self))[field.name], getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
         if (self.iterations is None) == (self.epochs is None) and (self.iterations or not self.has_length):
             raise UserError(
                 f"iterations is {self.iterations} and epochs is {self.epochs}; they are alternatives: set one."
@@ -78,7 +99,7 @@ class Recipe:
             UserError: if a field is unknown, a value does not fit, or both iterations and epochs are set.
         """
         fields = {field.name: field for field in dataclasses.fields(self)}
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))
         read = {}
         for key, value in values.items():
             if key not in fields:
@@ -229,26 +250,55 @@ def _type_name(kind: Any) -> str:
     return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(kind, "numbers with commas")
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:
-    """Refuse a value outside the field's range; a number that is no number is outside too."""
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of a recipe's fields, by name."""
+    return typing.get_type_hints(kind)
+
+
+def _settled(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+    """Return a field's value as plain Python; refuse one of another type or outside the field's range."""
     rules = field.metadata
-    if value is None:
-        return
-    if rules.get("choices") and value not in rules["choices"]:
-        raise _refusal(field, value, f"one of {', '.join(rules['choices'])}")
-    low, high = rules.get("low"), rules.get("high")
-    if low is None and high is None:
-        return
-    if not all(_within(part, low, high) for part in (value if isinstance(value, tuple) else (value,))):
-        limits = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-        kind = "numbers, each" if isinstance(value, tuple) else "a number,"
-        raise _refusal(field, value, f"{kind} {' and '.join(limits)}")
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in allowed:
+        return None
+    if rules["choices"]:
+        if not isinstance(value, str) or value not in rules["choices"]:
+            raise _refusal(field, value, f"one of {', '.join(rules['choices'])}")
+        return value
+    kind = next(kind for kind in allowed if kind is not type(None))
+    plain = _of_kind(value, kind)
+    if plain is None:
+        raise _refusal(field, value, f"a value of type {_type_name(kind)}")
+    if kind is not bool and not all(_within(part, rules) for part in (plain if isinstance(plain, tuple) else (plain,))):
+        limits = [
+            *([f"at least {rules['low']}"] if rules["low"] is not None else []),
+            *([f"at most {rules['high']}"] if rules["high"] is not None else []),
+            *([f"below {rules['below']}"] if rules["below"] is not None else []),
+        ]
+        what = "numbers, each" if isinstance(plain, tuple) else "a number,"
+        raise _refusal(field, value, f"{what} {' and '.join(limits)}")
+    return plain
 
 
-def _within(value: Any, low: float | None, high: float | None) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return False
-    return (low is None or value >= low) and (high is None or value <= high)
+def _of_kind(value: Any, kind: Any) -> Any:
+    """Return a value as Python's own of a field's kind; None where it is none. NumPy's numbers count as Python's."""
+    if kind is bool:
+        is_numpys = getattr(getattr(value, "dtype", None), "kind", None) == "b" and value.ndim == 0
+        return bool(value) if isinstance(value, bool) or is_numpys else None
+    if kind is int:
+        return whole_number(value)
+    if kind is float:
+        return finite_number(value)
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        return None
+    parts = tuple(finite_number(part) for part in value)
+    return None if None in parts else parts
+
+
+def _within(value: float, rules: Mapping[str, Any]) -> bool:
+    low, high, below = rules["low"], rules["high"], rules["below"]
+    return (low is None or value >= low) and (high is None or value <= high) and (below is None or value < below)
 
 
 def _refusal(field: dataclasses.Field, value: Any, allowed: str) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.augment import pca_colour_shift, pixel_components, random_flip
 from keras_convnets.training.data import DataSet, SizedSplit
+from keras_convnets.training.data.passes import counted, kept
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
 from keras_convnets.training.seeds import folded
 
@@ -38,7 +40,7 @@ class Photographs(Recipe):
 
     def preprocessing(self, train: SizedSplit) -> Preprocessing:
         """Return RGB minus the channel means of the training images."""
-        components, eigenvalues, mean = pixel_components(images for images, _ in train.in_order(SAMPLE_BATCH))
+        components, eigenvalues, mean = kept_components(train)
         means = tuple(255 * value for value in mean)
         if not self.divides_by_deviation:
             return Preprocessing(mean=means)
@@ -64,8 +66,23 @@ class Photographs(Recipe):
         return augmented
 
     def _colour_shift(self, sample: Callable[[], SizedSplit]) -> Augmentation:
-        components, eigenvalues, _ = pixel_components(images for images, _ in sample().in_order(SAMPLE_BATCH))
+        components, eigenvalues, _ = kept_components(sample())
         return lambda images, seed: pca_colour_shift(images, components, eigenvalues, seed, self.colour_shift)
+
+
+def kept_components(train: SizedSplit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `pixel_components` finds of training images; of many it is kept, and not computed again."""
+
+    def compute() -> list[Any]:
+        batches = counted(train.in_order(SAMPLE_BATCH), "measuring colours", train.size, lambda part: len(part[0]))
+        return [found.tolist() for found in pixel_components(images for images, _ in batches)]
+
+    def is_sound(found: Any) -> bool:
+        parts = [np.array(part, np.float64) for part in found]
+        return [part.shape for part in parts] == [(3, 3), (3,), (3,)] and all(np.isfinite(part).all() for part in parts)
+
+    components, eigenvalues, mean = kept("colours", train.state(), train.size, compute, is_sound)
+    return np.array(components), np.array(eigenvalues), np.array(mean)
 
 
 # A tenth of the run is left for each rate after the first: later than that no plateau is waited for.
