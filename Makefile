@@ -10,7 +10,7 @@ quickstart: .venv/installed
 	$(BIN)/keras-convnets quickstart
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 2 -m "not heavy"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not heavy"
 
 test-heavy: .venv/backends
 	$(BIN)/python -m pytest -m heavy
