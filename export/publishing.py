@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
-import gc
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +14,7 @@ from keras_convnets.classifier import keras_classifier, view_encoded
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export import model_config
 from keras_convnets.export.artifacts import ARTIFACTS, DEFAULT_FORMATS, FORMATS, Artifact
+from keras_convnets.export.memory import release_memory
 from keras_convnets.export.repository import EXTRA, new_version
 from keras_convnets.export.samples import Samples, gather
 from keras_convnets.files import finish_folder, remove_abandoned, sha256, unfinished_folder, writing
@@ -139,6 +136,7 @@ def _write(
     layout: str,
     samples: Samples,
 ) -> None:
+    from keras_convnets.export.saved_model import MOST_VARIABLES
     from keras_convnets.export.verification import verify
     from keras_convnets.export.warm_up import FILE_NAME as WARM_UP
     from keras_convnets.export.warm_up import write_warm_up
@@ -151,8 +149,10 @@ def _write(
         if len(samples.encoded) < CALIBRATION_IMAGES:
             log.warning("int8 is calibrated on %d images (%s); give more.", len(samples.encoded), samples.source)
     _write_artifacts(model, card, folder, artifacts, layout, calibration)
-    _release_memory()
-    exported |= verify(folder, artifacts, keras_classifier(model, card), samples)
+    release_memory()
+    # Graphs of so many operations take each runtime more memory than the weights do.
+    side_by_side = len(model.weights) <= MOST_VARIABLES
+    exported |= verify(folder, artifacts, keras_classifier(model, card), samples, side_by_side)
     extra = folder / EXTRA
     extra.mkdir(exist_ok=True)
     dataclasses.replace(card, export=exported).write(extra)
@@ -184,19 +184,7 @@ def _write_artifacts(
     write_saved_model(network, card, folder)
     for artifact in artifacts:
         _write_artifact(artifact, network, card, folder, layout, calibration)
-        _release_memory()
-
-
-def _release_memory() -> None:
-    """Return to the system what a converter has freed, before the next one or a runtime needs as much.
-
-    Keras' networks and TensorFlow's graphs hold themselves in cycles, and glibc keeps what is freed in small pieces: a
-    gigabyte after ResNet-50's conversion to LiteRT.
-    """
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library that has no such function
-            ctypes.CDLL(None).malloc_trim(0)
+        release_memory()
 
 
 def _write_artifact(artifact: Artifact, network, card: ModelCard, folder: Path, layout: str, calibration) -> None:

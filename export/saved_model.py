@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_convnets._tf_ops import encoded_views
 from keras_convnets.card import ModelCard
 
 TOP_K = 5
+# Every signature takes in every variable, several times over while it is written and read: some 10 kB each. With more
+# than this, which only ResNet-1202 has, one variable holds all weights, and each call splits it.
+MOST_VARIABLES = 1000
 
 
 def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> None:
@@ -38,15 +42,31 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
     # The weights stay variables. As constants they gain nothing measurable on a folded network, whose convolution,
     # bias, sum and ReLU are fused into one operation either way, and every signature holds copies of its own:
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
-    module.weights = [weight.value for weight in network.weights]
+    module.weights, infer = _weights_and_inference(network)
+    pixels = tf.TensorSpec([None, *card.view["crop"], 3], tf.uint8, name="images")
     # Both are functions of their own, so that the signatures share what is traced of them.
-    module.infer, module.view = _inference(network, card), encoded_views(card.view)
+    module.infer = tf.function(infer, input_signature=[pixels], autograph=False)
+    module.view = encoded_views(card.view)
     tf.saved_model.save(module, str(folder), signatures=_signatures(module.infer, module.view, card))
 
 
-def _inference(network: keras.Model, card: ModelCard) -> tf.types.experimental.PolymorphicFunction:
-    pixels = tf.TensorSpec([None, *card.view["crop"], 3], tf.uint8, name="images")
-    return tf.function(lambda images: network(images, training=False), input_signature=[pixels], autograph=False)
+def _weights_and_inference(network: keras.Model) -> tuple[list[tf.Variable], Callable[[tf.Tensor], dict]]:
+    """Return the variables to store, and the network as a function that reads them."""
+    if len(network.weights) <= MOST_VARIABLES:
+        return [weight.value for weight in network.weights], lambda images: network(images, training=False)
+    shapes = [weight.shape for weight in network.weights]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    packed = tf.Variable(np.concatenate([np.ravel(weight.value) for weight in network.weights]), name="weights")
+    trainable = {id(weight) for weight in network.trainable_variables}
+
+    def infer(images: tf.Tensor) -> dict:
+        values = [tf.reshape(part, shape) for part, shape in zip(tf.split(packed, sizes), shapes, strict=True)]
+        given = list(zip(network.weights, values, strict=True))
+        first = [value for weight, value in given if id(weight) in trainable]
+        second = [value for weight, value in given if id(weight) not in trainable]
+        return network.stateless_call(first, second, images, training=False)[0]
+
+    return [packed], infer
 
 
 def _signatures(

@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_convnets.classifier import Classifier
 from keras_convnets.export.artifacts import ARTIFACTS, Artifact
+from keras_convnets.export.memory import release_memory
 from keras_convnets.export.samples import Samples
 
 # One image alone and an odd number of them: a wrong batch dimension shows.
@@ -27,7 +28,13 @@ QUANTISED_BATCH = 8
 TIMEOUT_SECONDS = 1800
 
 
-def verify(folder: Path, artifacts: Sequence[Artifact], reference: Classifier, samples: Samples) -> dict[str, Any]:
+def verify(
+    folder: Path,
+    artifacts: Sequence[Artifact],
+    reference: Classifier,
+    samples: Samples,
+    side_by_side: bool = True,
+) -> dict[str, Any]:
     """Compare what was written into a folder with Keras.
 
     Args:
@@ -35,6 +42,7 @@ def verify(folder: Path, artifacts: Sequence[Artifact], reference: Classifier, s
         artifacts: which of them.
         reference: the Keras network.
         samples: real images.
+        side_by_side: whether the runtimes run at once, or one after the other, which takes less memory.
 
     Returns:
         For the card: "differences" and "tolerances" by artifact and way in, and "accuracy" where precision was lost.
@@ -45,14 +53,19 @@ def verify(folder: Path, artifacts: Sequence[Artifact], reference: Classifier, s
     """
     from keras_convnets.classifier import view_encoded
 
-    images = view_encoded(samples.encoded, reference.card)
+    card = reference.card
+    images = view_encoded(samples.encoded, card)
     parts = [reference(images[at : at + QUANTISED_BATCH]) for at in range(0, len(images), QUANTISED_BATCH)]
     expected = np.concatenate(parts)
     if not np.isfinite(expected).all():
         raise RuntimeError("the network's own outputs are not finite; nothing is published.")
+    del reference  # and with it the graph that was traced, where nobody else holds it
+    release_memory()
     with tempfile.TemporaryDirectory() as exchange:
         _hand_over(Path(exchange), images, samples.encoded)
-        _run_runtimes(folder, artifacts, Path(exchange))
+        runtimes = list(dict.fromkeys(artifact.runtime for artifact in artifacts))
+        for together in [runtimes] if side_by_side else [[runtime] for runtime in runtimes]:
+            _run_runtimes(folder, [one for one in artifacts if one.runtime in together], Path(exchange))
         answers = {path.stem: np.load(path) for path in Path(exchange).glob("*.answers.npy")}
     differences: dict[str, float] = {}
     tolerances: dict[str, float] = {}
@@ -67,7 +80,7 @@ def verify(folder: Path, artifacts: Sequence[Artifact], reference: Classifier, s
                 wanted = expected if artifact.precision == "int8" else expected[np.arange(exact) % len(expected)]
                 difference = _difference(artifact, got, wanted)
                 differences[name] = max(difference, differences.get(name, 0.0))
-                tolerances[name] = artifact.tolerance(reference.card.trained)
+                tolerances[name] = artifact.tolerance(card.trained)
     for name, difference in differences.items():
         if not difference <= tolerances[name]:
             raise RuntimeError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+
+from keras_convnets.export.memory import release_memory
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -32,9 +33,7 @@ def module_memory(request):
             value.cache_clear()
     if "keras" in sys.modules:
         sys.modules["keras"].backend.clear_session()
-        gc.collect()
-    if "keras_convnets.export.publishing" in sys.modules:
-        sys.modules["keras_convnets.export.publishing"]._release_memory()
+    release_memory()
 
 
 @pytest.fixture(scope="session")

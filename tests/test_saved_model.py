@@ -22,6 +22,7 @@ from keras_convnets import CIFARPlainNet, ResNet18
 from keras_convnets._tf_ops import MAX_PIXELS, decode_image
 from keras_convnets.card import card_of_model
 from keras_convnets.classifier import view_encoded
+from keras_convnets.export import saved_model
 from keras_convnets.export.folding import inference_network
 from keras_convnets.export.saved_model import write_saved_model
 
@@ -67,6 +68,19 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
 
 def photograph(mode: str = "RGB", size: tuple[int, int] = (90, 60)) -> Image.Image:
     return Image.open(io.BytesIO(PHOTOGRAPHS[0])).resize(size).convert(mode)
+
+
+def test_a_network_of_very_many_weights_keeps_them_in_one_variable(monkeypatch, tmp_path):
+    model = CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3)
+    network, card = inference_network(model), card_of_model(model)
+    for most, count in ((len(network.weights), len(network.weights)), (len(network.weights) - 1, 1)):
+        monkeypatch.setattr(saved_model, "MOST_VARIABLES", most)
+        write_saved_model(network, card, tmp_path / str(count))
+        loaded = tf.saved_model.load(str(tmp_path / str(count)))
+        assert len(loaded.weights) == count
+        images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+        got = loaded.signatures["predict_images"](images=tf.constant(images))["probabilities"]
+        np.testing.assert_allclose(got, network(images)["probabilities"], rtol=0, atol=TOLERANCE)
 
 
 def saved_model_cli(*arguments: str) -> str:
