@@ -6,11 +6,12 @@ It is read and written as TensorFlow Serving's own message, so that what a perso
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from keras_convnets.errors import UserError
 from keras_convnets.files import write_text
@@ -48,8 +49,7 @@ def changing_config(root: str | os.PathLike) -> Iterator[Any]:
 
     root = Path(root)
     # A lock of its own: the configuration itself is replaced by each writer.
-    with open(root / f".{FILE_NAME}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / f".{FILE_NAME}.lock"):
         config = read_config(root / FILE_NAME)
         before = config.SerializeToString(deterministic=True)
         yield config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,10 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from keras_convnets.errors import UserError
 
 # Names that no server takes for a version and no reader for a finished thing.
 UNFINISHED = ".writing-"
+# What the name of an unfinished folder's lock file ends in.
+LOCKED = ".lock"
 
 
 # What some file system or shell takes for more than a part of a name, and "%", with which it is written.
@@ -106,7 +109,8 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 def unfinished_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary folder beside `path`, which `finish_folder` renames; what is not renamed is deleted at the end.
 
-    It is locked as long as this process lives, so that `remove_abandoned` can tell it from what a killed one left.
+    A lock file beside it is held as long as this process lives, so that `remove_abandoned` can tell it from what a
+    killed one left. It stands beside, because Windows renames no folder in which a file is open.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,19 +119,29 @@ def unfinished_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        _give_back(lock)
 
 
-def _locked_folder(path: Path) -> tuple[Path, int]:
+def _locked_folder(path: Path) -> tuple[Path, FileLock]:
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{path.name}-", dir=path.parent))
-        with contextlib.suppress(FileNotFoundError):
-            lock = os.open(temporary, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # Between its making and its lock another process may have taken it for abandoned.
-            if temporary.is_dir():
-                return temporary, lock
-            os.close(lock)
+        lock = FileLock(_lock_of(temporary))
+        lock.acquire()
+        # Between its making and its lock another process may have taken it for abandoned.
+        if temporary.is_dir() and _lock_of(temporary).exists():
+            return temporary, lock
+        _give_back(lock)
+
+
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}{LOCKED}")
+
+
+def _give_back(lock: FileLock) -> None:
+    lock.release()
+    # Windows deletes none that another process is just looking at.
+    with contextlib.suppress(OSError):
+        os.unlink(lock.lock_file)
 
 
 def finish_folder(temporary: Path, path: str | os.PathLike) -> None:
@@ -153,18 +167,20 @@ def finish_folder(temporary: Path, path: str | os.PathLike) -> None:
 
 def remove_abandoned(folder: str | os.PathLike) -> None:
     """Delete what killed processes left unfinished in a folder; what a living one still fills stays."""
-    for left in Path(folder).glob(f"{UNFINISHED}*/"):
-        with contextlib.suppress(OSError):
-            lock = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(lock)
+    left = set(Path(folder).glob(f"{UNFINISHED}*/"))
+    # A process may also have been killed between the two.
+    left |= {place.with_name(place.name.removesuffix(LOCKED)) for place in Path(folder).glob(f"{UNFINISHED}*{LOCKED}")}
+    for temporary in left:
+        with contextlib.suppress(OSError, Timeout):
+            lock = FileLock(_lock_of(temporary), timeout=0)
+            lock.acquire()
+            shutil.rmtree(temporary, ignore_errors=True)
+            _give_back(lock)
 
 
 def _to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
+    # Windows writes to disk only what is open for writing.
+    with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
 
@@ -216,11 +232,12 @@ def only_one(folder: str | os.PathLike, doing: str) -> Iterator[None]:
         folder: an existing folder.
         doing: what the holder does, for the error's sentence, such as "trained in".
     """
-    with open(Path(folder) / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder} is being {doing} by another process; wait for it or use another folder."
-            ) from None
+    lock = FileLock(Path(folder) / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder} is being {doing} by another process; wait for it or use another folder.") from None
+    try:
         yield
+    finally:
+        lock.release()

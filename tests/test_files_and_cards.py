@@ -20,7 +20,16 @@ from keras_convnets import CIFARResNet, ModelCard, Preprocessing, get_model, lis
 from keras_convnets.card import FILE_NAME, card_of_model, center_view, current_git_revision, current_versions
 from keras_convnets.classifier import Classifier, name_scores
 from keras_convnets.errors import UserError
-from keras_convnets.files import only_one, read_json, sha256, whole_file, whole_folder, write_json, write_text
+from keras_convnets.files import (
+    only_one,
+    read_json,
+    remove_abandoned,
+    sha256,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from keras_convnets.images import ORIENTATION, encode_png, find_images, read_image, upright
 
 
@@ -121,11 +130,16 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
 def test_a_writer_that_is_killed_leaves_no_folder(tmp_path):
     path = tmp_path / "1"
     with child(FILLS_A_FOLDER, path):
-        assert len(os.listdir(tmp_path)) == 1
+        assert len(os.listdir(tmp_path)) == 2  # the folder and its lock
+        remove_abandoned(tmp_path)
+        assert len(os.listdir(tmp_path)) == 2
     assert visible(tmp_path) == []
     with whole_folder(path) as temporary:
         (temporary / "whole").touch()
     assert visible(tmp_path) == ["1"] and os.listdir(path) == ["whole"]
+    (tmp_path / ".writing-2-alone.lock").touch()
+    remove_abandoned(tmp_path)
+    assert os.listdir(tmp_path) == ["1"]
 
 
 def test_a_whole_folder_appears_when_it_is_finished(tmp_path):

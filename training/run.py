@@ -187,7 +187,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the records of `metrics.jsonl`."""
         path = self.path / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def save_model(self, model: keras.Model, name: str) -> Path:
         """Save a whole network by rename."""
@@ -236,7 +236,7 @@ class Run:
         with np.load(folder / "variables.npz") as values:
             for index, variable in enumerate(variables):
                 variable.assign(values[str(index)])
-        return json.loads((folder / "state.json").read_text())
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""
