@@ -27,6 +27,7 @@ LOCKED = ".lock"
 
 # What some file system or shell takes for more than a part of a name, and "%", with which it is written.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff/\\:*?"<>|%]')
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # In bytes; a part of a path may have 255, and a temporary name has more beside it.
 LONGEST_NAME = 160
 
@@ -66,6 +67,31 @@ def safe_names(names: Sequence[str]) -> list[str]:
         counts[folded] = counts.get(folded, 0) + 1
         parts.append(part if counts[folded] == 1 else f"{part}%~{counts[folded]}")
     return parts
+
+
+def path_text(place: Any, what: str, takes: str = "a path") -> str:
+    """Return a path that a caller gave, of any type that Python takes for one, as text.
+
+    Args:
+        place: the path.
+        what: the argument's name, for the error's sentence.
+        takes: what the argument takes, for the error's sentence.
+
+    Raises:
+        UserError: if it is of another type, empty or a URL.
+
+    Example:
+        >>> path_text(b"runs/digits", "run")
+        'runs/digits'
+    """
+    if not isinstance(place, (str, bytes, os.PathLike)):
+        raise UserError(f"{what} is {repr(place)[:80]}, of type {type(place).__name__}; it takes {takes}.")
+    text = os.fsdecode(place)
+    if not text:
+        raise UserError(f"{what} is empty; it takes {takes}.")
+    if _URL.match(text):
+        raise UserError(f"{what} is {text!r}, a URL, from which nothing is read; it takes {takes}: download it first.")
+    return text
 
 
 def folded_name(name: str) -> str:

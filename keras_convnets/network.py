@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +75,23 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
         UserError: if Keras does not load it, or it asks for other files or for memory beyond its size.
     """
     check_archive(path)
-    with refusing(Path(path), "a network that Keras loads"):
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    with refusing(Path(path), "a network that Keras loads"), _in_small_letters(Path(path)) as named:
+        return keras.saving.load_model(named, compile=False, safe_mode=True)
+
+
+@contextlib.contextmanager
+def _in_small_letters(path: Path) -> Iterator[Path]:
+    """Give a path that ends in ".keras" to a file that ends so in capital letters: Keras goes by the name alone."""
+    if path.suffix == ".keras":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / "model.keras"
+        try:
+            named.symlink_to(path.resolve())
+        except OSError:  # Windows lets not everybody make links
+            shutil.copyfile(path, named)
+        yield named
 
 
 def weights_digest(model: keras.Model) -> tuple[int, ...]:

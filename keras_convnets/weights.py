@@ -13,15 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets import h5_weights, onnx_weights, structure
 from keras_convnets.errors import UserError
-from keras_convnets.files import sha256
+from keras_convnets.files import path_text, sha256
 from keras_convnets.preprocessing import BGR_MEANS, CAFFE_MEANS, UNIT_SCALED, Preprocessing
-from keras_convnets.records import WeightsRecord, get_record, record_of_file
+from keras_convnets.records import WeightsRecord, get_record, list_weights, record_of_file
 from keras_convnets.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
     import keras
 
-SUFFIXES = (".onnx", ".keras", ".weights.h5", ".h5")
+# How files may end, in small or capital letters, and the kind of file that it stands for.
+KINDS = {
+    **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5")},
+    ".weights.hdf5": ".weights.h5",
+    ".hdf5": ".h5",
+}
+SUFFIXES = tuple(KINDS)
+TAKES = "None, the name of published weights, a WeightsRecord, or the path of a .onnx, .keras, .weights.h5 or .h5 file"
 # What a file that no record knows was trained on, by the network's module and the file's kind.
 CONVENTIONS = {
     ("keras_convnets.alexnet", ".onnx"): BGR_MEANS,
@@ -52,8 +59,8 @@ class Weights:
 
     @property
     def suffix(self) -> str:
-        """The kind of the file: one of `SUFFIXES`."""
-        return next(suffix for suffix in SUFFIXES if str(self.path).endswith(suffix))
+        """The kind of the file: one of the values of `KINDS`."""
+        return next(kind for suffix, kind in KINDS.items() if str(self.path).lower().endswith(suffix))
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -177,24 +184,26 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
     """Return the weights that a builder's argument names; published ones are downloaded on first use.
 
     Args:
-        weights: None, a name such as "imagenet", a `WeightsRecord`, or the path of a file.
+        weights: None, a name such as "imagenet", a `WeightsRecord`, or the path of a file. A name is a name whatever
+            lies in the working directory; "./imagenet" is a path.
         architecture: the builder's name.
 
     Raises:
-        UserError: if there is no such name or file, or a record is of another network.
+        UserError: if there is no such name or file, a record is of another network, or it is none of these.
         DownloadError: if published weights can't be had; the sentence says where to put the file by hand.
     """
     if weights is None or isinstance(weights, Weights):
         return weights
     if not isinstance(weights, WeightsRecord):
-        if str(weights).endswith(SUFFIXES) or os.sep in str(weights) or Path(weights).exists():
-            return _of_file(Path(weights), architecture)
+        text = path_text(weights, "weights", TAKES)
+        if not isinstance(weights, str) or _is_path(text):
+            return _of_file(Path(text), architecture)
         if architecture not in ARCHITECTURES:
             raise UserError(
-                f"weights is {str(weights)!r}; {architecture} has no published weights: give None or the path of a "
+                f"weights is {text!r}; {architecture} has no published weights: give None or the path of a "
                 f"{', '.join(SUFFIXES)} file."
             )
-        weights = get_record(architecture, str(weights))
+        weights = get_record(architecture, text)
     if weights.architecture != architecture:
         raise UserError(f"the weights {weights} are not those of {architecture}; give its own, or None.")
     from keras_convnets.downloads import download
@@ -202,8 +211,15 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
     return Weights(download(weights), architecture, weights)
 
 
+def _is_path(text: str) -> bool:
+    """Whether a text names a file: names that any network's weights have come first."""
+    if text.lower() in {record.name.lower() for record in list_weights()}:
+        return False
+    return text.lower().endswith(SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
+
+
 def _of_file(path: Path, architecture: str) -> Weights:
-    if not str(path).endswith(SUFFIXES):
+    if not str(path).lower().endswith(SUFFIXES):
         raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(SUFFIXES)} file, or None.")
     if not path.is_file():
         raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
@@ -218,7 +234,8 @@ def load_weights(model: keras.Model, weights: Any) -> None:
 
     Args:
         model: a network of this package.
-        weights: None, a `WeightsRecord`, or the path of a .onnx, .keras, .weights.h5 or legacy .h5 file.
+        weights: None, the name of published weights, a `WeightsRecord`, or the path of a .onnx, .keras, .weights.h5 or
+            legacy .h5 file.
 
     Raises:
         UserError: if there is no such file, or it belongs to another network; nothing is changed then.

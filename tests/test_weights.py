@@ -6,9 +6,11 @@ import inspect
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -20,12 +22,13 @@ from PIL import Image
 from reference import as_numpy, randomise, relative_difference
 
 import keras_convnets
-from keras_convnets import records
+from keras_convnets import h5_weights, records
 from keras_convnets.card import card_of_model
 from keras_convnets.classifier import keras_classifier
 from keras_convnets.errors import UserError
+from keras_convnets.network import load_keras
 from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.weights import load_weights
+from keras_convnets.weights import find_weights, load_weights
 
 # Two runtimes sum the same float32 products in other orders, through as many as fifty layers.
 TOLERANCE = 1e-4
@@ -724,6 +727,50 @@ def test_names_that_no_weights_have():
         keras_convnets.ResNet20(weights="imagenet")
     with pytest.raises(UserError, match=r"VGG16"):
         keras_convnets.ResNet18(weights=records.get_record("VGG16", "imagenet"))
+
+
+def test_a_name_is_a_name_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_CONVNETS_OFFLINE", "1")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "imagenet").mkdir()
+    for name in ("imagenet", "ImageNet"):
+        with pytest.raises(UserError, match=r"resnet18-v1-7\.onnx can't be downloaded"):
+            find_weights(name, "ResNet18")
+        with pytest.raises(UserError, match=r"none are published"):
+            find_weights(name, "ResNet20")
+    for path in ("./imagenet", Path("imagenet"), b"imagenet"):
+        with pytest.raises(UserError, match=r"imagenet'; give the path of a \.onnx"):
+            find_weights(path, "ResNet18")
+
+
+@pytest.mark.parametrize("weights", [5, True, 0.5, ["a.h5"], np.zeros(3), "", b""], ids=repr)
+def test_what_are_no_weights(weights):
+    with pytest.raises(UserError, match=r"^weights is .*; it takes None, the name of published weights,.* file\.$"):
+        find_weights(weights, "ResNet18")
+
+
+@pytest.mark.parametrize("weights", ["https://host/a/b.h5", b"HTTP://host/b.onnx", "gs://bucket/imagenet"])
+def test_a_url_is_no_file(weights):
+    with pytest.raises(UserError, match=rf"^weights is '{os.fsdecode(weights)}', a URL, .*: download it first\.$"):
+        find_weights(weights, "ResNet18")
+
+
+@pytest.mark.parametrize("kind, suffix", [
+    (".onnx", ".ONNX"), (".h5", ".H5"), (".h5", ".hdf5"), (".weights.h5", ".Weights.H5"),
+    (".weights.h5", ".weights.hdf5"), (".keras", ".KERAS"),
+])  # fmt: skip
+def test_files_are_known_by_their_ends_in_capital_letters_too(kind, suffix, request, tmp_path):
+    whole, name = (request.getfixturevalue("resnet18"), "ResNet18") if kind == ".onnx" else (None, "ResNet20")
+    model, paths = (None, {kind: whole}) if whole else request.getfixturevalue("resnet20")
+    path = shutil.copy(paths[kind], tmp_path / f"weights{suffix}")
+    found, usual = (find_weights(place, name) for place in (os.fsencode(path), paths[kind]))
+    assert found.suffix == kind and found.preprocessing == usual.preprocessing
+    if model is not None:
+        load_weights(model, path)
+        assert h5_weights.configuration(path) == h5_weights.configuration(paths[kind])
+    if kind == ".keras":
+        np.testing.assert_array_equal(load_keras(path).get_weights()[0], model.get_weights()[0])
 
 
 def test_the_list_of_published_weights():

@@ -88,12 +88,13 @@ def make_plan(
     weights: Any = None,
 ) -> Plan:
     """Settle names, fields, input size and splits; nothing is built or written. Arguments as of `fit`."""
-    name, _, named = model.partition(":")
+    name, colon, text = model.partition(":")
+    named = text if colon else None
     architecture = get_architecture(name)
-    if named and weights is not None:
+    if named is not None and weights is not None:
         raise UserError(f"model is {model!r} and weights is {str(weights)!r}; give the weights once.")
-    chosen = get_recipe(recipe or default_recipe(architecture, weights or named), overrides)
-    found = find_weights(weights or named or None, architecture.name)
+    found = find_weights(named if weights is None else weights, architecture.name)
+    chosen = get_recipe(recipe or default_recipe(architecture, found), overrides)
     data, broken = load_dataset(dataset, data_dir).without_broken(chosen.broken_images)
     settled = chosen.for_network(architecture.depth).for_data(data.split("train").size)
     data = data.with_holdout(settled.holdout)

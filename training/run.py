@@ -18,7 +18,16 @@ import numpy as np
 from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
-from keras_convnets.files import only_one, read_json, safe_names, whole_file, whole_folder, write_json, write_text
+from keras_convnets.files import (
+    only_one,
+    path_text,
+    read_json,
+    safe_names,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from keras_convnets.network import load_keras
 from keras_convnets.training.data import DataSet
 from keras_convnets.training.data.broken import image_type
@@ -49,7 +58,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(path_text(path, "run"))
         self.checkpoints = self.path / "checkpoints"
 
     @classmethod
