@@ -17,6 +17,9 @@ import numpy as np
 
 from keras_convnets.h5_weights import check_archive, refusing, write_configuration
 
+# What loads a saved network; Keras imports no packages but its own.
+HINT = "made by keras-convnets: 'import keras_convnets' before loading it (pip install keras-convnets)"
+
 
 @dataclass(frozen=True)
 class BuiltAs:
@@ -46,16 +49,17 @@ class Functional(keras.Model):
     built_as: BuiltAs | None = None
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration, with the note."""
+        """Return the configuration, with the note and the hint of what loads it."""
         note = self.built_as
         plain = None if note is None else {"architecture": note.architecture, "arguments": dict(note.arguments)}
-        return {**super().get_config(), "built_as": plain}
+        # The hint comes first: where this package is not imported, Keras' error begins with what the file says.
+        return {"hint": HINT, **super().get_config(), "built_as": plain}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Functional:
         """Return the model of a configuration, with its note."""
         note = config.get("built_as")
-        rest = {key: value for key, value in config.items() if key != "built_as"}
+        rest = {key: value for key, value in config.items() if key not in ("built_as", "hint")}
         model = super().from_config(rest, custom_objects=custom_objects)
         if note is not None:
             model.built_as = BuiltAs(note["architecture"], dict(note["arguments"]))

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 import keras_convnets
 from keras_convnets import CIFARResNet, ModelCard, Preprocessing, get_model, list_models
+from keras_convnets import card as card_module
 from keras_convnets.card import FILE_NAME, card_of_model, center_view, current_git_revision, current_versions
 from keras_convnets.classifier import Classifier, name_scores
 from keras_convnets.errors import UserError
@@ -31,6 +33,7 @@ from keras_convnets.files import (
     write_text,
 )
 from keras_convnets.images import ORIENTATION, encode_png, find_images, read_image, upright
+from keras_convnets.network import Functional
 
 
 def visible(folder):
@@ -315,6 +318,35 @@ def test_git_revision_is_a_revision_or_nothing():
     assert revision is None or (len(revision) == 40 and set(revision) <= set("0123456789abcdef"))
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_git_revision_is_that_of_this_packages_own_checkout(tmp_path, monkeypatch):
+    for variable in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(variable)
+
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    places = [tmp_path / folder / "keras_convnets" / "card.py" for folder in ("", "vendor", ".venv/site-packages")]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.touch()
+    git("init", "-q")
+    git("add", "keras_convnets", "vendor")
+    git("commit", "-q", "-m", "both")
+    found = []
+    for place in places:
+        monkeypatch.setattr(card_module, "__file__", str(place))
+        found.append(current_git_revision())
+    # Tracked at the top, as here; a copy that somebody else's repository tracks; one installed inside it.
+    assert found == [git("rev-parse", "HEAD"), None, None]
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere" / "keras_convnets"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.setattr(card_module, "__file__", str(elsewhere / "card.py"))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as within a hook
+    assert current_git_revision() is None
+
+
 def test_no_git_is_no_error(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert current_git_revision() is None
@@ -360,6 +392,19 @@ def test_a_card_names_the_builder_and_what_it_took(tmp_path):
     inputs = keras.Input((8, 8, 3))
     assert card_of_model(CIFARResNet(8, input_tensor=keras.layers.ReLU()(inputs))).arguments == {}
     assert card_of_model(CIFARResNet(8, input_tensor=inputs)).arguments["depth"] == 8
+
+
+def test_keras_names_this_package_where_it_is_not_imported(tmp_path, monkeypatch):
+    images = keras.Input((2,))
+    Functional(images, keras.layers.Dense(1)(images), name="tiny").save(tmp_path / "tiny.keras")
+    assert keras.saving.load_model(tmp_path / "tiny.keras").name == "tiny"
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "keras_convnets>Functional")
+    with pytest.raises(TypeError) as raised:
+        keras.saving.load_model(tmp_path / "tiny.keras")
+    sentence = str(raised.value)
+    assert "'import keras_convnets' before loading it" in sentence
+    # Of what the file says it stands first, so that it is seen before a thousand lines of layers.
+    assert sentence.index("import keras_convnets") - sentence.index("Full object config") < 150
 
 
 def test_the_builder_is_known_from_a_file(tmp_path):
