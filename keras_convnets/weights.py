@@ -21,6 +21,8 @@ from keras_convnets.registry import ARCHITECTURES
 if TYPE_CHECKING:
     import keras
 
+    from keras_convnets import transfer
+
 # How files may end, in small or capital letters, and the kind of file that it stands for.
 KINDS = {
     **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5")},
@@ -102,17 +104,19 @@ class Weights:
             chosen: arguments of its builder that its caller gave, whatever the weights ask for, such as "lrn".
 
         Raises:
-            UserError: if the file belongs to another network; nothing is changed then.
+            UserError: if the file belongs to another network; nothing is changed then. The sentence names the network
+                of the family that it fits, if one does.
         """
+        try:
+            values = self._values(model, chosen)
+        except UserError as error:
+            fitting = self._fitting(model)
+            if fitting is None:
+                raise
+            raise UserError(f"{str(error).removesuffix('.')}; {fitting} takes it.") from error
         from keras_convnets import transfer
 
-        if self._onnx is not None:
-            pairs = transfer.in_order(model, self._onnx.layers, self.path)
-        else:
-            sizes = {layer.name: _largest(layer) for layer in transfer.leaves(model)}
-            pairs = transfer.by_name(model, h5_weights.read_h5(self.path, sizes), self.path)
-        values = transfer.converted(model, pairs, self.path)
-        self._check_structure(model, pairs, chosen)
+        self._say_what_is_not_known(model)
         # A network keeps these facts about its weights, not the file's numbers besides its own.
         self.__dict__.pop("_onnx", None)
         for layer, arrays in values:
@@ -127,6 +131,57 @@ class Weights:
             )
         return "predictions" in loaded
 
+    def _values(self, model: keras.Model, chosen: Collection[str] = ()) -> transfer.Values:
+        """Return what each layer of a network gets. Arguments and errors as of `load_into`."""
+        from keras_convnets import transfer
+
+        steps: Iterable[structure.Step] | None
+        if self._onnx is not None:
+            onnx = self._onnx
+            if transfer.is_folded(model, onnx.layers):
+                onnx = onnx_weights.with_normalizations(onnx)
+            pairs, steps = transfer.in_order(model, onnx.layers, self.path), onnx.steps
+        else:
+            sizes = {layer.name: _largest(layer) for layer in transfer.leaves(model)}
+            pairs = transfer.by_name(model, h5_weights.read_h5(self.path, sizes), self.path)
+            config = h5_weights.configuration(self.path)
+            steps = None if config is None else structure.keras_steps(config)
+        values = transfer.converted(model, pairs, self.path)
+        if steps is not None:
+            self._check_structure(model, pairs, steps, chosen)
+        return values
+
+    def _say_what_is_not_known(self, model: keras.Model) -> None:
+        """Log what the file leaves open of the network that is to take its weights."""
+        from keras_convnets import transfer
+
+        if self._onnx is None and h5_weights.configuration(self.path) is None:
+            log.warning(
+                "%s tells names and shapes alone: that its network pads, activates, pools and adds as %s does is "
+                "taken on trust",
+                self.path,
+                model.name,
+            )
+        if self._onnx is not None and transfer.is_folded(model, self._onnx.layers):
+            log.warning(
+                "%s has its batch normalisation folded into its convolutions: answers are its own, but training would "
+                "start from other features. To train on, export it from PyTorch again with "
+                "training=torch.onnx.TrainingMode.PRESERVE",
+                self.path,
+            )
+
+    def _fitting(self, model: keras.Model) -> str | None:
+        """Return the call that builds a network of the same family which takes the file; None if none does."""
+        from keras_convnets.relatives import fitting
+
+        try:
+            stored = self._onnx.layers if self._onnx is not None else h5_weights.read_h5(self.path, {})
+        except UserError:
+            return None
+        weighted = sum(layer.kind in ("Conv2D", "Dense") for layer in stored)
+        # Of the response normalisation the constants are the file's, which its builder would have been given.
+        return fitting(model, self.architecture, weighted, lambda relative: self._values(relative, ("lrn",)))
+
     @property
     def _module(self) -> str | None:
         known = ARCHITECTURES.get(self.architecture)
@@ -136,21 +191,10 @@ class Weights:
     def _onnx(self) -> onnx_weights.OnnxWeights | None:
         return onnx_weights.read_onnx(self.path) if self.suffix == ".onnx" else None
 
-    def _check_structure(self, model: keras.Model, pairs: Sequence[Any], chosen: Collection[str]) -> None:
+    def _check_structure(
+        self, model: keras.Model, pairs: Sequence[Any], steps: Iterable[structure.Step], chosen: Collection[str]
+    ) -> None:
         """Refuse a file whose network does something else between its layers: all arrays of the two may agree."""
-        if self._onnx is not None:
-            steps: Iterable[structure.Step] = self._onnx.steps
-        else:
-            config = h5_weights.configuration(self.path)
-            if config is None:
-                log.warning(
-                    "%s tells names and shapes alone: that its network pads, activates, pools and adds as %s does is "
-                    "taken on trust",
-                    self.path,
-                    model.name,
-                )
-                return
-            steps = structure.keras_steps(config)
         names = {position: layer.name for position, (layer, _) in enumerate(pairs)}
         theirs = {stored.name if stored.step is None else stored.step: at for at, (_, stored) in enumerate(pairs)}
         size = tuple(side or structure.ANY_SIDE for side in model.input_shape[1:3])
