@@ -15,6 +15,7 @@ from keras_convnets.card import ModelCard, check_view
 from keras_convnets.classifier import Classifier
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import EXTRA, SAVED_MODEL, version_folders
+from keras_convnets.files import path_text
 from keras_convnets.onnx_files import refuse_external_data
 from keras_convnets.preprocessing import Preprocessing
 
@@ -35,12 +36,13 @@ def load(path: str | os.PathLike) -> Classifier:
         >>> load("saved_models/digits/1").card.class_names[3]
         '3'
     """
-    path = Path(path)
+    path = Path(path_text(path, "path"))
     loaders = {".onnx": load_onnx, ".tflite": load_litert}
-    if path.suffix in loaders:
+    suffix = path.suffix.lower()
+    if suffix in loaders:
         if not path.is_file():
-            raise UserError(f"there is no {path.suffix} file {path}; give the path of an existing one.")
-        classifier = loaders[path.suffix](path)
+            raise UserError(f"there is no {suffix} file {path}; give the path of an existing one.")
+        classifier = loaders[suffix](path)
         if classifier.card is None:
             raise UserError(
                 f"{path} has no {EXTRA}/model.json beside it, and a LiteRT file holds no class names; leave it in the "

@@ -6,11 +6,12 @@ It is read and written as TensorFlow Serving's own message, so that what a perso
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from keras_convnets.errors import UserError
 from keras_convnets.files import write_text, writing
@@ -48,15 +49,17 @@ def changing_config(root: str | os.PathLike) -> Iterator[Any]:
 
     root = Path(root)
     # A lock of its own: the configuration itself is replaced by each writer.
+    lock = FileLock(root / f".{FILE_NAME}.lock")
     with writing(root):
-        lock = open(root / f".{FILE_NAME}.lock", "w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.acquire()
+    try:
         config = read_config(root / FILE_NAME)
         before = config.SerializeToString(deterministic=True)
         yield config
         if config.SerializeToString(deterministic=True) != before:
             write_text(root / FILE_NAME, text_format.MessageToString(config))
+    finally:
+        lock.release()
 
 
 def entry(config: Any, name: str) -> Any | None:

@@ -17,13 +17,14 @@ from keras_convnets.export.artifacts import ARTIFACTS, DEFAULT_FORMATS, FORMATS,
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.repository import EXTRA, new_version
 from keras_convnets.export.samples import Samples, gather
-from keras_convnets.files import finish_folder, remove_abandoned, sha256, unfinished_folder, writing
+from keras_convnets.files import finish_folder, path_text, remove_abandoned, sha256, unfinished_folder, writing
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
 LAYOUTS = ("nhwc", "nchw")
+SOURCES = "a Keras model, or the path of a finished run or a .keras file"
 # Fewer images than these tell little of the range of a network's activations.
 CALIBRATION_IMAGES = 10
 log = logging.getLogger("keras_convnets.export")
@@ -72,9 +73,11 @@ def publish(
         raise unknown_name("layout", layout, LAYOUTS)
     if images is not None and not Path(images).is_dir():
         raise UserError(f"there is no folder of images {images}; give an existing one.")
-    place = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    import keras
+
+    place = None if isinstance(source, keras.Model) else Path(path_text(source, "source", SOURCES))
     model, card = _opened(place) if place else (source, card or card_of_model(source))
-    name = name or (place.resolve().name.removesuffix(".keras") if place else model.name)
+    name = name or (_name_of(place.resolve()) if place else model.name)
     folder = new_version(to, name, version)
     samples = gather(card, place if place and place.is_dir() else None, Path(images) if images is not None else None)
     if not card.trained:
@@ -115,7 +118,7 @@ def _opened(place: Path) -> tuple[keras.Model, ModelCard]:
     """Return the network and the card of a finished run, or of a .keras file."""
     from keras_convnets.network import load_keras
 
-    if place.suffix == ".keras" and place.is_file():
+    if place.suffix.lower() == ".keras" and place.is_file():
         model = load_keras(place)
         return model, card_of_model(model)
     card = ModelCard.read(place)
@@ -125,6 +128,10 @@ def _opened(place: Path) -> tuple[keras.Model, ModelCard]:
     if sha256(weights) != card.weights.get("sha256"):
         raise UserError(f"{weights} is not the file that {place / 'model.json'} describes (its sha256 differs).")
     return load_keras(weights), card
+
+
+def _name_of(place: Path) -> str:
+    return place.stem if place.suffix.lower() == ".keras" else place.name
 
 
 def _write(

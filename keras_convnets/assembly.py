@@ -73,7 +73,7 @@ class Common:
             inputs = keras.Input(shape, name="images")
         if preprocessing is None:
             return inputs, inputs
-        return inputs, ImageNormalization(preprocessing, name="preprocessing")(inputs)
+        return inputs, ImageNormalization(preprocessing, name=self._shared("preprocessing"))(inputs)
 
     def _check(self) -> None:
         if keras.config.image_data_format() != "channels_last":
@@ -91,7 +91,14 @@ class Common:
     def without_top(self, x: Any) -> Any:
         """Return the features as `pooling` says: the map itself, or its mean or maximum over all places."""
         pools = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
-        return pools[self.pooling](name=f"{self.pooling}_pool")(x) if self.pooling else x
+        return pools[self.pooling](name=self._shared(f"{self.pooling}_pool"))(x) if self.pooling else x
+
+    def _shared(self, name: str) -> str:
+        """Return the name of a layer that networks of all families have.
+
+        Those on one tensor can be made one model only if no two layers bear one name.
+        """
+        return name if self.input_tensor is None else f"{self.name}_{name}"
 
     def classifier(self, x: Any, initializer: Any, logits: str = "predictions", outputs: str = "probabilities") -> Any:
         """Add the linear layer and the softmax, layers of their own and in float32 under every policy.
@@ -236,7 +243,9 @@ _DOCSTRING = """{summary}
             `keras_convnets.list_weights` gives, downloaded on first use, a `WeightsRecord`, or the path of a .onnx
             (ONNX Model Zoo), .keras, .weights.h5 or keras.applications' .h5 file. With another number of classes
             everything but the classifier is loaded.
-        input_tensor: a Keras tensor to use as the input.
+        input_tensor: a Keras tensor to use as the input. Networks of different families may share one: the first layer
+            is then NAME_preprocessing, after the model's name, and the last of `pooling` likewise. Those of one
+            family, or with their tops, can be called instead: network(tensor).
         input_shape: (height, width, 3); by default the paper's. Sides may be None where nothing is fully connected.
         pooling: without top: None for the feature map, "avg" or "max" for a vector.
         classes: number of classes; {classes} by default.

@@ -164,15 +164,25 @@ def current_versions() -> dict[str, str]:
 
 
 def current_git_revision() -> str | None:
-    """Return the revision of the checkout this package runs from, or None outside one."""
-    here = Path(__file__).resolve().parent
+    """Return the revision of the checkout this package runs from, or None outside one.
+
+    A package that is installed inside another repository's folder has no revision: that one is not its own.
+    """
+    file = Path(__file__).resolve()
+    # Within a hook git has named another repository by such variables.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def answer(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=True, env=environment
+        ).stdout.strip()
+
     try:
-        result = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        is_own = answer("rev-parse", "--show-prefix") == f"{file.parent.name}/"
+        return answer("rev-parse", "HEAD") if is_own and answer("ls-files", "--", file.name) else None
+    except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None) -> ModelCard:

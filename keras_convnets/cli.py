@@ -498,38 +498,48 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
 
         run = Run.existing(path)
         yield keras_classifier(run.model(), run.card()), run
-    elif path.is_dir() or (path.suffix in (".onnx", ".tflite") and not _weights_of(source)):
-        yield export.load(path), None
+    elif _is_folder(source) or (path.suffix.lower() in (".onnx", ".tflite") and not _weights_of(source)):
+        yield export.load(source), None
     else:
         model = _open_model(source)
         yield keras_classifier(model, card_of_model(model)), None
 
 
 def _is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://", "grpc://"))
+    return source.lower().startswith(("http://", "https://", "grpc://"))
+
+
+def _is_folder(source: str) -> bool:
+    """Whether a SOURCE is a folder. A network's name is that, unless a run or an exported version bears it."""
+    path = Path(source)
+    if not path.is_dir() or _name_of(source) is None:
+        return path.is_dir()
+    from keras_convnets.export.repository import SAVED_MODEL, versions
+
+    return any((path / file).is_file() for file in ("config.json", "model.json", SAVED_MODEL)) or bool(versions(path))
 
 
 def _open_model(source: str):
     """Return the network of MODEL, MODEL:WEIGHTS or a .keras file."""
     weights = _weights_of(source)
-    if source.endswith(".keras") and weights is None:
+    if source.lower().endswith(".keras") and weights is None:
         from keras_convnets.network import load_keras
 
         if not Path(source).is_file():
             raise UserError(f"there is no file {source}; give an existing .keras file.")
         return load_keras(source)
-    name = source if weights is None else source.partition(":")[0]
-    if os.sep in name or Path(source).exists():
+    name = _name_of(source)
+    if name is None and (os.sep in source or Path(source).exists()):
         state = (
             "is no run directory, exported version, .keras or .onnx file" if Path(source).exists() else "does not exist"
         )
         raise UserError(f"{source} {state}; give one of these, MODEL, MODEL:WEIGHTS or a URL.")
-    return get_model(name, weights=weights)
+    return get_model(name or source, weights=weights)
 
 
 def _check_has_weights(source: str, doing: str) -> None:
     """Refuse a network's bare name where answers are wanted: an untrained network's are chance."""
-    if source.lower() in map(str.lower, ARCHITECTURES) and not Path(source).exists():
+    if _name_of(source) is not None and _weights_of(source) is None and not _is_folder(source):
         raise UserError(
             f"{source} names a network without weights, whose answers are chance, so there is nothing to {doing}; give "
             f"{source}:WEIGHTS (a name that info lists, or a file), a run directory or an exported version."
@@ -538,8 +548,14 @@ def _check_has_weights(source: str, doing: str) -> None:
 
 def _weights_of(source: str) -> str | None:
     """Return the WEIGHTS of MODEL:WEIGHTS; None of any other source."""
-    name, _, weights = source.partition(":")
-    return weights if weights and name.lower() in map(str.lower, ARCHITECTURES) else None
+    _, colon, weights = source.partition(":")
+    return weights if colon and _name_of(source) is not None else None
+
+
+def _name_of(source: str) -> str | None:
+    """Return the MODEL of MODEL or MODEL:WEIGHTS; None of any other source."""
+    name = source.partition(":")[0]
+    return name if name.lower() in map(str.lower, ARCHITECTURES) else None
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -607,12 +623,11 @@ def _export(args: argparse.Namespace) -> None:
     _load_tensorflow()
     from keras_convnets import export
 
-    path = Path(args.source)
-    source = path if path.is_dir() else _open_model(args.source)
-    if path.is_dir():
+    source = args.source if _is_folder(args.source) else _open_model(args.source)
+    if source is args.source:
         from keras_convnets.training import Run
 
-        Run.existing(path).card()
+        Run.existing(source).card()
     folder = export.publish(
         source,
         name=args.name,

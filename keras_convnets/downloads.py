@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import logging
 import os
@@ -17,6 +16,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from keras_convnets.errors import UserError
 from keras_convnets.files import sha256
@@ -105,7 +106,7 @@ def _download(record: WeightsRecord, path: Path, part: Path, places: list[str]) 
                 log.warning("%s can't be had from %s: %s", record.file, place, reason)
                 failed.append(f"{place} ({reason})")
                 continue
-            with open(part, "rb") as file:
+            with open(part, "r+b") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
             log.info("downloaded %s, and its sha256 is right", path)
@@ -230,13 +231,16 @@ def _place(base: str, file: str) -> str:
 @contextlib.contextmanager
 def _alone(lock: Path, file: str) -> Iterator[None]:
     """Hold a lock file, which goes with the process; wait for another that holds it."""
-    with open(lock, "w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s is being downloaded by another process; waiting for it", file)
-            fcntl.flock(held, fcntl.LOCK_EX)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        log.info("%s is being downloaded by another process; waiting for it", file)
+        held.acquire()
+    try:
         yield
+    finally:
+        held.release()
 
 
 @contextlib.contextmanager

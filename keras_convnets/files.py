@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,14 +15,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from keras_convnets.errors import UserError
 
 # Names that no server takes for a version and no reader for a finished thing.
 UNFINISHED = ".writing-"
+# What the name of an unfinished folder's lock file ends in.
+LOCKED = ".lock"
 
 
 # What some file system or shell takes for more than a part of a name, and "%", with which it is written.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff/\\:*?"<>|%]')
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 # In bytes; a part of a path may have 255, and a temporary name has more beside it.
 LONGEST_NAME = 160
 
@@ -63,6 +67,31 @@ def safe_names(names: Sequence[str]) -> list[str]:
         counts[folded] = counts.get(folded, 0) + 1
         parts.append(part if counts[folded] == 1 else f"{part}%~{counts[folded]}")
     return parts
+
+
+def path_text(place: Any, what: str, takes: str = "a path") -> str:
+    """Return a path that a caller gave, of any type that Python takes for one, as text.
+
+    Args:
+        place: the path.
+        what: the argument's name, for the error's sentence.
+        takes: what the argument takes, for the error's sentence.
+
+    Raises:
+        UserError: if it is of another type, empty or a URL.
+
+    Example:
+        >>> path_text(b"runs/digits", "run")
+        'runs/digits'
+    """
+    if not isinstance(place, (str, bytes, os.PathLike)):
+        raise UserError(f"{what} is {repr(place)[:80]}, of type {type(place).__name__}; it takes {takes}.")
+    text = os.fsdecode(place)
+    if not text:
+        raise UserError(f"{what} is empty; it takes {takes}.")
+    if _URL.match(text):
+        raise UserError(f"{what} is {text!r}, a URL, from which nothing is read; it takes {takes}: download it first.")
+    return text
 
 
 def folded_name(name: str) -> str:
@@ -185,7 +214,8 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 def unfinished_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary folder beside `path`, which `finish_folder` renames; what is not renamed is deleted at the end.
 
-    It is locked as long as this process lives, so that `remove_abandoned` can tell it from what a killed one left.
+    A lock file beside it is held as long as this process lives, so that `remove_abandoned` can tell it from what a
+    killed one left. It stands beside, because Windows renames no folder in which a file is open.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,19 +224,29 @@ def unfinished_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        _give_back(lock)
 
 
-def _locked_folder(path: Path) -> tuple[Path, int]:
+def _locked_folder(path: Path) -> tuple[Path, FileLock]:
     while True:
         temporary = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{path.name}-", dir=path.parent))
-        with contextlib.suppress(FileNotFoundError):
-            lock = os.open(temporary, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # Between its making and its lock another process may have taken it for abandoned.
-            if temporary.is_dir():
-                return temporary, lock
-            os.close(lock)
+        lock = FileLock(_lock_of(temporary))
+        lock.acquire()
+        # Between its making and its lock another process may have taken it for abandoned.
+        if temporary.is_dir() and _lock_of(temporary).exists():
+            return temporary, lock
+        _give_back(lock)
+
+
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}{LOCKED}")
+
+
+def _give_back(lock: FileLock) -> None:
+    lock.release()
+    # Windows deletes none that another process is just looking at.
+    with contextlib.suppress(OSError):
+        os.unlink(lock.lock_file)
 
 
 def finish_folder(temporary: Path, path: str | os.PathLike) -> None:
@@ -232,14 +272,15 @@ def finish_folder(temporary: Path, path: str | os.PathLike) -> None:
 
 def remove_abandoned(folder: str | os.PathLike) -> None:
     """Delete what killed processes left unfinished in a folder; what a living one still fills stays."""
-    for left in Path(folder).glob(f"{UNFINISHED}*/"):
-        with contextlib.suppress(OSError):
-            lock = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(lock)
+    left = set(Path(folder).glob(f"{UNFINISHED}*/"))
+    # A process may also have been killed between the two.
+    left |= {place.with_name(place.name.removesuffix(LOCKED)) for place in Path(folder).glob(f"{UNFINISHED}*{LOCKED}")}
+    for temporary in left:
+        with contextlib.suppress(OSError, Timeout):
+            lock = FileLock(_lock_of(temporary), timeout=0)
+            lock.acquire()
+            shutil.rmtree(temporary, ignore_errors=True)
+            _give_back(lock)
 
 
 def check_room(path: str | os.PathLike, size: int) -> None:
@@ -259,7 +300,8 @@ def check_room(path: str | os.PathLike, size: int) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
+    # Windows writes to disk only what is open for writing.
+    with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
 
@@ -311,13 +353,13 @@ def only_one(folder: str | os.PathLike, doing: str) -> Iterator[None]:
         folder: an existing folder.
         doing: what the holder does, for the error's sentence, such as "trained in".
     """
-    with writing(folder):
-        lock = open(Path(folder) / ".lock", "w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder} is being {doing} by another process; wait for it or use another folder."
-            ) from None
+    lock = FileLock(Path(folder) / ".lock", timeout=0)
+    try:
+        with writing(folder):
+            lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder} is being {doing} by another process; wait for it or use another folder.") from None
+    try:
         yield
+    finally:
+        lock.release()

@@ -80,7 +80,7 @@ def configuration(path: str | os.PathLike) -> dict[str, Any] | None:
     """
     path = Path(path)
     with refusing(path, "a model that Keras saved"):
-        if path.suffix == ".keras":
+        if path.suffix.lower() == ".keras":
             with zipfile.ZipFile(path) as archive:
                 return _checked(json.loads(_member(archive, "config.json"))["config"])
     with _opened(path) as file:
@@ -169,7 +169,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
     with refusing(path, "a weights file of Keras"), contextlib.ExitStack() as stack:
         source: Any = path
-        if path.suffix == ".keras":
+        if path.suffix.lower() == ".keras":
             source = stack.enter_context(_weights_in(path))
         yield stack.enter_context(h5py.File(source, "r"))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import shutil
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from keras_convnets.h5_weights import check_archive, refusing, write_configurati
 
 # What HDF5 and the configuration need beside the numbers, in bytes: 1 MB for a network of a thousand weights.
 HDF5_OVERHEAD = 2**20
+# What loads a saved network; Keras imports no packages but its own.
+HINT = "made by keras-convnets: 'import keras_convnets' before loading it (pip install keras-convnets)"
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,17 @@ class Functional(keras.Model):
     built_as: BuiltAs | None = None
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration, with the note."""
+        """Return the configuration, with the note and the hint of what loads it."""
         note = self.built_as
         plain = None if note is None else {"architecture": note.architecture, "arguments": dict(note.arguments)}
-        return {**super().get_config(), "built_as": plain}
+        # The hint comes first: where this package is not imported, Keras' error begins with what the file says.
+        return {"hint": HINT, **super().get_config(), "built_as": plain}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Functional:
         """Return the model of a configuration, with its note."""
         note = config.get("built_as")
-        rest = {key: value for key, value in config.items() if key != "built_as"}
+        rest = {key: value for key, value in config.items() if key not in ("built_as", "hint")}
         model = super().from_config(rest, custom_objects=custom_objects)
         if note is not None:
             model.built_as = BuiltAs(note["architecture"], dict(note["arguments"]))
@@ -84,8 +90,23 @@ def load_keras(path: str | os.PathLike) -> keras.Model:
         UserError: if Keras does not load it, or it asks for other files or for memory beyond its size.
     """
     check_archive(path)
-    with refusing(Path(path), "a network that Keras loads"):
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    with refusing(Path(path), "a network that Keras loads"), _in_small_letters(Path(path)) as named:
+        return keras.saving.load_model(named, compile=False, safe_mode=True)
+
+
+@contextlib.contextmanager
+def _in_small_letters(path: Path) -> Iterator[Path]:
+    """Give a path that ends in ".keras" to a file that ends so in capital letters: Keras goes by the name alone."""
+    if path.suffix == ".keras":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / "model.keras"
+        try:
+            named.symlink_to(path.resolve())
+        except OSError:  # Windows lets not everybody make links
+            shutil.copyfile(path, named)
+        yield named
 
 
 def weights_digest(model: keras.Model) -> tuple[int, ...]:

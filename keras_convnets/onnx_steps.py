@@ -37,7 +37,7 @@ def onnx_steps(graph: Any, constants: Mapping[str, np.ndarray], biased: Mapping[
 
 
 def _step(node: Any, inputs: tuple[str, ...], constants: Mapping[str, np.ndarray], biased: Mapping[str, Any]) -> Step:
-    kind, output, attributes = node.op_type, node.output[0], _attributes(node)
+    kind, output, attributes = node.op_type, node.output[0], attributes_of(node)
     fixed = [constants.get(name) for name in node.input[1:]]
     if kind in WEIGHTED:
         return Step(WEIGHTED[kind], inputs[:1], output, output, _weighted_settings(kind, attributes, fixed))
@@ -124,7 +124,7 @@ def _flattens(fixed: list) -> bool:
     return len(shape) >= 2 and all(side == 1 for side in shape[2:])
 
 
-def _attributes(node: Any) -> dict[str, Any]:
+def attributes_of(node: Any) -> dict[str, Any]:
     """Return a node's numbers and words by name; tensors and graphs are left out."""
     from onnx import AttributeProto
 

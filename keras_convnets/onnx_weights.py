@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
+from keras_convnets.onnx_constants import fold_constants
 from keras_convnets.onnx_files import refuse_external_data
 from keras_convnets.onnx_steps import onnx_steps
 from keras_convnets.structure import Step
@@ -98,6 +99,29 @@ def read_onnx(path: str | os.PathLike) -> OnnxWeights:
     return OnnxWeights(layers, _response_normalization(graph), tuple(onnx_steps(graph, constants, biases)))
 
 
+def with_normalizations(onnx: OnnxWeights) -> OnnxWeights:
+    """Return what a file says whose batch normalisations were folded, with one that changes nothing behind each
+    convolution: the network's own has a place for the convolution's bias."""
+    layers: list[StoredLayer] = []
+    for layer in onnx.layers:
+        layers.append(layer)
+        if layer.kind == "Conv2D":
+            zeros = np.zeros(layer.arrays["kernel"].shape[-1:], np.float32)
+            arrays = {"gamma": zeros + 1, "beta": zeros, "moving_mean": zeros, "moving_variance": zeros + 1}
+            name = f"the batch normalisation of {layer.name}"
+            step = (layer.step, "normalised")
+            layers.append(StoredLayer(name, "BatchNormalization", arrays, {"epsilon": 0.0}, step=step))
+    steps: list[Step] = []
+    for step in onnx.steps:
+        if step.kind == "convolution":
+            plain = (step.output, "plain")
+            steps.append(dataclasses.replace(step, output=plain))
+            steps.append(Step("batch normalisation", (plain,), step.output, (step.layer, "normalised")))
+        else:
+            steps.append(step)
+    return OnnxWeights(tuple(layers), onnx.lrn, tuple(steps))
+
+
 def in_graph_order(
     nodes: Iterable[Node],
     inputs: Callable[[Node], Iterable[Hashable]],
@@ -138,16 +162,13 @@ def in_graph_order(
 
 
 def _constants(graph: Any, path: Any) -> dict[str, np.ndarray]:
+    """Return what a graph stores by the tensor's name, also what it only reshapes, transposes or converts."""
     from onnx import numpy_helper
 
     try:
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-        for node in graph.node:
-            if node.op_type == "Constant" and node.attribute[0].name == "value":
-                constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-            elif node.op_type == "Identity" and node.input[0] in constants:
-                constants[node.output[0]] = constants[node.input[0]]
-    except (ValueError, TypeError) as error:
+        fold_constants(graph.node, constants)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds a tensor that can't be read ({error}).") from error
     return constants
 

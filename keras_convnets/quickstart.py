@@ -109,7 +109,7 @@ def _measure(command: Callable[[list[str]], int], url: str) -> tuple[float, int]
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "evaluation.json")
         _step(command, ["evaluate", url, "--dataset", NAME, "--batch_size", "60", "--json", path])
-        result = json.loads(Path(path).read_text())[url]
+        result = json.loads(Path(path).read_text(encoding="utf-8"))[url]
     return result["top1"], result["n"]
 
 

@@ -232,7 +232,7 @@ def list_weights(pattern: str = "*") -> list[WeightsRecord]:
 
 
 def get_record(architecture: str, name: str) -> WeightsRecord:
-    """Return the record of a network's published weights.
+    """Return the record of a network's published weights; capital letters do not matter.
 
     Raises:
         UserError: if there is none of that name; the sentence says what there is.
@@ -240,7 +240,7 @@ def get_record(architecture: str, name: str) -> WeightsRecord:
     known = get_architecture(architecture).name
     names = [record.name for record in RECORDS if record.architecture == known]
     for record in RECORDS:
-        if record.architecture == known and record.name == name:
+        if record.architecture == known and record.name.lower() == name.lower():
             return record
     published = f"there is {', '.join(map(repr, names))}" if names else "none are published"
     raise UserError(

@@ -62,6 +62,12 @@ def in_order(model: keras.Model, stored: Sequence[StoredLayer], path: Path) -> l
     return pairs
 
 
+def is_folded(model: keras.Model, stored: Sequence[StoredLayer]) -> bool:
+    """Whether a file has none of a network's batch normalisations: exporters fold them into the convolutions."""
+    normalizes = any(isinstance(layer, layers.BatchNormalization) for layer in leaves(model))
+    return normalizes and not any(layer.kind == "BatchNormalization" for layer in stored)
+
+
 def by_name(model: keras.Model, stored: Sequence[StoredLayer], path: Path) -> list[Pair]:
     """Pair a network's weighted layers with stored ones of the same names.
 

@@ -13,15 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets import h5_weights, onnx_weights, structure
 from keras_convnets.errors import UserError
-from keras_convnets.files import sha256
+from keras_convnets.files import path_text, sha256
 from keras_convnets.preprocessing import BGR_MEANS, CAFFE_MEANS, UNIT_SCALED, Preprocessing
-from keras_convnets.records import WeightsRecord, get_record, record_of_file
+from keras_convnets.records import WeightsRecord, get_record, list_weights, record_of_file
 from keras_convnets.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
     import keras
 
-SUFFIXES = (".onnx", ".keras", ".weights.h5", ".h5")
+    from keras_convnets import transfer
+
+# How files may end, in small or capital letters, and the kind of file that it stands for.
+KINDS = {
+    **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5")},
+    ".weights.hdf5": ".weights.h5",
+    ".hdf5": ".h5",
+}
+SUFFIXES = tuple(KINDS)
+TAKES = "None, the name of published weights, a WeightsRecord, or the path of a .onnx, .keras, .weights.h5 or .h5 file"
 # What a file that no record knows was trained on, by the network's module and the file's kind.
 CONVENTIONS = {
     ("keras_convnets.alexnet", ".onnx"): BGR_MEANS,
@@ -52,8 +61,8 @@ class Weights:
 
     @property
     def suffix(self) -> str:
-        """The kind of the file: one of `SUFFIXES`."""
-        return next(suffix for suffix in SUFFIXES if str(self.path).endswith(suffix))
+        """The kind of the file: one of the values of `KINDS`."""
+        return next(kind for suffix, kind in KINDS.items() if str(self.path).lower().endswith(suffix))
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -95,17 +104,19 @@ class Weights:
             chosen: arguments of its builder that its caller gave, whatever the weights ask for, such as "lrn".
 
         Raises:
-            UserError: if the file belongs to another network; nothing is changed then.
+            UserError: if the file belongs to another network; nothing is changed then. The sentence names the network
+                of the family that it fits, if one does.
         """
+        try:
+            values = self._values(model, chosen)
+        except UserError as error:
+            fitting = self._fitting(model)
+            if fitting is None:
+                raise
+            raise UserError(f"{str(error).removesuffix('.')}; {fitting} takes it.") from error
         from keras_convnets import transfer
 
-        if self._onnx is not None:
-            pairs = transfer.in_order(model, self._onnx.layers, self.path)
-        else:
-            sizes = {layer.name: _largest(layer) for layer in transfer.leaves(model)}
-            pairs = transfer.by_name(model, h5_weights.read_h5(self.path, sizes), self.path)
-        values = transfer.converted(model, pairs, self.path)
-        self._check_structure(model, pairs, chosen)
+        self._say_what_is_not_known(model)
         # A network keeps these facts about its weights, not the file's numbers besides its own.
         self.__dict__.pop("_onnx", None)
         for layer, arrays in values:
@@ -120,6 +131,57 @@ class Weights:
             )
         return "predictions" in loaded
 
+    def _values(self, model: keras.Model, chosen: Collection[str] = ()) -> transfer.Values:
+        """Return what each layer of a network gets. Arguments and errors as of `load_into`."""
+        from keras_convnets import transfer
+
+        steps: Iterable[structure.Step] | None
+        if self._onnx is not None:
+            onnx = self._onnx
+            if transfer.is_folded(model, onnx.layers):
+                onnx = onnx_weights.with_normalizations(onnx)
+            pairs, steps = transfer.in_order(model, onnx.layers, self.path), onnx.steps
+        else:
+            sizes = {layer.name: _largest(layer) for layer in transfer.leaves(model)}
+            pairs = transfer.by_name(model, h5_weights.read_h5(self.path, sizes), self.path)
+            config = h5_weights.configuration(self.path)
+            steps = None if config is None else structure.keras_steps(config)
+        values = transfer.converted(model, pairs, self.path)
+        if steps is not None:
+            self._check_structure(model, pairs, steps, chosen)
+        return values
+
+    def _say_what_is_not_known(self, model: keras.Model) -> None:
+        """Log what the file leaves open of the network that is to take its weights."""
+        from keras_convnets import transfer
+
+        if self._onnx is None and h5_weights.configuration(self.path) is None:
+            log.warning(
+                "%s tells names and shapes alone: that its network pads, activates, pools and adds as %s does is "
+                "taken on trust",
+                self.path,
+                model.name,
+            )
+        if self._onnx is not None and transfer.is_folded(model, self._onnx.layers):
+            log.warning(
+                "%s has its batch normalisation folded into its convolutions: answers are its own, but training would "
+                "start from other features. To train on, export it from PyTorch again with "
+                "training=torch.onnx.TrainingMode.PRESERVE",
+                self.path,
+            )
+
+    def _fitting(self, model: keras.Model) -> str | None:
+        """Return the call that builds a network of the same family which takes the file; None if none does."""
+        from keras_convnets.relatives import fitting
+
+        try:
+            stored = self._onnx.layers if self._onnx is not None else h5_weights.read_h5(self.path, {})
+        except UserError:
+            return None
+        weighted = sum(layer.kind in ("Conv2D", "Dense") for layer in stored)
+        # Of the response normalisation the constants are the file's, which its builder would have been given.
+        return fitting(model, self.architecture, weighted, lambda relative: self._values(relative, ("lrn",)))
+
     @property
     def _module(self) -> str | None:
         known = ARCHITECTURES.get(self.architecture)
@@ -129,21 +191,10 @@ class Weights:
     def _onnx(self) -> onnx_weights.OnnxWeights | None:
         return onnx_weights.read_onnx(self.path) if self.suffix == ".onnx" else None
 
-    def _check_structure(self, model: keras.Model, pairs: Sequence[Any], chosen: Collection[str]) -> None:
+    def _check_structure(
+        self, model: keras.Model, pairs: Sequence[Any], steps: Iterable[structure.Step], chosen: Collection[str]
+    ) -> None:
         """Refuse a file whose network does something else between its layers: all arrays of the two may agree."""
-        if self._onnx is not None:
-            steps: Iterable[structure.Step] = self._onnx.steps
-        else:
-            config = h5_weights.configuration(self.path)
-            if config is None:
-                log.warning(
-                    "%s tells names and shapes alone: that its network pads, activates, pools and adds as %s does is "
-                    "taken on trust",
-                    self.path,
-                    model.name,
-                )
-                return
-            steps = structure.keras_steps(config)
         names = {position: layer.name for position, (layer, _) in enumerate(pairs)}
         theirs = {stored.name if stored.step is None else stored.step: at for at, (_, stored) in enumerate(pairs)}
         size = tuple(side or structure.ANY_SIDE for side in model.input_shape[1:3])
@@ -177,24 +228,26 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
     """Return the weights that a builder's argument names; published ones are downloaded on first use.
 
     Args:
-        weights: None, a name such as "imagenet", a `WeightsRecord`, or the path of a file.
+        weights: None, a name such as "imagenet", a `WeightsRecord`, or the path of a file. A name is a name whatever
+            lies in the working directory; "./imagenet" is a path.
         architecture: the builder's name.
 
     Raises:
-        UserError: if there is no such name or file, or a record is of another network.
+        UserError: if there is no such name or file, a record is of another network, or it is none of these.
         DownloadError: if published weights can't be had; the sentence says where to put the file by hand.
     """
     if weights is None or isinstance(weights, Weights):
         return weights
     if not isinstance(weights, WeightsRecord):
-        if str(weights).endswith(SUFFIXES) or os.sep in str(weights) or Path(weights).exists():
-            return _of_file(Path(weights), architecture)
+        text = path_text(weights, "weights", TAKES)
+        if not isinstance(weights, str) or _is_path(text):
+            return _of_file(Path(text), architecture)
         if architecture not in ARCHITECTURES:
             raise UserError(
-                f"weights is {str(weights)!r}; {architecture} has no published weights: give None or the path of a "
+                f"weights is {text!r}; {architecture} has no published weights: give None or the path of a "
                 f"{', '.join(SUFFIXES)} file."
             )
-        weights = get_record(architecture, str(weights))
+        weights = get_record(architecture, text)
     if weights.architecture != architecture:
         raise UserError(f"the weights {weights} are not those of {architecture}; give its own, or None.")
     from keras_convnets.downloads import download
@@ -202,8 +255,15 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
     return Weights(download(weights), architecture, weights)
 
 
+def _is_path(text: str) -> bool:
+    """Whether a text names a file: names that any network's weights have come first."""
+    if text.lower() in {record.name.lower() for record in list_weights()}:
+        return False
+    return text.lower().endswith(SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
+
+
 def _of_file(path: Path, architecture: str) -> Weights:
-    if not str(path).endswith(SUFFIXES):
+    if not str(path).lower().endswith(SUFFIXES):
         raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(SUFFIXES)} file, or None.")
     if not path.is_file():
         raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
@@ -218,7 +278,8 @@ def load_weights(model: keras.Model, weights: Any) -> None:
 
     Args:
         model: a network of this package.
-        weights: None, a `WeightsRecord`, or the path of a .onnx, .keras, .weights.h5 or legacy .h5 file.
+        weights: None, the name of published weights, a `WeightsRecord`, or the path of a .onnx, .keras, .weights.h5 or
+            legacy .h5 file.
 
     Raises:
         UserError: if there is no such file, or it belongs to another network; nothing is changed then.

@@ -103,6 +103,9 @@ TRAIN = "train --model ResNet20 --dataset digits --run r"
     ("evaluate .", r"\. is not an exported version"),
     ("evaluate ResNet20", r"name some with --dataset"),
     ("export .", r"\. is not a run directory"),
+    ("train --model ResNet20: --dataset digits --run r", r"weights is empty; it takes None, the name"),
+    ("train --model ResNet20 --dataset http://host/x --run r", r"dataset is 'http://host/x', a URL"),
+    ("export ResNet20:https://host/x.h5", r"weights is 'https://host/x.h5', a URL"),
     ("export ResNet20:nothing.weights.h5", r"there is no weights file nothing.weights.h5"),
     ("predict x.png", r"takes one of --run, --model and --url, and got 0"),
     ("predict x.png --run r", r"there is no image or folder x.png"),
@@ -122,6 +125,8 @@ def test_mistakes_get_one_sentence_and_status_2(cli, tmp_path, monkeypatch, argu
 def test_a_network_without_weights_has_no_answers(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("x.png")
+    # The name is the network's, whatever else is called so here.
+    Path("resnet20").mkdir()
     commands = {"predict": "predict x.png --model resnet20", "measure": "evaluate resnet20 --dataset digits"}
     for doing, command in commands.items():
         status, out, err = cli(*command.split())

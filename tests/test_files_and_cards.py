@@ -8,6 +8,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 
 import keras_convnets
 from keras_convnets import CIFARResNet, ModelCard, Preprocessing, get_model, list_models, training
+from keras_convnets import card as card_module
 from keras_convnets.card import FILE_NAME, card_of_model, center_view, current_git_revision, current_versions
 from keras_convnets.classifier import Classifier, name_scores
 from keras_convnets.errors import UserError
@@ -26,6 +28,7 @@ from keras_convnets.files import (
     UnwritableError,
     only_one,
     read_json,
+    remove_abandoned,
     sha256,
     whole_file,
     whole_folder,
@@ -200,11 +203,16 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
 def test_a_writer_that_is_killed_leaves_no_folder(tmp_path):
     path = tmp_path / "1"
     with child(FILLS_A_FOLDER, path):
-        assert len(os.listdir(tmp_path)) == 1
+        assert len(os.listdir(tmp_path)) == 2  # the folder and its lock
+        remove_abandoned(tmp_path)
+        assert len(os.listdir(tmp_path)) == 2
     assert visible(tmp_path) == []
     with whole_folder(path) as temporary:
         (temporary / "whole").touch()
     assert visible(tmp_path) == ["1"] and os.listdir(path) == ["whole"]
+    (tmp_path / ".writing-2-alone.lock").touch()
+    remove_abandoned(tmp_path)
+    assert os.listdir(tmp_path) == ["1"]
 
 
 def test_a_whole_folder_appears_when_it_is_finished(tmp_path):
@@ -380,6 +388,35 @@ def test_git_revision_is_a_revision_or_nothing():
     assert revision is None or (len(revision) == 40 and set(revision) <= set("0123456789abcdef"))
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_git_revision_is_that_of_this_packages_own_checkout(tmp_path, monkeypatch):
+    for variable in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(variable)
+
+    def git(*arguments):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    places = [tmp_path / folder / "keras_convnets" / "card.py" for folder in ("", "vendor", ".venv/site-packages")]
+    for place in places:
+        place.parent.mkdir(parents=True)
+        place.touch()
+    git("init", "-q")
+    git("add", "keras_convnets", "vendor")
+    git("commit", "-q", "-m", "both")
+    found = []
+    for place in places:
+        monkeypatch.setattr(card_module, "__file__", str(place))
+        found.append(current_git_revision())
+    # Tracked at the top, as here; a copy that somebody else's repository tracks; one installed inside it.
+    assert found == [git("rev-parse", "HEAD"), None, None]
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere" / "keras_convnets"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.setattr(card_module, "__file__", str(elsewhere / "card.py"))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as within a hook
+    assert current_git_revision() is None
+
+
 def test_no_git_is_no_error(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert current_git_revision() is None
@@ -425,6 +462,19 @@ def test_a_card_names_the_builder_and_what_it_took(tmp_path):
     inputs = keras.Input((8, 8, 3))
     assert card_of_model(CIFARResNet(8, input_tensor=keras.layers.ReLU()(inputs))).arguments == {}
     assert card_of_model(CIFARResNet(8, input_tensor=inputs)).arguments["depth"] == 8
+
+
+def test_keras_names_this_package_where_it_is_not_imported(tmp_path, monkeypatch):
+    images = keras.Input((2,))
+    Functional(images, keras.layers.Dense(1)(images), name="tiny").save(tmp_path / "tiny.keras")
+    assert keras.saving.load_model(tmp_path / "tiny.keras").name == "tiny"
+    monkeypatch.delitem(keras.saving.get_custom_objects(), "keras_convnets>Functional")
+    with pytest.raises(TypeError) as raised:
+        keras.saving.load_model(tmp_path / "tiny.keras")
+    sentence = str(raised.value)
+    assert "'import keras_convnets' before loading it" in sentence
+    # Of what the file says it stands first, so that it is seen before a thousand lines of layers.
+    assert sentence.index("import keras_convnets") - sentence.index("Full object config") < 150
 
 
 def test_the_builder_is_known_from_a_file(tmp_path):
@@ -704,3 +754,74 @@ def test_a_classifier_that_decodes_by_itself_is_let():
     card = dataclasses.replace(filled_card(), class_names=("a", "b"))
     classifier = Classifier(card, lambda images: pytest.fail("decoded here"), lambda encoded: np.array([[0.25, 0.75]]))
     assert classifier.top_k([b"anything"], 1) == [[("b", 0.75)]]
+
+
+# What Windows lacks is taken away before anything is imported; folders can't be opened there.
+WITHOUT_POSIX = """
+import os, signal, socket, sys, warnings
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in ("fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+for name in [name for name in sys.modules if name in ("fcntl", "grp", "pwd", "resource", "termios")]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Missing)
+gone = "O_DIRECTORY O_NOFOLLOW O_NONBLOCK fork forkpty getegid geteuid getgid getuid killpg mkfifo statvfs sysconf"
+for module, names in ((os, gone), (signal, "SIGHUP SIGKILL SIGUSR1 SIGUSR2"), (socket, "AF_UNIX")):
+    for name in names.split():
+        delattr(module, name)
+
+def opened(path, *arguments, open=os.open, **more):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return open(path, *arguments, **more)
+
+os.open = opened
+warnings.simplefilter("ignore")
+import numpy as np
+import keras_convnets
+from keras_convnets.card import ModelCard, card_of_model
+from keras_convnets.classifier import keras_classifier
+from keras_convnets.export import Client, model_config
+from keras_convnets.export.serving.server import _add_socket, _handlers
+from keras_convnets.files import only_one, remove_abandoned, whole_folder
+from keras_convnets.images import encode_png
+from keras_convnets.network import load_keras
+
+model = keras_convnets.CIFARPlainNet(8, classes=3)
+with only_one(".", "trained in"), whole_folder("run") as folder:
+    model.save(folder / "best.keras")
+    model.save_weights(folder / "best.weights.h5")
+    card_of_model(model).write(folder)
+    remove_abandoned(".")
+again = keras_convnets.CIFARPlainNet(8, classes=3, weights="run/best.weights.h5")
+classifier = keras_classifier(load_keras("run/best.keras"), ModelCard.read("run"))
+image = np.full((32, 32, 3), 9, np.uint8)
+(answer,) = classifier.top_k([encode_png(image)], 3)
+np.testing.assert_allclose(np.max(again(image[None])), answer[0][1], rtol=1e-4)
+with Client("http://127.0.0.1:9/v1/models/digits"):
+    pass
+model_config.register(".", "digits")
+with _handlers(print):
+    pass
+try:
+    _add_socket(None, "here")
+except ValueError as error:
+    print(error)
+print(sorted(name for name in os.listdir() if not name.startswith(".")))
+"""
+
+
+def test_networks_weights_prediction_and_client_work_without_posix(run_python, tmp_path, monkeypatch):
+    done = run_python("-c", WITHOUT_POSIX, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    refusal, left = done.stdout.splitlines()
+    assert refusal == "--grpc_socket_path got 'here'; this system has no UNIX sockets: give --port instead."
+    assert left == "['models.config', 'run']"
+    from keras_convnets.training import rehearsal
+
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert rehearsal._memory() is None

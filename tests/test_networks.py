@@ -655,6 +655,18 @@ def test_classifier_activation(family, activation):
     np.testing.assert_allclose(as_numpy(model(images)), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_networks_of_two_families_on_one_tensor():
+    images = keras.Input((32, 32, 3))
+    small = {"include_top": False, "pooling": "avg"}
+    one = CIFARResNet(8, input_tensor=images, **small)
+    other = keras_convnets.VGG11(input_tensor=one.input, **small)
+    both = keras.Model(images, [one.output, other.output])
+    names = [layer.name for layer in both.layers if hasattr(layer, "preprocessing")]
+    assert names == ["resnet8_preprocessing", "vgg11_preprocessing"]
+    # Without a tensor to share, the name stays what it is in files.
+    assert CIFARResNet(8, **small).get_layer("preprocessing")
+
+
 @both_families
 def test_input_tensor(family):
     images = keras.Input((16, 12, 3), name="mine")

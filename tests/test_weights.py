@@ -6,9 +6,11 @@ import inspect
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -20,12 +22,13 @@ from PIL import Image
 from reference import as_numpy, randomise, relative_difference
 
 import keras_convnets
-from keras_convnets import records
+from keras_convnets import h5_weights, records
 from keras_convnets.card import card_of_model
 from keras_convnets.classifier import keras_classifier
 from keras_convnets.errors import UserError
+from keras_convnets.network import load_keras
 from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.weights import load_weights
+from keras_convnets.weights import find_weights, load_weights
 
 # Two runtimes sum the same float32 products in other orders, through as many as fifty layers.
 TOLERANCE = 1e-4
@@ -221,12 +224,17 @@ def test_the_constants_of_the_response_normalisation_are_the_files(tmp_path):
     path.unlink()
 
 
-@pytest.mark.parametrize("how", [{"constants": True}, {"linear": "matmul"}, {"epsilon": 0.1}], ids=str)
-def test_a_resnet_however_it_is_written(tmp_path, how):
+@pytest.mark.parametrize(
+    "how",
+    [{"constants": True, "linear": "matmul"}, {"epsilon": 0.1, "linear": "behind constants"}, {"folded": True}],
+    ids=str,
+)
+def test_a_resnet_however_it_is_written(tmp_path, how, caplog):
     path = zoo.resnet(tmp_path / "resnet18.onnx", 18, 32, CLASSES, **how)
     images = images_of(32)
     model = keras_convnets.ResNet18(weights=path, **SMALL, classifier_activation=None)
     same_logits(as_numpy(model(images)), zoo.run(path, unit_scaled(images)))
+    assert ("has its batch normalisation folded" in caplog.text) == ("folded" in how)
 
 
 @pytest.fixture(scope="module")
@@ -478,8 +486,8 @@ def test_an_onnx_file_of_another_depth(folder, resnet18):
     resnet34 = once(folder, "resnet34.onnx", lambda path: zoo.resnet(path, 34, 32, CLASSES))
     # ResNet-34 has a third block in conv2_x where ResNet-18 goes on to wider ones.
     other_width = both((3, 3, 64, 64), (3, 3, 64, 128))
-    refused(keras_convnets.ResNet18(**SMALL), resnet34, rf"conv3_block1_\w+.*{other_width}")
-    refused(keras_convnets.ResNet34(**SMALL), resnet18, rf"conv2_block3_\w+.*{other_width}")
+    refused(keras_convnets.ResNet18(**SMALL), resnet34, rf"conv3_block1_\w+.*{other_width}.*; ResNet34\(\) takes it")
+    refused(keras_convnets.ResNet34(**SMALL), resnet18, rf"conv2_block3_\w+.*{other_width}.*; ResNet18\(\) takes it")
     with pytest.raises(UserError, match="conv3_block1"):
         keras_convnets.ResNet18(**SMALL, weights=resnet34)
     resnet34.unlink()
@@ -493,24 +501,25 @@ def test_an_onnx_file_that_goes_on_where_the_network_ends(tmp_path):
 
 def test_an_onnx_file_into_the_plain_network(resnet18):
     # It has no projection where conv3_x begins; its first 3x3 convolution of conv3_x is the file's too.
-    refused(keras_convnets.PlainNet18(**SMALL), resnet18, r"conv3_block[12]_\w+")
+    refused(keras_convnets.PlainNet18(**SMALL), resnet18, r"conv3_block[12]_\w+.*; ResNet18\(\) takes it")
 
 
 def test_a_residual_network_from_the_plain_ones_layers(resnet18):
     """Without its first projection the plain network has the layers of the residual one: only the sums tell."""
     model = keras_convnets.ResNet18(**SMALL, shortcut="C")
-    refused(model, resnet18, r"conv2_block1_")
+    refused(model, resnet18, r"conv2_block1_.*; ResNet18\(shortcut='B'\) takes it")
 
 
 def test_an_onnx_file_of_other_strides(resnet50, folder):
     shape = {"input_shape": (64, 64, 3), "classes": CLASSES}
-    refused(keras_convnets.ResNet50v1_5(**shape), resnet50, r"conv3_block1_1\w*.*(\D2\D.*\D1\D|\D1\D.*\D2\D)")
+    strides = r"conv3_block1_1\w*.*(\D2\D.*\D1\D|\D1\D.*\D2\D)"
+    refused(keras_convnets.ResNet50v1_5(**shape), resnet50, rf"{strides}.*; ResNet50\(\) takes it\.$")
 
     def write(path):
         return zoo.resnet(path, 50, 64, CLASSES, stride_on_3x3=True)
 
     other = once(folder, "resnet50v1_5.onnx", write)
-    refused(keras_convnets.ResNet50(**shape), other, r"conv3_block1_1\w*.*(\D2\D.*\D1\D|\D1\D.*\D2\D)")
+    refused(keras_convnets.ResNet50(**shape), other, rf"{strides}.*; ResNet50v1_5\(\) takes it\.$")
     images = images_of(64)
     model = keras_convnets.ResNet50v1_5(**shape, weights=other, classifier_activation=None)
     same_logits(as_numpy(model(images)), zoo.run(other, unit_scaled(images)))
@@ -525,19 +534,22 @@ def test_an_onnx_file_of_another_input_size(small_alexnet):
 
 def test_an_onnx_file_without_groups(small_alexnet):
     model = keras_convnets.AlexNetOneTower(**SMALL_ALEXNET)
-    refused(model, small_alexnet, "conv2.*" + both((5, 5, 96, 256), (5, 5, 48, 256)))
+    refused(model, small_alexnet, "conv2.*" + both((5, 5, 96, 256), (5, 5, 48, 256)) + r".*; AlexNet\(\) takes it")
 
 
 @pytest.mark.parametrize("suffix", FORMATS[1:])
 def test_keras_files_of_another_depth(suffix, resnet20):
     _, paths = resnet20
-    refused(keras_convnets.ResNet32(classes=CLASSES), paths[suffix], r"conv\d_block\d_\w+|another network")
-    refused(keras_convnets.PlainNet32(classes=CLASSES), paths[suffix], r"conv\d_block\d_\w+|another network")
+    words = r"(conv\d_block\d_\w+|another network).*; ResNet20\(\) takes it"
+    refused(keras_convnets.ResNet32(classes=CLASSES), paths[suffix], words)
+    refused(keras_convnets.PlainNet32(classes=CLASSES), paths[suffix], words)
 
 
 def test_a_keras_file_of_the_plain_network_with_the_same_arrays(resnet20):
     """Option A has no weights: every array of the residual network is the plain one's, and only the layers tell."""
-    refused(keras_convnets.PlainNet20(classes=CLASSES), resnet20[1][".keras"], "another network")
+    refused(
+        keras_convnets.PlainNet20(classes=CLASSES), resnet20[1][".keras"], r"another network.*; ResNet20\(\) takes it"
+    )
 
 
 def halved(path, target):
@@ -724,6 +736,50 @@ def test_names_that_no_weights_have():
         keras_convnets.ResNet20(weights="imagenet")
     with pytest.raises(UserError, match=r"VGG16"):
         keras_convnets.ResNet18(weights=records.get_record("VGG16", "imagenet"))
+
+
+def test_a_name_is_a_name_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_CONVNETS_OFFLINE", "1")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "imagenet").mkdir()
+    for name in ("imagenet", "ImageNet"):
+        with pytest.raises(UserError, match=r"resnet18-v1-7\.onnx can't be downloaded"):
+            find_weights(name, "ResNet18")
+        with pytest.raises(UserError, match=r"none are published"):
+            find_weights(name, "ResNet20")
+    for path in ("./imagenet", Path("imagenet"), b"imagenet"):
+        with pytest.raises(UserError, match=r"imagenet'; give the path of a \.onnx"):
+            find_weights(path, "ResNet18")
+
+
+@pytest.mark.parametrize("weights", [5, True, 0.5, ["a.h5"], np.zeros(3), "", b""], ids=repr)
+def test_what_are_no_weights(weights):
+    with pytest.raises(UserError, match=r"^weights is .*; it takes None, the name of published weights,.* file\.$"):
+        find_weights(weights, "ResNet18")
+
+
+@pytest.mark.parametrize("weights", ["https://host/a/b.h5", b"HTTP://host/b.onnx", "gs://bucket/imagenet"])
+def test_a_url_is_no_file(weights):
+    with pytest.raises(UserError, match=rf"^weights is '{os.fsdecode(weights)}', a URL, .*: download it first\.$"):
+        find_weights(weights, "ResNet18")
+
+
+@pytest.mark.parametrize("kind, suffix", [
+    (".onnx", ".ONNX"), (".h5", ".H5"), (".h5", ".hdf5"), (".weights.h5", ".Weights.H5"),
+    (".weights.h5", ".weights.hdf5"), (".keras", ".KERAS"),
+])  # fmt: skip
+def test_files_are_known_by_their_ends_in_capital_letters_too(kind, suffix, request, tmp_path):
+    whole, name = (request.getfixturevalue("resnet18"), "ResNet18") if kind == ".onnx" else (None, "ResNet20")
+    model, paths = (None, {kind: whole}) if whole else request.getfixturevalue("resnet20")
+    path = shutil.copy(paths[kind], tmp_path / f"weights{suffix}")
+    found, usual = (find_weights(place, name) for place in (os.fsencode(path), paths[kind]))
+    assert found.suffix == kind and found.preprocessing == usual.preprocessing
+    if model is not None:
+        load_weights(model, path)
+        assert h5_weights.configuration(path) == h5_weights.configuration(paths[kind])
+    if kind == ".keras":
+        np.testing.assert_array_equal(load_keras(path).get_weights()[0], model.get_weights()[0])
 
 
 def test_the_list_of_published_weights():

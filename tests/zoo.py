@@ -35,13 +35,16 @@ INCEPTION = (
 class Writer:
     """A graph under construction. Every method takes and returns names of tensors.
 
-    linear: how fully connected layers are written: "transB=1", "transB=0" or "matmul" (MatMul and Add).
+    linear: how fully connected layers are written: "transB=1", "transB=0", "matmul" (MatMul and Add), or "behind
+        constants": the matrix and the bias are what other operators make of stored tensors, as Caffe2 leaves them.
+    folded: whether batch normalisations are part of the convolutions before them, as PyTorch exports them.
     constants: whether arrays come from `Constant` nodes instead of initialisers.
     """
 
-    def __init__(self, side, *, opset, seed=0, linear="transB=1", constants=False, epsilon=1e-5):
+    def __init__(self, side, *, opset, seed=0, linear="transB=1", constants=False, epsilon=1e-5, folded=False):
         self.rng = np.random.default_rng(seed)
         self.opset, self.linear_as, self.constants, self.epsilon = opset, linear, constants, epsilon
+        self.folded = folded
         self.nodes, self.arrays, self.shapes = [], [], {"data": (3, side, side)}
 
     def node(self, op, *inputs, shape=None, extra=(), **attributes):
@@ -66,7 +69,7 @@ class Writer:
     def conv(self, x, filters, kernel, stride=1, pad=0, group=1, bias=True):
         maps, *sides = self.shapes[x]
         weights = [self.normal((filters, maps // group, kernel, kernel), math.sqrt(2 * group / (maps * kernel**2)))]
-        weights += [self.normal((filters,), 0.5)] if bias else []
+        weights += [self.normal((filters,), 0.5)] if bias or self.folded else []
         return self.node(
             "Conv",
             *(x, *weights),
@@ -82,6 +85,8 @@ class Writer:
         return self.node("Relu", x)
 
     def norm(self, x):
+        if self.folded:
+            return x
         maps = self.shapes[x][:1]
         gamma = self.array(self.rng.uniform(0.7, 1.3, maps).astype(np.float32))
         beta, mean = self.normal(maps, 0.3), self.normal(maps, 0.3)
@@ -109,8 +114,15 @@ class Writer:
         kernel -= np.float32(0.5)
         kernel *= np.float32(math.sqrt(12 * gain / inputs))
         bias = self.rng.standard_normal(outputs, np.float32) * np.float32(0.5)
-        kernel = self.array(kernel if self.linear_as == "transB=1" else np.ascontiguousarray(kernel.T))
-        bias = self.array(bias)
+        if self.linear_as == "behind constants":
+            stored = self.array(np.float64(kernel).reshape(1, outputs, inputs, 1))
+            whole = self.node("Squeeze", self.node("Cast", stored, to=1, shape=()), axes=[0, 3], shape=())
+            kernel = self.node("Identity", self.node("Transpose", whole, perm=[1, 0], shape=()), shape=())
+            lying = self.node("Unsqueeze", self.array(bias), axes=[0], shape=())
+            bias = self.node("Reshape", lying, self.array(np.array([-1], np.int64)), shape=())
+        else:
+            kernel = self.array(kernel if self.linear_as == "transB=1" else np.ascontiguousarray(kernel.T))
+            bias = self.array(bias)
         if self.linear_as == "matmul":
             return self.node("Add", self.node("MatMul", x, kernel, shape=(outputs,)), bias)
         how = {"transB": 1} if self.linear_as == "transB=1" else {}

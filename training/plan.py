@@ -104,12 +104,13 @@ def make_plan(
 
     With `sampled` at most `REHEARSED_IMAGES` of each split are looked at: nothing passes over all of them.
     """
-    name, _, named = model.partition(":")
+    name, colon, text = model.partition(":")
+    named = text if colon else None
     architecture = get_architecture(name)
-    if named and weights is not None:
+    if named is not None and weights is not None:
         raise UserError(f"model is {model!r} and weights is {str(weights)!r}; give the weights once.")
-    chosen = get_recipe(recipe or default_recipe(architecture, weights or named), overrides)
-    found = find_weights(weights or named or None, architecture.name)
+    found = find_weights(named if weights is None else weights, architecture.name)
+    chosen = get_recipe(recipe or default_recipe(architecture, found), overrides)
     whole = load_dataset(dataset, data_dir)
     sizes = {name: split.size for name, split in whole.splits.items()}
     data, broken = (_sample(whole) if sampled else whole).without_broken(chosen.broken_images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import tempfile
 import time
@@ -31,12 +30,13 @@ class Rehearsal:
     Attributes:
         input_rate: images/s that reading, decoding and augmentation give without a network; None: not measured.
         compute_rate: images/s of the training step on one batch of random images in memory; None: not measured.
-        memory: the process's largest resident size so far, in bytes; on GPUs the devices' peak instead.
+        memory: the process's largest resident size so far, in bytes; on GPUs the devices' peak instead. None where the
+            system does not tell it, as Windows.
     """
 
     input_rate: float | None
     compute_rate: float | None
-    memory: int
+    memory: int | None
 
     @property
     def rate(self) -> float:
@@ -109,10 +109,14 @@ def _per_second(call: Callable[[], Any], seconds: float) -> float:
     return calls / (time.perf_counter() - began)
 
 
-def _memory() -> int:
+def _memory() -> int | None:
     gpus = tf.config.list_logical_devices("GPU")
     if gpus:
         return sum(tf.config.experimental.get_memory_info(gpu.name.removeprefix("/device:"))["peak"] for gpu in gpus)
+    try:
+        import resource
+    except ImportError:  # no POSIX system
+        return None
     # In kilobytes on Linux, in bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -127,6 +131,7 @@ def describe(plan: Plan, rehearsal: Rehearsal) -> list[tuple[str, str]]:
     fields = {key: value for key, value in recipe.to_dict().items() if key != "name"}
     seconds = plan.total_steps * recipe.batch_size / rehearsal.rate
     rates = {"input alone": rehearsal.input_rate, "compute alone": rehearsal.compute_rate}
+    peak = rehearsal.memory
     return [
         ("model", f"{plan.architecture}, {'x'.join(map(str, plan.input_shape))}, {len(data.class_names)} classes"),
         ("weights", str(plan.weights.path) if plan.weights else "random, as the paper draws them"),
@@ -140,7 +145,7 @@ def describe(plan: Plan, rehearsal: Rehearsal) -> list[tuple[str, str]]:
         *((name, f"{rate:,.0f} images/s") for name, rate in rates.items() if rate is not None),
         ("limit", rehearsal.limit),
         ("time", f"about {_duration(seconds)} at {rehearsal.rate:,.0f} images/s"),
-        ("memory", f"{rehearsal.memory / 1e9:.1f} GB at the peak"),
+        ("memory", "not told by this system" if peak is None else f"{peak / 1e9:.1f} GB at the peak"),
     ]
 
 

@@ -20,6 +20,7 @@ from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import (
     only_one,
+    path_text,
     read_json,
     safe_names,
     whole_file,
@@ -58,7 +59,7 @@ class Run:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(path_text(path, "run"))
         self.checkpoints = self.path / "checkpoints"
 
     @classmethod
@@ -197,7 +198,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the records of `metrics.jsonl`."""
         path = self.path / METRICS
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def save_model(self, model: keras.Model, name: str) -> Path:
         """Save a whole network by rename."""
@@ -246,7 +247,7 @@ class Run:
         with np.load(folder / "variables.npz") as values:
             for index, variable in enumerate(variables):
                 variable.assign(values[str(index)])
-        return json.loads((folder / "state.json").read_text())
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
     def drop_checkpoints(self) -> None:
         """Remove the checkpoints of a finished run."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("tensorflow", "onnxruntime")
 GRACE_SECONDS = 10.0
+ENDING = (signal.SIGTERM, signal.SIGINT)
 # Threads beside those that run or wait for a turn, so that the state of a server that is full can still be asked for.
 SPARE_WORKERS = 8
 
@@ -293,7 +294,7 @@ def serve_forever(
     signals: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
-        if number == signal.SIGHUP:
+        if number not in ENDING:
             server.reread()
             return
         signals.append(number)
@@ -315,7 +316,9 @@ def serve_forever(
 
 @contextlib.contextmanager
 def _handlers(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    # Windows has no SIGHUP: there a configuration is read again by its own interval only.
+    rereading = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+    before = {number: signal.signal(number, handle) for number in (*ENDING, *rereading)}
     try:
         yield
     finally:
@@ -355,6 +358,8 @@ def _load(kind: str, scheduler: Turns | Batching, admission: Admission, warm: bo
 
 
 def _add_socket(server: grpc.Server, path: str) -> None:
+    if not hasattr(socket, "AF_UNIX"):
+        raise UserError(f"--grpc_socket_path got {path!r}; this system has no UNIX sockets: give --port instead.")
     try:
         # What a server that was killed left behind is no server; one that listens keeps its socket.
         if Path(path).is_socket() and not _listens(path):

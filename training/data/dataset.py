@@ -15,6 +15,7 @@ import numpy as np
 from keras_convnets.card import center_view, check_view
 from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.files import path_text
 from keras_convnets.numbers import finite_number
 from keras_convnets.training.data.broken import BROKEN_SHARE, BrokenImage, check_share
 from keras_convnets.training.data.splits import Split, held_out
@@ -216,7 +217,7 @@ def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike 
         from keras_convnets.training.data.digits import load_digits
 
         return load_digits()
-    text = os.fspath(name)
+    text = path_text(name, "dataset", "a DataSet, digits, a folder of images, or a name of TensorFlow Datasets")
     if Path(text).is_dir():
         from keras_convnets.training.data.shards import holds_shards, load_shards
 
