@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from keras_convnets.errors import UserError
+from keras_convnets.errors import UnreadableImage, UserError
 
 DEFAULT_BATCH_SIZE = 32
 # Of encoded images a request holds at most so many bytes, or one image: servers bound what they take at once.
@@ -493,5 +493,5 @@ def _server_error(url: str, name: str, status: int | str, message: str) -> Excep
             "versions, that the endpoint has loaded, so give the name that it was started with."
         )
     if status == 400:
-        return UserError(f"the endpoint {url} refused the request: {message}.")
+        return UnreadableImage(f"the endpoint {url} refused the request: {message}.")
     return EndpointError(f"the endpoint {url} failed with status {status}: {message}.")

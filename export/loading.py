@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_convnets.card import ModelCard, check_view
 from keras_convnets.classifier import Classifier
-from keras_convnets.errors import UserError
+from keras_convnets.errors import UnreadableImage, UserError
 from keras_convnets.export.repository import EXTRA, SAVED_MODEL, version_folders
 from keras_convnets.files import path_text
 from keras_convnets.onnx_files import refuse_external_data
@@ -73,7 +73,7 @@ def load_saved_model(folder: Path, card: ModelCard | None) -> Classifier:
         try:
             return unless_cancelled(lambda: by_bytes(image_bytes=image_bytes))["probabilities"].numpy()
         except tf.errors.InvalidArgumentError as error:
-            raise UserError(f"one of {len(encoded)} images is not readable ({plain_reason(error)}).") from error
+            raise UnreadableImage(f"one of {len(encoded)} images is not readable ({plain_reason(error)}).") from error
 
     def predict_images(images: np.ndarray) -> np.ndarray:
         return by_images(images=tf.constant(images, tf.uint8))["probabilities"].numpy()

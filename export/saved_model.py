@@ -21,7 +21,8 @@ MOST_VARIABLES = 1000
 def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> None:
     """Write a SavedModel with the signatures that clients call.
 
-    serving_default: `image_bytes`, string [batch] (JPEG, PNG, GIF, BMP) -> `probabilities`, float32 [batch, classes].
+    serving_default: `image_bytes`, string [batch] (JPEG, PNG, GIF, BMP, WebP) -> `probabilities`, float32
+        [batch, classes]. WebP needs a runtime of TensorFlow 2.20 or later.
     predict_images: `images`, uint8 [batch, H, W, 3], RGB of the input's size -> `probabilities`.
     top_k: `image_bytes` -> `classes`, string [batch, k], and `scores`, float32 [batch, k]; k is 5 or fewer.
     classify: `inputs`, string [batch], serialised tf.Examples with `image/encoded` -> `classes` and `scores`, as

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_convnets.card import DECODED_AT_ONCE, check_view
+from keras_convnets.images import READ
 
 # More than cameras take, but for a few of medium format. Decoded they fill 300 MB, and a server decodes several at a
 # time; a file of some kilobytes can claim thousands of times as many.
@@ -22,7 +23,8 @@ MAX_PIXELS = 100_000_000
 MAX_GIF_LEAPS = 32
 GIF_BYTES_AT_ONCE = 2**15
 BROKEN_GIF = "the GIF's first frame is not whole, or what lies before and in it is cut into too many short blocks."
-UNKNOWN = "Unknown image file format; JPEG, PNG, GIF and BMP are read."
+UNKNOWN = f"Unknown image file format; {READ} are read."
+ANIMATED_WEBP = "animated WebP images are not read; take a still one, such as the first frame."
 # What `ScaleAndTranslate` calls the kernels that it has, and how far they reach.
 SCALE_AND_TRANSLATE = {"bilinear": "triangle", "bicubic": "keyscubic"}
 RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
@@ -93,7 +95,7 @@ def fused_batch_normalization(
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:
-    """Decode one JPEG, PNG, GIF (its first frame) or BMP to RGB.
+    """Decode one JPEG, PNG, GIF (its first frame), BMP or WebP (no animation) to RGB.
 
     What comes out is what Pillow's `convert("RGB")` gives of the same file, with the exceptions below. Greyscale
     becomes three equal channels, a palette its colours; an alpha channel is dropped, as is EXIF orientation, which
@@ -104,6 +106,8 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
     taken as not inverted, as the standard has it; Pillow takes those as inverted too.
     PNG: of 16 bits the upper 8 remain; Pillow cuts 16-bit greyscale at 255 instead.
     BMP: 8 bits with a palette, 24 and 32 bits, not compressed.
+    WebP: TensorFlow decodes it from 2.20 on. An exported graph names no operation that earlier ones lack, so that an
+    older TensorFlow Serving loads it too, and answers WebP with an error.
 
     Args:
         data: the encoded image, a string scalar.
@@ -130,6 +134,7 @@ def _decode_rarer(data: tf.Tensor) -> tf.Tensor:
             [
                 (_starts(data, b"GIF8"), lambda: _decode_gif(data)),
                 (_starts(data, b"BM"), lambda: _decode_bmp(data)),
+                (_is_webp(data), lambda: _decode_webp(data)),
             ],
             default=lambda: tf.io.decode_png(_required(False, UNKNOWN, data), channels=3),
         )
@@ -181,11 +186,41 @@ def _decode_bmp(data: tf.Tensor) -> tf.Tensor:
     return tf.cond(bits == 8, coloured, lambda: decoded[..., :3])
 
 
+def _is_webp(data: tf.Tensor) -> tf.Tensor:
+    # Without one of these, libwebp would take what follows for data without a header, whose size stands elsewhere.
+    kind = tf.strings.substr(_padded(data, 16), 8, 8)
+    return _starts(data, b"RIFF") & tf.reduce_any(kind == tf.constant([b"WEBPVP8 ", b"WEBPVP8L", b"WEBPVP8X"]))
+
+
+def _decode_webp(data: tf.Tensor) -> tf.Tensor:
+    kind = tf.strings.substr(data, 15, 1)
+    octets = tf.stack(_numbers(data, 20, 10, tf.uint8))
+
+    def number(low: int, middle: int, high: int) -> tf.Tensor:
+        return octets[low] + 256 * octets[middle] + 65536 * octets[high]
+
+    # Of a file with extensions, libwebp refuses an image of another size than that of the canvas.
+    extended = [1 + number(4, 5, 6), 1 + number(7, 8, 9)]
+    lossless = [1 + number(1, 2, 3) % 2**14, 1 + (octets[2] // 64 + 4 * octets[3] + 1024 * octets[4]) % 2**14]
+    lossy = [(octets[6] + 256 * octets[7]) % 2**14, (octets[8] + 256 * octets[9]) % 2**14]
+    width, height = tf.unstack(tf.where(kind == b"X", extended, tf.where(kind == b"L", lossless, lossy)))
+    # TensorFlow 2.21 writes an animation's four channels into room for three, which damages the process' memory.
+    still = (kind != b"X") | (tf.bitwise.bitwise_and(octets[0], 2) == 0)
+    data = _required(still, ANIMATED_WEBP, _within_limit(data, width, height))
+    # The decoder gives the channels that the file has, and refuses to drop alpha.
+    return tf.io.decode_image(data, expand_animations=False)[..., :3]
+
+
+def _padded(data: tf.Tensor, size: int) -> tf.Tensor:
+    """Return the beginning of a file; beyond its end stand zeros."""
+    return tf.strings.substr(tf.strings.join([tf.strings.substr(data, 0, size), bytes(size)]), 0, size)
+
+
 def _numbers(data: tf.Tensor, at: int, count: int, dtype: tf.DType, little_endian: bool = True) -> list[tf.Tensor]:
     """Return int32 numbers that stand in a file from a position on; beyond its end stand zeros."""
     size = count * dtype.size
-    header = tf.strings.join([tf.strings.substr(data, 0, at + size), bytes(at + size)])
-    numbers = tf.io.decode_raw(tf.strings.substr(header, at, size), dtype, little_endian=little_endian)
+    header = tf.strings.substr(_padded(data, at + size), at, size)
+    numbers = tf.io.decode_raw(header, dtype, little_endian=little_endian)
     return tf.unstack(tf.cast(numbers, tf.int32), count)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_convnets.card import ModelCard
 from keras_convnets.classes import likeliest
-from keras_convnets.errors import UserError
+from keras_convnets.errors import UnreadableImage
 
 # Of more images, building a graph takes less time than it saves.
 VIEWED_EAGERLY = 16
@@ -43,7 +43,7 @@ class Classifier:
         """Return the probabilities of encoded images, float32 [n, classes].
 
         Raises:
-            UserError: if one of them does not decode.
+            UnreadableImage: if one of them does not decode.
         """
         if self.predict_encoded is not None:
             return self.predict_encoded(encoded)
@@ -66,11 +66,13 @@ def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
         uint8 [n, H, W, 3].
 
     Raises:
-        UserError: if one of them does not decode; the sentence gives its position. Also if the view can't be applied.
+        UnreadableImage: if one of them does not decode; the sentence gives its position.
+        UserError: if the view can't be applied.
     """
     import tensorflow as tf
 
     from keras_convnets._tf_ops import apply_view, decode_image, plain_reason
+    from keras_convnets.images import READ
 
     def view(image: tf.Tensor) -> tf.Tensor:
         return apply_view(image, card.view)
@@ -83,7 +85,7 @@ def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
             views.append(view(decode_image(tf.constant(data))).numpy())
         except tf.errors.OpError as error:
             reason = plain_reason(error)
-            raise UserError(f"image {position} is not readable ({reason}); JPEG, PNG, BMP and GIF are.") from error
+            raise UnreadableImage(f"image {position} is not readable ({reason}); {READ} are.") from error
     return np.stack(views)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.arguments import Parser
 from keras_convnets.display import printable
-from keras_convnets.errors import Diverged, UserError, unknown_name
+from keras_convnets.errors import Diverged, UnreadableImage, UserError, unknown_name
 from keras_convnets.registry import ARCHITECTURES, PublishedError, get_architecture, get_model, list_models
 from keras_convnets.version import __version__
 
@@ -558,28 +558,73 @@ def _name_of(source: str) -> str | None:
     return name if name.lower() in map(str.lower, ARCHITECTURES) else None
 
 
-def _predict(args: argparse.Namespace) -> None:
-    """Classify images, folders of images or URLs of images."""
+def _predict(args: argparse.Namespace) -> int | None:
+    """Classify images, folders of images or URLs of images; exit status 1 if some can't be read."""
     given = [value for value in (args.run, args.model, args.url) if value]
     if len(given) != 1:
         raise UserError(f"{PROGRAM} predict takes one of --run, --model and --url, and got {len(given)}; give one.")
-    from keras_convnets.images import find_images, read_image
+    from keras_convnets.images import find_images
 
-    places = find_images(args.images)
+    # One that is given twice is answered once.
+    places = list(dict.fromkeys(find_images(args.images)))
     _load_tensorflow()
     with _answering(args) as answer:
         found = []
         for first in range(0, len(places), args.batch_size):
-            part = places[first : first + args.batch_size]
-            for place, answers in zip(part, answer([read_image(place) for place in part]), strict=True):
+            for place, answers in _answered(places[first : first + args.batch_size], answer):
+                if isinstance(answers, UnreadableImage):
+                    found.append({"image": place, "error": str(answers)})
+                    continue
                 classes = [{"class": name, "probability": probability} for name, probability in answers[: args.top_k]]
                 found.append({"image": place, "classes": classes})
+    unread = [item for item in found if "error" in item]
     if args.json:
         _print_json(found)
-        return
-    from keras_convnets.display import answers_text, blocks_for
+    elif len(unread) < len(found):
+        from keras_convnets.display import answers_text, blocks_for
 
-    print(answers_text(found, blocks_for(sys.stdout.encoding)))
+        print(answers_text([item for item in found if "error" not in item], blocks_for(sys.stdout.encoding)))
+    for item in unread:
+        print(f"{PROGRAM}: {printable(item['error'])}", file=sys.stderr)
+    if not unread:
+        return None
+    print(f"{PROGRAM}: {len(unread)} of the {len(found)} images have no answer.", file=sys.stderr)
+    return FAILURE if len(unread) < len(found) else USER_ERROR
+
+
+def _answered(
+    places: Sequence[str], answer: Callable
+) -> Iterator[tuple[str, list[tuple[str, float]] | UnreadableImage]]:
+    """Give each place with its answers, or with the reason why it has none."""
+    from keras_convnets.images import read_image
+
+    read: dict[str, bytes | UnreadableImage] = {}
+    for place in places:
+        try:
+            read[place] = read_image(place)
+        except UnreadableImage as error:
+            read[place] = error
+    encoded = [data for data in read.values() if isinstance(data, bytes)]
+    try:
+        answers = iter(answer(encoded) if encoded else ())
+    except UnreadableImage:
+        # One that does not decode fails the batch: it is found by asking about each alone.
+        answers = None
+    for place in places:
+        data = read[place]
+        if isinstance(data, UnreadableImage):
+            yield place, data
+        elif answers is not None:
+            yield place, next(answers)
+        else:
+            yield place, _answer_alone(place, data, answer)
+
+
+def _answer_alone(place: str, data: bytes, answer: Callable) -> list[tuple[str, float]] | UnreadableImage:
+    try:
+        return answer([data])[0]
+    except UnreadableImage as error:
+        return UnreadableImage(f"{place}: {str(error).removeprefix('image 0 ')}")
 
 
 @contextlib.contextmanager
@@ -783,14 +828,16 @@ def _data_verify(args: argparse.Namespace) -> int:
     listed = None if args.quarantine is None else found.write_quarantine(args.quarantine)
     if args.json:
         _print_json(found.to_dict())
-        return FAILURE if found.skipped else 0
+        return FAILURE if found.skipped or found.refused else 0
     width = max((len(finding.path) for finding in found.findings), default=0)
     for item in found.findings:
         print(f"{item.path:<{width}}  {item.kind:<12} {item.fate:<8} {item.detail}")
     print(f"{found.files} files, {len(found.skipped)} of them skipped in training")
+    if found.refused:
+        print("training refuses the folder until what is marked as refused is mended")
     if listed is not None:
         print(f"wrote {listed}")
-    return FAILURE if found.skipped else 0
+    return FAILURE if found.skipped or found.refused else 0
 
 
 def _data_verify_flags(parser: Parser) -> None:
@@ -816,13 +863,27 @@ def _data_stats(args: argparse.Namespace) -> None:
     from keras_convnets import training
     from keras_convnets.training.data.statistics import data_statistics, statistics_text
 
-    data = training.load_dataset(args.data, args.data_dir)
+    data = _surveyed(args.data) or training.load_dataset(args.data, args.data_dir)
     with _counted(f"reading {args.data}", args.json) as show:
         facts = data_statistics(data, show)
     if args.json:
         _print_json(facts)
     else:
         print(statistics_text(facts))
+
+
+def _surveyed(place: str):
+    """Return what lies in a folder of images that training refuses; None of anything else, which is loaded."""
+    from keras_convnets.training.data.folder import survey, without_listed
+    from keras_convnets.training.data.shards import holds_shards
+
+    folder = Path(place)
+    if place == "digits" or not folder.is_dir() or holds_shards(folder):
+        return None
+    found = survey(folder)
+    if not found.splits:
+        found.check()
+    return without_listed(folder, found) if found.problems else None
 
 
 def _data_stats_flags(parser: Parser) -> None:

@@ -21,6 +21,10 @@ class UserError(ValueError):
         super().__init__("\n".join(map(printable, str(sentence).split("\n"))))
 
 
+class UnreadableImage(UserError):
+    """An image that can't be read or decoded, or is refused by an endpoint; others may do."""
+
+
 class Interrupted(Exception):
     """Work that was asked to stop and can be gone on with; the command line exits with status 130."""
 

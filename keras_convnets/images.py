@@ -3,19 +3,77 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 import urllib.error
 import urllib.request
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from keras_convnets.errors import UserError
+from keras_convnets.errors import UnreadableImage, UserError
 from keras_convnets.version import __version__
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+# What is decoded, in words and by the names of files; decoding goes by the content.
+READ = "JPEG, PNG, GIF, BMP and WebP"
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".bmp", ".gif", ".webp")
+# Images by their names too, which are not decoded; `data prepare` converts those of them that Pillow reads.
+OTHER_SUFFIXES = (
+    *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jxl", ".ppm", ".pgm", ".pbm"),
+    *(".pnm", ".tga", ".pcx", ".dib", ".ico", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+)
+# What systems put beside one's own files and folders, besides what is hidden.
+LITTER = {
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"),
+    "lost+found",
+}
 URL_TIMEOUT = 30.0
 ORIENTATION = 0x0112
+log = logging.getLogger("keras_convnets")
+
+
+def is_litter(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or none of the user's own, such as `__MACOSX`."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the files in a folder and in all folders below it, without litter, sorted by the bytes of their paths.
+
+    Symbolic links are followed; a folder to which several ways lead, or a circle of links, is read once.
+
+    Raises:
+        UserError: if a folder can't be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"folder {error.filename} can't be read ({error.strerror}); let it be read, or move it away.")
+
+    seen, found = set(), []
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        facts = os.stat(place)
+        if (facts.st_dev, facts.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted((name for name in folders if not is_litter(name)), key=os.fsencode)
+        found += [Path(place, name) for name in files if not is_litter(name)]
+    return sorted(found, key=os.fsencode)
+
+
+def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images of `files_below` that are read, and those of other types, as their names tell."""
+    files = files_below(folder)
+    return tuple([path for path in files if path.suffix.lower() in known] for known in (SUFFIXES, OTHER_SUFFIXES))
+
+
+def types_of(paths: Iterable[Path]) -> str:
+    """Return how many files there are of each type, such as "3 .tif, 1 .heic"."""
+    counts = Counter(path.suffix.lower() for path in paths)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
 def find_images(places: list[str]) -> list[str]:
@@ -30,10 +88,15 @@ def find_images(places: list[str]) -> list[str]:
         if place.startswith(("http://", "https://")) or path.is_file():
             found.append(place)
         elif path.is_dir():
-            inside = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            inside, others = images_below(path)
             if not inside:
-                raise UserError(f"folder {place} holds no images ({', '.join(SUFFIXES)}); give a folder that does.")
-            found += inside
+                held = f" but {types_of(others)}" if others else ""
+                raise UserError(
+                    f"folder {place} holds no images ({', '.join(SUFFIXES)}){held}; give a folder that does."
+                )
+            if others:
+                log.warning("images of other types in %s are left out: %s; %s are read.", place, types_of(others), READ)
+            found += map(str, inside)
         else:
             raise UserError(f"there is no image or folder {place}; give files, folders or http(s) URLs of images.")
     return found
@@ -46,7 +109,7 @@ def read_image(place: str) -> bytes:
     the networks nor TensorFlow's decoders look at EXIF; any other file's bytes come back as they are.
 
     Raises:
-        UserError: if it can't be read, fetched or decoded.
+        UnreadableImage: if it can't be read, fetched or decoded.
     """
     try:
         if place.startswith(("http://", "https://")):
@@ -56,12 +119,14 @@ def read_image(place: str) -> bytes:
         else:
             data = Path(place).read_bytes()
     except (OSError, urllib.error.URLError, ValueError) as error:
-        raise UserError(f"{place} can't be read ({error}); give an existing file or a URL that answers.") from error
+        raise UnreadableImage(
+            f"{place} can't be read ({error}); give an existing file or a URL that answers."
+        ) from error
     try:
         return upright(data)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UserError(f"{place} is not a readable image ({reason}); JPEG, PNG, BMP and GIF are.") from error
+        raise UnreadableImage(f"{place} is not a readable image ({reason}); {READ} are.") from error
 
 
 def upright(data: bytes) -> bytes:

@@ -45,6 +45,18 @@ def test_the_weights_recipe_for_a_keras_twin_works():
     np.testing.assert_allclose(ours.predict(images, verbose=0), expected, atol=1e-5)
 
 
+def test_the_network_for_greyscale_of_16_bits_works():
+    text = (ROOT / "docs" / "from-keras-applications.md").read_text(encoding="utf-8")
+    block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    made = {}
+    exec(block.replace("224", "32"), made)  # the page's own lines, smaller
+    images = np.random.default_rng(0).integers(0, 65536, (2, 32, 32, 1), np.uint16)
+    model = made["model"]
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    assert np.isfinite(model.train_on_batch(images, np.array([0, 1])))
+    assert model.predict(images, verbose=0).shape == (2, 2)
+
+
 def test_the_readme_shows_the_two_commands_and_every_dependency():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.index("make quickstart") < readme.index("make test") < 800

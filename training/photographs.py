@@ -41,7 +41,7 @@ def random_area_crop(
     See `area_window` for how the window is drawn. The window is resized by itself: no pixel beside it is looked at.
 
     Args:
-        encoded: JPEG, PNG, GIF or BMP, a string scalar.
+        encoded: JPEG, PNG, GIF, BMP or WebP, a string scalar.
         seed: int [2]; the same seed gives the same crop.
         size: side of the square, in pixels.
         area: smallest and largest area of the window, as a fraction of the photograph's.
@@ -78,7 +78,7 @@ def random_scale_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int, shorter: S
     augmentation. A 224x224 crop is randomly sampled". Simonyan and Zisserman 2014, section 3.1: [256, 512].
 
     Args:
-        encoded: JPEG, PNG, GIF or BMP, a string scalar.
+        encoded: JPEG, PNG, GIF, BMP or WebP, a string scalar.
         seed: int [2]; the same seed gives the same crop.
         size: side of the square, in pixels.
         shorter: least and greatest length of the shorter side after resizing, in pixels; every whole number from one
@@ -106,7 +106,7 @@ def random_square_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int = 224, squ
     x 2, leaves one row and one column of them out.
 
     Args:
-        encoded: JPEG, PNG, GIF or BMP, a string scalar.
+        encoded: JPEG, PNG, GIF, BMP or WebP, a string scalar.
         seed: int [2]; the same seed gives the same crop.
         size: side of the square that is returned, in pixels.
         square: side of the central square, in pixels.

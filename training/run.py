@@ -42,7 +42,7 @@ EVALUATION = "evaluation.json"
 BEST, FINAL = "best.keras", "final.keras"
 KEEP_CHECKPOINTS = 2
 SAMPLES = 100
-ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp"}
+ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WebP": ".webp"}
 # Recipe fields that a run may go on with otherwise after it diverged: neither data nor weights depend on them.
 MENDING = ("learning_rate", "clip_norm")
 

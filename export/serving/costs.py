@@ -88,7 +88,7 @@ def of_message(data: bytes, descriptor: Any, limits: Limits = NO_LIMITS) -> int:
 
 
 def image_pixels(data: bytes) -> int:
-    """Return how many pixels a JPEG, PNG, GIF or BMP file claims to have, and 0 for anything else.
+    """Return how many pixels a JPEG, PNG, GIF, BMP or WebP file claims to have, and 0 for anything else.
 
     Example:
         >>> image_pixels(b"BM" + bytes(16) + struct.pack("<ii", 3, -2))
@@ -100,11 +100,26 @@ def image_pixels(data: bytes) -> int:
         sizes = _unpacked("<HH", data, 6)
     elif data[:2] == b"BM":
         sizes = _unpacked("<ii", data, 18)
+    elif data[:4] == b"RIFF" and data[8:15] == b"WEBPVP8":
+        sizes = _webp_sizes(data)
     elif data[:2] == b"\xff\xd8":
         return _jpeg_pixels(data)
     else:
         return 0
     return abs(sizes[0] * sizes[1])
+
+
+def _webp_sizes(data: bytes) -> tuple[int, int]:
+    """Return width and height by the header of each of WebP's three kinds, and zeros where it is not whole."""
+    kind, header = data[15:16], data[20:30]
+    if len(header) < 10:
+        return 0, 0
+    if kind == b"X":
+        return 1 + int.from_bytes(header[4:7], "little"), 1 + int.from_bytes(header[7:10], "little")
+    if kind == b"L":
+        bits = int.from_bytes(header[1:5], "little")
+        return 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
+    return int.from_bytes(header[6:8], "little") % 2**14, int.from_bytes(header[8:10], "little") % 2**14
 
 
 def decoded_pixels(strings: Iterable[bytes], in_examples: bool = False) -> int:

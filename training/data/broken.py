@@ -15,7 +15,7 @@ from PIL import Image
 from keras_convnets._tf_ops import MAX_PIXELS, decode_image
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.images import ORIENTATION
+from keras_convnets.images import ORIENTATION, READ
 from keras_convnets.training.data.passes import counted, kept
 
 # Of a split; more than this is a fault of the collection that somebody should look at.
@@ -28,10 +28,20 @@ UNREADABLE = (
     tf.errors.NotFoundError,
     tf.errors.FailedPreconditionError,
     tf.errors.PermissionDeniedError,
+    # What TensorFlow's error about a file becomes in Python where the file's name is no UTF-8.
+    UnicodeDecodeError,
 )
 TYPES = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"BM": "BMP"}
+# Of WebP the length of the file stands between the two; what follows is one of three kinds of data.
+RIFF, WEBP = b"RIFF", (b"WEBPVP8 ", b"WEBPVP8L", b"WEBPVP8X")
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-SUFFIX_TYPES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".bmp": "BMP"}
+SUFFIX_TYPES = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jif", ".jfif"), "JPEG"),
+    **{".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WebP"},
+}
+# An image whose shorter side is less shows little, in pixels; one that is so many times as long as wide is cut.
+TINY_SIDE = 16
+EXTREME_RATIO = 10
 log = logging.getLogger("keras_convnets")
 
 
@@ -123,7 +133,9 @@ def check_share(split: str, size: int, broken: Sequence[BrokenImage], share: flo
 
 
 def image_type(data: bytes) -> str | None:
-    """Return JPEG, PNG, GIF or BMP by how the content begins, or None."""
+    """Return JPEG, PNG, GIF, BMP or WebP by how the content begins, or None."""
+    if data.startswith(RIFF) and data[8:16] in WEBP:
+        return "WebP"
     return next((name for magic, name in TYPES.items() if data.startswith(magic)), None)
 
 
@@ -131,17 +143,19 @@ def broken_kind(data: bytes) -> tuple[str, str]:
     """Say what is wrong with encoded bytes that do not decode.
 
     Returns:
-        (kind, reason): kind is "empty", "not an image", "too large", "truncated" or "damaged".
+        (kind, reason): kind is "empty", "not an image", "too large", "animated", "truncated" or "damaged".
     """
     if not data:
         return "empty", "0 bytes"
     kind = image_type(data)
     if kind is None:
-        return "not an image", f"{_foreign_type(data)}; JPEG, PNG, GIF and BMP are read"
+        return "not an image", f"{_foreign_type(data)}; {READ} are read"
     try:
         with open_header(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 return "too large", f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+            if kind == "WebP" and getattr(image, "n_frames", 1) > 1:
+                return "animated", f"WebP of {image.n_frames} frames is not read; data prepare converts the first"
             image.load()
     except Image.DecompressionBombError:
         return "too large", f"more than {MAX_PIXELS:,} pixels"
@@ -161,7 +175,8 @@ def remarks(data: bytes, suffix: str) -> list[tuple[str, str]]:
         suffix: of its file's name, such as ".jpg".
 
     Returns:
-        (kind, what training sees), for each of "wrong type", "CMYK", "animated", "16 bits" and "turned" that holds.
+        (kind, what training sees), for each of "wrong type", "tiny", "extreme", "CMYK", "animated", "16 bits" and
+        "turned" that holds.
     """
     found = []
     kind = image_type(data)
@@ -169,6 +184,7 @@ def remarks(data: bytes, suffix: str) -> list[tuple[str, str]]:
         found.append(("wrong type", f"named {suffix}, the content is {kind}"))
     try:
         with open_header(io.BytesIO(data)) as image:
+            found += size_remarks(image.height, image.width)
             if image.mode == "CMYK":
                 found.append(("CMYK", "converted to RGB without a colour profile"))
             if getattr(image, "n_frames", 1) > 1:
@@ -183,10 +199,18 @@ def remarks(data: bytes, suffix: str) -> list[tuple[str, str]]:
     return found
 
 
+def size_remarks(height: int, width: int) -> list[tuple[str, str]]:
+    """Say whether an image is very small or narrow, as (kind, its size)."""
+    size = f"{width} x {height} pixels"
+    shorter, longer = sorted((height, width))
+    found = [("tiny", size)] if shorter < TINY_SIDE else []
+    return found + ([("extreme", f"{size}; the centre is seen")] if longer > EXTREME_RATIO * shorter else [])
+
+
 def open_header(source: Path | BinaryIO) -> Image.Image:
-    """Open an image with Pillow, which reads its header only, without a warning of its size."""
+    """Open an image with Pillow, which reads its header only, without warnings of its size or of what is odd in it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")
         return Image.open(source)
 
 

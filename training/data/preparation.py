@@ -6,6 +6,8 @@ import contextlib
 import io
 import math
 import os
+import struct
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +19,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from keras_convnets._tf_ops import decode_image
+from keras_convnets._tf_ops import MAX_PIXELS, decode_image
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json, writing
-from keras_convnets.images import ORIENTATION
+from keras_convnets.images import ORIENTATION, OTHER_SUFFIXES
 from keras_convnets.numbers import whole_number
 from keras_convnets.training.data.broken import (
     BROKEN_SHARE,
@@ -38,7 +40,9 @@ from keras_convnets.training.data.splits import FileSplit, file_reason
 # About 200 MB of photographs whose shorter side is 256.
 SHARD_IMAGES = 4096
 JPEG_QUALITY = 95
-ENDINGS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
+ENDINGS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jif", ".jfif"), "PNG": (".png",)}
+# What Pillow may be asked to read where TensorFlow does not: readers in Pillow itself, which start no other program.
+CONVERTED = ("TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "DIB", "ICO", "WEBP", "BMP", "GIF", "PNG", "JPEG")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ def prepare_folder(
 
     A photograph whose shorter side is longer than `shorter_side` is resized by Pillow's Lanczos kernel, which is
     antialiased, and written as JPEG of quality 95 without chroma subsampling, or as PNG where it was no JPEG. EXIF
-    orientation is applied and dropped. Upright JPEGs and PNGs that are small enough are copied byte by byte.
+    orientation is applied and dropped. Upright JPEGs and PNGs that are small enough are copied byte by byte. What
+    TensorFlow does not decode and Pillow does, such as TIFF, AVIF and the first frame of an animated WebP, becomes PNG.
 
     The splits are those of `load_dataset(folder)` and become `train/`, `test/` and so on, so that no image changes its
     part. Shards hold the images of a split in a random order that is always the same, because they are read one after
@@ -88,7 +93,7 @@ def prepare_folder(
     folder, to = Path(folder), Path(to)
     _check_arguments(folder, to, shorter_side, format)
     shorter_side = whole_number(shorter_side)
-    data = load_folder(folder)
+    data = load_folder(folder, convertible=True)
     splits: dict[str, FileSplit] = dict(data.splits)
     plan = {"source": data.fingerprint(), "shorter_side": shorter_side, "format": format}
     then = "mend that, and the same command goes on, or name another with --to"
@@ -101,7 +106,9 @@ def prepare_folder(
             work = _Work(to, index, folder, shorter_side, progress, sum(split.size for split in splits.values()))
             for name, split in splits.items():
                 (work.write_files if format == "folder" else work.write_shards)(name, split)
-                broken = [BrokenImage(*item) for item in index["left_out"] if item[0] == name]
+                # Others than those that training reads are a gain, and no loss.
+                left_out = [BrokenImage(*item) for item in index["left_out"] if item[0] == name]
+                broken = [image for image in left_out if not image.file.lower().endswith(OTHER_SUFFIXES)]
                 check_share(name, split.size, broken, BROKEN_SHARE)
             sizes = index.pop("sizes")
             write_json(to / INDEX, {**index, "image_size": sizes[0] if len(sizes) == 1 else None, "finished": True})
@@ -164,7 +171,7 @@ class _Work:
                 f"the file system of {self.to} takes the names of two classes for one (upper and lower case); rename "
                 "one of them, or write to another."
             )
-        names = _distinct_names(split.paths)
+        names = _distinct_names(split.paths, split.labels)
 
         def make(path: Path, label: int) -> tuple[int, int] | None:
             target, name = folders[label], names[path]
@@ -216,7 +223,9 @@ class _Work:
 
     def _count(self, split_name: str, path: Path, size: tuple[int, int] | None) -> None:
         if size is None:
-            self.index["left_out"].append([split_name, printable(path), file_reason(path)])
+            is_other = path.suffix.lower() in OTHER_SUFFIXES
+            reason = f"Pillow reads no such {path.suffix}" if is_other else file_reason(path)
+            self.index["left_out"].append([split_name, printable(path), reason])
         else:
             self.index["images"] += 1
             # Two different sizes say all that is asked: whether the images share one.
@@ -270,11 +279,15 @@ def prepared_image(path: Path, shorter_side: int) -> PreparedImage | None:
     """
     try:
         data = path.read_bytes()
-        pixels = decode_image(tf.constant(data)).numpy()
-    except (OSError, *UNREADABLE):
+    except OSError:
         return None
-    image = Image.fromarray(pixels)
-    orientation = _orientation(data)
+    try:
+        image = Image.fromarray(decode_image(tf.constant(data)).numpy())
+        orientation = _orientation(data)
+    except UNREADABLE:
+        image, orientation = _converted(data), 1
+        if image is None:
+            return None
     if orientation != 1:
         image.getexif()[ORIENTATION] = orientation
         image = ImageOps.exif_transpose(image)
@@ -291,6 +304,27 @@ def prepared_image(path: Path, shorter_side: int) -> PreparedImage | None:
     return PreparedImage(buffer.getvalue(), kind, (image.height, image.width))
 
 
+def _converted(data: bytes) -> Image.Image | None:
+    """Return what Pillow reads of an image that TensorFlow does not decode, upright and RGB, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=CONVERTED) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return None
+                image.load()
+                turned = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, IndexError, EOFError, KeyError, struct.error):
+        return None
+    except Image.DecompressionBombError:
+        return None
+    if turned.mode.startswith("I;16"):
+        # Of 16 bits the upper 8, as of PNG; Pillow would cut at 255.
+        turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+    # Numbers of 32 bits have no range that is known.
+    return None if turned.mode in ("I", "F") else turned.convert("RGB")
+
+
 def _orientation(data: bytes) -> int:
     try:
         with open_header(io.BytesIO(data)) as image:
@@ -304,18 +338,19 @@ def _names(name: str) -> list[str]:
     return [name, *(name + endings[0] for endings in ENDINGS.values())]
 
 
-def _distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
+def _distinct_names(paths: Sequence[Path], labels: Sequence[int]) -> dict[Path, str]:
     """Return a name for each file, its own where no two files of a class could be written under one name.
 
-    "x.gif" may become "x.gif.png", and file systems may ignore upper and lower case; a later file then gets a number.
+    "x.gif" may become "x.gif.png", file systems may ignore upper and lower case, and folders below a class are not made
+    again; a later file then gets a number.
     """
     chosen, taken = {}, defaultdict(set)
-    for path in paths:
+    for path, label in zip(paths, labels, strict=True):
         name, number = path.name, 1
-        while taken[path.parent] & set(map(folded_name, _names(name))):
+        while taken[label] & set(map(folded_name, _names(name))):
             number += 1
             name = f"{path.stem}%~{number}{path.suffix}"
-        taken[path.parent] |= set(map(folded_name, _names(name)))
+        taken[label] |= set(map(folded_name, _names(name)))
         chosen[path] = name
     return chosen
 

@@ -466,7 +466,8 @@ class FileSplit(PositionSplit):
 
     def _read_encoded(self, positions):
         # As bytes: a file's name need not be text.
-        paths, labels = tf.constant([os.fsencode(path) for path in self.paths]), tf.constant(self._labels)
+        paths = tf.constant([os.fsencode(path) for path in self.paths], tf.string)
+        labels = tf.constant(self._labels)
         return positions.map(
             lambda position: (tf.io.read_file(paths[position]), labels[position], position),
             num_parallel_calls=tf.data.AUTOTUNE,

@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from PIL import Image
 
 from keras_convnets._tf_ops import decode_image
-from keras_convnets.display import printable
 from keras_convnets.files import write_text
 from keras_convnets.training.data.broken import outcomes, remarks
-from keras_convnets.training.data.folder import QUARANTINE, SUFFIXES, list_folder, listed_name
+from keras_convnets.training.data.folder import QUARANTINE, Survey, listed_name, survey
 from keras_convnets.training.data.splits import FileSplit, file_kind
 
-SKIPPED, USED = "skipped", "used"
+SKIPPED, USED, NOT_READ, REFUSED = "skipped", "used", "not read", "refused"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is to be said of one file.
+    """What is to be said of one file or folder.
 
     Attributes:
         path: relative to the folder, with slashes; what is no visible character as `printable` writes it.
         kind: such as "truncated" or "CMYK".
-        fate: what training does with the file: "skipped" or "used".
-        detail: why it is skipped, or as what it is used.
+        fate: what training does with the file: "skipped" or "used"; "not read" of what lies beside the splits or the
+            classes; "refused" where training refuses the whole folder.
+        detail: why it is skipped or refused, or as what it is used.
     """
 
     path: str
@@ -55,11 +54,19 @@ class Verification:
     @property
     def skipped(self) -> tuple[Finding, ...]:
         """Those of files that training skips, one a file."""
-        return tuple(finding for finding in self.findings if finding.fate == SKIPPED)
+        return self._of(SKIPPED)
+
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """Those for which training refuses the folder."""
+        return self._of(REFUSED)
+
+    def _of(self, fate: str) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.fate == fate)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        counts = {"files": self.files, "skipped": len(self.skipped)}
+        counts = {"files": self.files, "skipped": len(self.skipped), "refused": len(self.refused)}
         return {"folder": str(self.folder), **counts, "findings": [vars(finding) for finding in self.findings]}
 
     def write_quarantine(self, path: str | os.PathLike | None = None) -> Path:
@@ -80,17 +87,18 @@ def verify_folder(folder: str | os.PathLike, progress: Callable[[int, int], None
     """Decode every image of a folder with the ops that training uses, in parallel, and say what is wrong or unusual.
 
     JPEG data carry no checksum: damage that libjpeg decodes to something, with a warning of its own at most, is found
-    neither here nor by training. Data that end early are found.
+    neither here nor by training. Data that end early are found. What has the folder refused is among the findings.
 
     Args:
         folder: as `load_dataset` takes it; a list `quarantine.txt` in it is not regarded.
         progress: called with (files done, files in all).
 
     Raises:
-        UserError: if the folder has no classes or a class no images.
+        UserError: if a folder can't be read.
     """
     folder = Path(folder)
-    paths = sorted(path for split in list_folder(folder).values() for path in split.paths)
+    found = survey(folder)
+    paths = sorted((path for split in found.splits.values() for path in split.paths), key=os.fsencode)
     encoded = FileSplit(paths, [0] * len(paths)).encoded_in_order()
     decoded = encoded.map(
         lambda data, label, position: tf.size(decode_image(data)),
@@ -108,15 +116,18 @@ def verify_folder(folder: str | os.PathLike, progress: Callable[[int, int], None
             findings += [Finding(name, kind, USED, seen) for kind, seen in remarks(path.read_bytes(), path.suffix)]
         if progress:
             progress(position + 1, len(paths))
-    others = _other_images({path.parent for path in paths})
-    findings += [
-        Finding(listed_name(path, folder), "other type", SKIPPED, f"{printable(path.suffix)} files are not read")
-        for path in others
+    findings += _layout_findings(folder, found)
+    looked_at = len(paths) + len(found.others)
+    return Verification(folder, looked_at, tuple(sorted(findings, key=lambda finding: finding.path)))
+
+
+def _layout_findings(folder: Path, found: Survey) -> list[Finding]:
+    """Return what is to be said of where files lie, and of files that are not looked into."""
+    converted = "{} files are not read; data prepare converts those that Pillow reads"
+    found_at = [
+        *((path, "other type", SKIPPED, converted.format(path.suffix.lower())) for path in found.others),
+        *((path, "beside", NOT_READ, "it lies beside the splits or the classes") for path in found.beside),
+        *((path, "empty class", USED, "this split holds no images of it") for path in found.empty),
+        *((problem.path, problem.kind, REFUSED, problem.sentence) for problem in found.problems),
     ]
-    return Verification(folder, len(paths) + len(others), tuple(sorted(findings, key=lambda finding: finding.path)))
-
-
-def _other_images(folders: set[Path]) -> list[Path]:
-    """Return the files of class folders that are images by their names, but of a type that is not read."""
-    known = set(Image.registered_extensions()) - set(SUFFIXES)
-    return [path for folder in folders for path in folder.iterdir() if path.suffix.lower() in known]
+    return [Finding(listed_name(path, folder), kind, fate, detail) for path, kind, fate, detail in found_at]
