@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from keras_convnets.errors import UnreadableImage, UserError
+from keras_convnets.export.credentials import Credentials, Place
 
 DEFAULT_BATCH_SIZE = 32
 # Of encoded images a request holds at most so many bytes, or one image: servers bound what they take at once.
@@ -23,13 +25,19 @@ BATCH_BYTES = 8 * 1024**2
 SAME_PROBABILITY = 1e-4
 
 _NAME = r"(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?/?"
-_REST_PATH = re.compile(rf"/v1/models/{_NAME}")
+_REST_PATH = re.compile(rf"(?:/[^/]+)*/v1/models/{_NAME}")
 _GRPC_PATH = re.compile(rf"/{_NAME}")
 _ALLOWED = (
     "allowed are http://HOST:8501/v1/models/NAME and grpc://HOST:8500/NAME, each with /versions/V or /labels/L behind "
-    "the name if need be"
+    "the name if need be, https:// and grpcs:// for TLS, and a prefix before /v1"
 )
-_STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+# The schemes, and whether they stand for TLS.
+_SCHEMES = {"http": False, "https": True, "grpc": False, "grpcs": True}
+_GRPC_SCHEMES = ("grpc", "grpcs")
+_TLS_PORT = 443
+# The statuses of a request without the right credentials.
+_REFUSED = (401, 403)
+_STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
 
 
 class EndpointError(RuntimeError):
@@ -44,12 +52,18 @@ class Client:
 
     Args:
         url: `http://HOST:8501/v1/models/NAME` or `grpc://HOST:8500/NAME`, each optionally with `/versions/V` or
-            `/labels/L` behind the name.
+            `/labels/L` behind the name; `https://` and `grpcs://` for TLS, on port 443 where none is given. Before
+            `/v1` there may be a prefix, as a proxy has it.
         timeout: seconds that one request may take.
         signature_name: the signature that `predict` calls; None for the endpoint's default.
+        headers: what goes with each request, by name, such as {"Authorization": "Bearer ..."}.
+        root_certificates: a PEM file of the authorities that are trusted with TLS; by default the system's.
+        client_certificate: a PEM file of the client's own certificate, for endpoints that want one.
+        client_key: the PEM file of its key; None where the certificate's file holds it.
 
     Raises:
-        UserError: a URL of another form, or the extra packages for gRPC are missing.
+        UserError: a URL of another form, a header that can't be sent, a file that can't be used, certificates for a URL
+            without TLS, or the extra packages for gRPC are missing.
 
     Example:
         >>> client = Client("http://127.0.0.1:8501/v1/models/resnet20")
@@ -57,10 +71,21 @@ class Client:
         array([3])
     """
 
-    def __init__(self, url: str, *, timeout: float = 60.0, signature_name: str | None = None):
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 60.0,
+        signature_name: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        root_certificates: Place = None,
+        client_certificate: Place = None,
+        client_key: Place = None,
+    ):
         self.url = url
         self.signature_name = signature_name
-        self._transport = _transport(url, timeout)
+        credentials = Credentials(dict(headers or {}), root_certificates, client_certificate, client_key)
+        self._transport = _transport(url, timeout, credentials)
 
     def predict(self, images: Sequence[bytes], *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
         """Return the probabilities of encoded images.
@@ -242,7 +267,7 @@ class _Transport(Protocol):
 class _Rest:
     """The REST protocol on the standard library; one kept-alive connection for each thread."""
 
-    def __init__(self, url: str, timeout: float):
+    def __init__(self, url: str, timeout: float, credentials: Credentials):
         parts = urlsplit(url)
         match = _REST_PATH.fullmatch(parts.path)
         if match is None or parts.query or parts.fragment:
@@ -250,11 +275,13 @@ class _Rest:
         self._url = url
         self._name = unquote(match["name"])
         self._path = parts.path.rstrip("/")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        default_port = 443 if parts.scheme == "https" else 8501
         self._timeout = timeout
+        self._headers = dict(credentials.headers)
+        tls = {"context": credentials.ssl_context()} if _SCHEMES[parts.scheme] else {}
+        kind = http.client.HTTPSConnection if tls else http.client.HTTPConnection
+        port = parts.port or (_TLS_PORT if tls else 8501)
         self._connect: Callable[[], http.client.HTTPConnection] = lambda: kind(
-            parts.hostname, parts.port or default_port, timeout=timeout
+            parts.hostname, port, timeout=timeout, **tls
         )
         self._local = threading.local()
 
@@ -290,10 +317,11 @@ class _Rest:
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
         reused = hasattr(self._local, "connection")
+        headers = self._headers | ({"Content-Type": "application/json"} if body else {})
         if not reused:
             self._local.connection = self._connect()
         try:
-            self._local.connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            self._local.connection.request(method, path, body, headers)
             response = self._local.connection.getresponse()
             data = response.read()
         except (OSError, http.client.HTTPException) as error:
@@ -305,6 +333,9 @@ class _Rest:
         try:
             answer = json.loads(data)
         except ValueError as error:
+            if response.status in _REFUSED:
+                # A proxy's page.
+                raise _refused(self._url, response.status, response.reason) from error
             raise EndpointError(
                 f"{self._url} answered with status {response.status} and no JSON, so it is no model server; give the "
                 "REST port of one."
@@ -317,6 +348,8 @@ class _Rest:
     def _unreachable(self, error: Exception) -> Exception:
         if isinstance(error, TimeoutError):
             return EndpointError(f"{self._url} did not answer within {self._timeout:g} s.")
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return _untrusted(self._url, error.verify_message)
         if isinstance(error, ConnectionRefusedError):
             reason = "connection refused"
         elif isinstance(error, socket.gaierror):
@@ -329,7 +362,7 @@ class _Rest:
 class _Grpc:
     """The gRPC protocol on tensorflow-serving-api's stubs."""
 
-    def __init__(self, url: str, timeout: float):
+    def __init__(self, url: str, timeout: float, credentials: Credentials):
         parts = urlsplit(url)
         match = _GRPC_PATH.fullmatch(parts.path)
         if match is None or parts.query or parts.fragment:
@@ -344,10 +377,14 @@ class _Grpc:
         self._name = unquote(match["name"])
         self._version, self._label = match["version"], match["label"]
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        unlimited = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
-        self._channel = grpc.insecure_channel(
-            f"{host}:{parts.port or 8500}", options=[*unlimited, ("grpc.enable_http_proxy", 0)]
-        )
+        self._metadata = credentials.metadata()
+        options = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
+        options.append(("grpc.enable_http_proxy", 0))
+        if _SCHEMES[parts.scheme]:
+            place = f"{host}:{parts.port or _TLS_PORT}"
+            self._channel = grpc.secure_channel(place, credentials.channel_credentials(), options)
+        else:
+            self._channel = grpc.insecure_channel(f"{host}:{parts.port or 8500}", options)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._model = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
@@ -419,27 +456,40 @@ class _Grpc:
         import grpc
 
         try:
-            return method(request, timeout=self._timeout)
+            return method(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             code, details = error.code(), error.details() or ""
+        if "CERTIFICATE_VERIFY_FAILED" in details:
+            raise _untrusted(self._url, "certificate verify failed")
         if code is grpc.StatusCode.UNAVAILABLE:
             raise _cannot_reach(self._url, "connection refused" if "refused" in details else details)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise EndpointError(f"{self._url} did not answer within {self._timeout:g} s.")
         status = {"INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400, "OUT_OF_RANGE": 400, "NOT_FOUND": 404}
+        status |= {"UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403}
         raise _server_error(self._url, self._name, status.get(code.name, code.name), details)
 
 
-def _transport(url: str, timeout: float) -> _Transport:
+def _transport(url: str, timeout: float, credentials: Credentials) -> _Transport:
     try:
         parts = urlsplit(url)
         # Reading the port is what finds out that it is no number.
         usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except (ValueError, AttributeError, TypeError) as error:
         raise _bad_url(url) from error
-    if not usable or parts.scheme not in ("http", "https", "grpc"):
+    if usable and "@" in parts.netloc:
+        raise UserError(
+            "the URL holds a name or a password, which would be shown; give the header Authorization instead."
+        )
+    if not usable or parts.scheme not in _SCHEMES:
         raise _bad_url(url)
-    return _Grpc(url, timeout) if parts.scheme == "grpc" else _Rest(url, timeout)
+    if credentials.of_tls and not _SCHEMES[parts.scheme]:
+        raise UserError(
+            f"certificates were given for {url}, which is not encrypted; give its https:// or grpcs:// address, or "
+            "leave them out."
+        )
+    kind = _Grpc if parts.scheme in _GRPC_SCHEMES else _Rest
+    return kind(url, timeout, credentials)
 
 
 def _batches(images: Any, batch_size: int) -> Iterator[Any]:
@@ -484,6 +534,20 @@ def _cannot_reach(url: str, reason: str) -> UserError:
     )
 
 
+def _untrusted(url: str, reason: str) -> UserError:
+    return UserError(
+        f"the certificate of the endpoint {url} is not trusted ({reason}); give the certificates of the authority that "
+        "signed it, or the host's name as the certificate has it."
+    )
+
+
+def _refused(url: str, status: int | str, message: str) -> UserError:
+    return UserError(
+        f"the endpoint {url} wants other credentials (status {status}: {message}); give the header that it asks for, "
+        "such as Authorization."
+    )
+
+
 def _server_error(url: str, name: str, status: int | str, message: str) -> Exception:
     """Return the error for an answer that is one: the user's for a request that cannot succeed, else the endpoint's."""
     message = message.strip().rstrip(".")
@@ -492,6 +556,8 @@ def _server_error(url: str, name: str, status: int | str, message: str) -> Excep
             f"the endpoint {url} does not serve that ({message}); {name!r} must be a model, and the version one of its "
             "versions, that the endpoint has loaded, so give the name that it was started with."
         )
+    if status in _REFUSED:
+        return _refused(url, status, message)
     if status == 400:
         return UnreadableImage(f"the endpoint {url} refused the request: {message}.")
     return EndpointError(f"the endpoint {url} failed with status {status}: {message}.")

@@ -39,7 +39,20 @@ def read_config(path: str | os.PathLike) -> Any:
     try:
         return text_format.Parse(text, config)
     except text_format.ParseError as error:
-        raise UserError(f"{path} is not a configuration of TensorFlow Serving ({error}).") from error
+        raise UserError(parse_error_text(path, "ModelServerConfig", error, "mend the file")) from error
+
+
+def parse_error_text(path: str | os.PathLike, kind: str, error: Exception, remedy: str) -> str:
+    """Return the sentence for a file that is no text of a message of TensorFlow Serving, as its own log says it.
+
+    Args:
+        path: the file.
+        kind: the message's name, such as "ModelServerConfig".
+        error: what is wrong and where.
+        remedy: what to do.
+    """
+    reason = str(error).strip().rstrip(".")
+    return f"{path}: Error parsing text-format tensorflow.serving.{kind}: {reason}; {remedy}."
 
 
 @contextlib.contextmanager

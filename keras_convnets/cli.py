@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 PROGRAM = "keras-convnets"
 FAILURE, USER_ERROR, INTERRUPTED = 1, 2, 130
 # So many images are asked about to learn the names of an endpoint's classes.
-CLASS_CHECK_IMAGES = 64
+CLASS_CHECK_IMAGES, MOST_CLASS_CHECK_IMAGES = 64, 1000
+_TLS_FILES = {
+    "root_certificates": "the authorities that are trusted, PEM; default: the system's",
+    "client_certificate": "the client's own certificate, PEM",
+    "client_key": "its key, PEM; default: in --client_certificate",
+}
 log = logging.getLogger("keras_convnets")
 
 
@@ -313,6 +318,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def _evaluate(args: argparse.Namespace) -> None:
     """Measure runs, exported versions, ONNX files or endpoints on a data set."""
+    _check_endpoint_flags(args, list(filter(_is_url, args.source)))
     _load_tensorflow()
     from rich.console import Console
 
@@ -345,6 +351,7 @@ def _evaluate_flags(parser: Parser) -> None:
     parser.add_argument("--split", help=what)
     parser.add_argument("--batch_size", type=_positive, default=128, help="default: %(default)s")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
+    _endpoint_flags(parser)
 
 
 def _positive(text: str) -> int:
@@ -383,7 +390,6 @@ def _described(doing: str) -> str:
 
 def _evaluate_endpoint(source: str, args: argparse.Namespace):
     """Measure an endpoint with images as the data hold them: it brings them to its size by itself."""
-    from keras_convnets import export
     from keras_convnets.classes import imagenet_classes
 
     data = _data_of(source, None, None, args)
@@ -391,12 +397,22 @@ def _evaluate_endpoint(source: str, args: argparse.Namespace):
     measured = dataclasses.replace(data, splits={split: data.split(split)}).without_broken()[0]
     data = dataclasses.replace(data, splits={**data.splits, **measured.splits})
     names = dict(zip(imagenet_classes().ids, imagenet_classes().names, strict=True))
-    some = data.split(split).encoded_in_order().take(CLASS_CHECK_IMAGES).as_numpy_iterator()
-    with export.Client(source) as client:
+    with _client(source, args) as client:
         expected = [names.get(name, name) for name in data.class_names]
-        if not client.check_classes(expected, [encoded for encoded, *_ in some]):
+        if not client.check_classes(expected, _some_of_each_class(data.split(split), len(expected))):
             log.warning("%s tells no class names, so only their number was compared.", source)
         return _measure(source, client.predict, data, split, args, encoded=True)
+
+
+def _some_of_each_class(split, classes: int) -> list[bytes]:
+    """Return encoded images of as many classes as there may be: a stored order has one class after the other."""
+    count = min(split.size, max(CLASS_CHECK_IMAGES, min(classes, MOST_CLASS_CHECK_IMAGES)))
+    try:
+        stream = split.encoded_shuffled(0, balanced=True)
+    except UserError:
+        # Records that are read one after the other.
+        stream = split.encoded_in_order()
+    return [encoded for encoded, *_ in stream.take(count).as_numpy_iterator()]
 
 
 def _measure(source: str, predictor, data: DataSet, split: str, args: argparse.Namespace, encoded: bool = False):
@@ -506,7 +522,7 @@ def _opened(source: str) -> Iterator[tuple[Classifier, Any]]:
 
 
 def _is_url(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://", "grpc://"))
+    return source.lower().startswith(("http://", "https://", "grpc://", "grpcs://"))
 
 
 def _is_folder(source: str) -> bool:
@@ -517,6 +533,29 @@ def _is_folder(source: str) -> bool:
     from keras_convnets.export.repository import SAVED_MODEL, versions
 
     return any((path / file).is_file() for file in ("config.json", "model.json", SAVED_MODEL)) or bool(versions(path))
+
+
+def _client(url: str, args: argparse.Namespace):
+    """Return a client that shows the endpoint what the flags say."""
+    from keras_convnets import export
+    from keras_convnets.export.credentials import read_headers
+
+    files = {name: getattr(args, name) for name in _TLS_FILES}
+    return export.Client(url, headers=read_headers(args.header), **files)
+
+
+def _check_endpoint_flags(args: argparse.Namespace, urls: Sequence[str]) -> None:
+    given = ["--header"] * bool(args.header) + [f"--{name}" for name in _TLS_FILES if getattr(args, name)]
+    if given and not urls:
+        raise UserError(f"{', '.join(given)} came without an endpoint; give its URL, or leave it out.")
+
+
+def _endpoint_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("for an endpoint's URL")
+    what = "to send along, and the next with another flag, such as 'Authorization: Bearer X'; @FILE: one a line"
+    group.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help=what)
+    for name, what in _TLS_FILES.items():
+        group.add_argument(f"--{name}", metavar="FILE", help=f"with https:// or grpcs://: {what}")
 
 
 def _open_model(source: str):
@@ -563,6 +602,7 @@ def _predict(args: argparse.Namespace) -> int | None:
     given = [value for value in (args.run, args.model, args.url) if value]
     if len(given) != 1:
         raise UserError(f"{PROGRAM} predict takes one of --run, --model and --url, and got {len(given)}; give one.")
+    _check_endpoint_flags(args, [args.url] if args.url else [])
     from keras_convnets.images import find_images
 
     # One that is given twice is answered once.
@@ -631,9 +671,7 @@ def _answer_alone(place: str, data: bytes, answer: Callable) -> list[tuple[str, 
 def _answering(args: argparse.Namespace) -> Iterator[Callable[[Sequence[bytes]], list[list[tuple[str, float]]]]]:
     """Give what turns encoded images into named answers: a run, an artifact or an endpoint."""
     if args.url:
-        from keras_convnets import export
-
-        with export.Client(args.url) as client:
+        with _client(args.url, args) as client:
             yield client.top_k
         return
     if args.run:
@@ -661,6 +699,7 @@ def _predict_flags(parser: Parser) -> None:
     )
     parser.add_argument("--batch_size", type=_positive, default=32, help="images at a time; default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    _endpoint_flags(parser)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -947,6 +986,7 @@ def _serve_flags(parser: Parser) -> None:
     add("--rest_api_port", type=int, default=8501, help="of REST; default: %(default)s")
     add("--host", help="address to listen on; default: 127.0.0.1, this machine only")
     add("--grpc_socket_path", default="", metavar="FILE", help="a UNIX socket that answers gRPC too")
+    add("--grpc_channel_arguments", default="", metavar="KEY=VALUE,...", help="options of gRPC's own")
     add("--model_name", help="serve this model only, or the name for --model_base_path")
     add("--model_base_path", metavar="DIR", help="a model's folder of versions, instead of a repository")
     add("--model_config_file", metavar="FILE", help="a ModelServerConfig, instead of a repository")

@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
-import socket
 import types
 
 import grpc
@@ -86,9 +85,11 @@ def front_ends(models, *, workers=4, health=False, limits=None, **options):
     from keras_convnets.export.serving import grpc_service
     from keras_convnets.export.serving.admission import Admission
     from keras_convnets.export.serving.rest import RestApp, RestServer
+    from keras_convnets.export.serving.server import _bind
 
     executor = concurrent.futures.ThreadPoolExecutor(workers)
-    bound = socket.create_server(("127.0.0.1", 0))
+    bound = _bind("127.0.0.1", 0, "--rest_api_port")
+    bound.listen()
     admission = Admission(limits)
     rest = RestServer(
         RestApp(models, executor, admission=admission, **options), bound, admission.limits.max_connections

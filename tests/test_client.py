@@ -1,8 +1,12 @@
 """The client over REST and gRPC against the local endpoint, and against endpoints that misbehave."""
 
+import concurrent.futures
+import contextlib
 import http.server
 import json
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,11 +16,14 @@ import pytest
 
 from keras_convnets.errors import UserError
 from keras_convnets.export.client import Client, EndpointError
+from keras_convnets.export.credentials import Credentials
 
 tf = pytest.importorskip("tensorflow")
-pytest.importorskip("grpc")
+grpc = pytest.importorskip("grpc")
 pytest.importorskip("uvicorn")
 pytest.importorskip("tensorflow_serving.apis")
+
+from endpoints import Models  # noqa: E402
 
 LABELS = ["red", "green", "blue"]
 
@@ -214,7 +221,186 @@ def test_bad_urls(bad):
 
 
 def test_default_ports():
-    assert Client("http://example.org/v1/models/m/")._transport._connect().port == 8501
+    for address, port in [
+        ("http://h/v1/models/m/", 8501),
+        ("https://h/a/v1/models/m", 443),
+        ("https://h:9/v1/models/m", 9),
+    ]:
+        assert Client(address)._transport._connect().port == port
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of 127.0.0.1 that signed itself, and its key: files for both sides."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl that makes a certificate")
+    folder = tmp_path_factory.mktemp("certificate")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=local"
+    command += " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out certificate.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+STATUS = [{"version": 1, "state": "AVAILABLE", "error_code": "OK", "error_message": ""}]
+SECRET = "Bearer abc"
+
+
+class Guarded(http.server.BaseHTTPRequestHandler):
+    """The state of a model behind a prefix, for those who know the secret."""
+
+    def do_GET(self):
+        known = self.headers["Authorization"] == SECRET
+        entry = {"version": "1", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+        answer = json.dumps({"model_version_status": [entry]}) if known else "<html>who are you?</html>"
+        right = self.path == "/behind/a/v1/models/m"
+        self.send_response((200 if right else 404) if known else 401)
+        self.end_headers()
+        self.wfile.write(answer.encode())
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def guarded_rest(certificate, key):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as running:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate)
+        context.load_cert_chain(certificate, key)
+        context.verify_mode = ssl.CERT_REQUIRED
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        running.handle_error = lambda *given: None
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"https://127.0.0.1:{running.server_port}/behind/a/v1/models/m"
+        running.shutdown()
+        thread.join()
+
+
+class Guard(grpc.ServerInterceptor):
+    """Lets in who knows the secret."""
+
+    def intercept_service(self, continuation, details):
+        if dict(details.invocation_metadata).get("authorization") == SECRET:
+            return continuation(details)
+
+        def refuse(request, context):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "who are you?")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+@contextlib.contextmanager
+def guarded_grpc(certificate, key):
+    from tensorflow_serving.apis import model_service_pb2_grpc
+
+    from keras_convnets.export.serving.grpc_service import ModelService
+    from keras_convnets.export.serving.metrics import Metrics
+
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(2), interceptors=[Guard()])
+    service = ModelService(Models({"m": None}), Metrics(), lambda config: None)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, server)
+    pair = (key.read_bytes(), certificate.read_bytes())
+    credentials = grpc.ssl_server_credentials([pair], certificate.read_bytes(), require_client_auth=True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        yield f"grpcs://127.0.0.1:{port}/m"
+    finally:
+        server.stop(0).wait()
+
+
+@pytest.mark.parametrize("guarded", [guarded_rest, guarded_grpc])
+def test_tls_with_certificates_and_headers(certificate, tmp_path, guarded):
+    pem, key = certificate
+    both = tmp_path / "both.pem"
+    both.write_bytes(pem.read_bytes() + key.read_bytes())
+    trusted = {"timeout": 10, "root_certificates": pem, "client_certificate": pem, "client_key": key}
+    with guarded(*certificate) as address:
+        in_one_file = {**trusted, "client_certificate": both, "client_key": None}
+        for options in (trusted, in_one_file):
+            with Client(address, headers={"Authorization": SECRET}, **options) as client:
+                assert client.status() == client.status() == STATUS
+        with Client(address, headers={"authorization": "Bearer xyz"}, **trusted) as client:
+            with pytest.raises(UserError, match=r"wants other credentials \(status 401: .*Authorization\.$"):
+                client.status()
+        with Client(address, headers={"Authorization": SECRET}, timeout=10, client_certificate=both) as client:
+            with pytest.raises(UserError, match=r"certificate of the endpoint .* is not trusted"):
+                client.status()
+
+
+def test_credentials_that_cannot_be_used(certificate, tmp_path):
+    pem, key = certificate
+    encrypted, rest, rpc = tmp_path / "encrypted.pem", "https://127.0.0.1/v1/models/m", "grpcs://127.0.0.1/m"
+    command = ["openssl", "pkcs8", "-topk8", "-in", key, "-out", encrypted, "-passout", "pass:x"]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+    (tmp_path / "no.pem").write_text("nothing")
+    for options, sentence in [
+        ({"headers": {"a b": "x"}}, "'a b' can't be sent; allowed"),
+        ({"headers": {"a": "x\r\ny: z"}}, "'a' can't be sent; allowed"),
+        ({"headers": {"Content-length": "1"}}, "'Content-length' is set by the client itself"),
+        ({"root_certificates": tmp_path / "nowhere"}, r"root certificates can't be used: .*nowhere \(No such file"),
+        ({"root_certificates": tmp_path / "no.pem"}, r"root certificates can't be used: .*no\.pem"),
+        ({"client_certificate": pem}, r"client certificate and key can't be used: .*certificate\.pem"),
+        ({"client_certificate": pem, "client_key": encrypted}, "key is encrypted"),
+        ({"client_key": key}, "key was given without its certificate"),
+    ]:
+        for address in (rest, rpc):
+            with pytest.raises(UserError, match=sentence):
+                Client(address, **options)
+    with pytest.raises(UserError, match="gRPC takes no header 'X-bin'"):
+        Client(rpc, headers={"X-bin": "x"})
+    for address in ("http://127.0.0.1/v1/models/m", "grpc://127.0.0.1/m"):
+        with pytest.raises(UserError, match="which is not encrypted; give its https:// or grpcs://"):
+            Client(address, root_certificates=pem)
+    with pytest.raises(UserError, match="holds a name or a password") as caught:
+        Client("http://me:secret@127.0.0.1/v1/models/m")
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(Credentials({"Authorization": "secret"}))
+
+
+def test_the_flags_of_endpoints(tmp_path, monkeypatch, capsys):
+    from keras_convnets import export
+    from keras_convnets.cli import main
+
+    asked = []
+
+    def client(url, **options):
+        asked.append((url, options))
+        raise UserError("that is all.")
+
+    monkeypatch.setattr(export, "Client", client, raising=False)
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / "headers").write_text("X-One: 1\n\nAuthorization: Bearer a:b\n")
+    files = {"root_certificates": "r.pem", "client_certificate": "c.pem", "client_key": "k.pem"}
+    flags = [f"--{name}={file}" for name, file in files.items()] + [f"--header=@{tmp_path / 'headers'}"]
+    flags += ["--header", "X-Two:2"]
+    assert main(["predict", str(tmp_path / "a.png"), "--url", "grpcs://h/m", *flags]) == 2
+    assert "that is all" in capsys.readouterr().err
+    headers = {"X-One": "1", "Authorization": "Bearer a:b", "X-Two": "2"}
+    assert asked == [("grpcs://h/m", {"headers": headers, **files})]
+    assert main(["evaluate", "grpcs://h/m", "--dataset", "digits", *flags]) == 2
+    assert "that is all" in capsys.readouterr().err and asked[1] == asked[0]
+    for command in (["evaluate", "resnet20:cifar10"], ["predict", str(tmp_path / "a.png"), "--run", "nowhere"]):
+        assert main([*command, "--header", "a:b", "--client-key", "k"]) == 2
+        assert "--header, --client_key came without an endpoint; give its URL" in capsys.readouterr().err
+    for bad, sentence in (("secret", "a header has no name with a colon"), ("@nowhere", "nowhere can't be read")):
+        assert main(["predict", str(tmp_path / "a.png"), "--url", "grpcs://h/m", "--header", bad]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and "secret" not in said
+
+
+def test_an_endpoints_classes_are_compared_with_images_of_every_class(tmp_path):
+    from keras_convnets import training
+    from keras_convnets.cli import CLASS_CHECK_IMAGES, _some_of_each_class
+
+    sizes = {"a": 2 * CLASS_CHECK_IMAGES, "b": 5, "c": 5}
+    for index, (name, size) in enumerate(sizes.items()):
+        (tmp_path / name).mkdir()
+        for number in range(size):
+            (tmp_path / name / f"{number}.png").write_bytes(png(index))
+    split = training.load_dataset(tmp_path).split("train")
+    images = _some_of_each_class(split, 3)
+    assert len(images) == CLASS_CHECK_IMAGES and set(images) == {png(0), png(1), png(2)}
 
 
 class Scripted(http.server.BaseHTTPRequestHandler):

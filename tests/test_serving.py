@@ -726,7 +726,6 @@ BAD_BODIES = [
         "Tensor name: x has inconsistent batch size: 1 expecting: 10",
     ),
     ({"signature_name": "to_half", "instances": [1.0]}, "Failed to write JSON value for tensor type: half"),
-    ({"signature_name": "same", "inputs": [[1.0]]}, "Input x has shape [1,1], which does not fit the signature's [?]"),
 ]
 
 
@@ -735,6 +734,15 @@ def test_bad_bodies(server, body, message):
     status, answer = predict(server, body)
     assert status == 400
     assert message in answer["error"]
+
+
+def test_a_shape_that_the_signature_does_not_say_is_left_to_the_graph(server):
+    for x in ([[1.0]], 1.0, [[[1.0], [2.0]]]):
+        assert predict(server, {"signature_name": "same", "inputs": x}) == (200, {"outputs": x})
+    assert predict(server, {"signature_name": "same", "instances": [[1.0, 2.0]]}) == (
+        200,
+        {"predictions": [[1.0, 2.0]]},
+    )
 
 
 def test_a_type_that_json_cannot_carry(server):
@@ -948,7 +956,9 @@ def test_predict_errors_over_grpc(stubs):
     assert_fails("INVALID_ARGUMENT", "tensor parsing error: x", call_it, broken)
     mismatch = assert_fails("INVALID_ARGUMENT", None, call_it, predict_request(signature="same", x=[b"text"]))
     assert "to be float but string is provided" in mismatch
-    assert_fails("INVALID_ARGUMENT", None, call_it, predict_request(signature="same", x=np.float32([[1.0]])))
+    # A shape that the signature does not say is no error.
+    other = call_it(predict_request(signature="same", x=np.float32([[1.0]]))).outputs["y"]
+    assert [dim.size for dim in other.tensor_shape.dim] == [1, 1]
     bad_image = predict_request("colours", image_bytes=[png("red"), b"no image"])
     assert "Unknown image file format" in assert_fails("INVALID_ARGUMENT", None, call_it, bad_image)
     assert call_it(predict_request("colours", image_bytes=[png("red")])).model_spec.version.value == 3

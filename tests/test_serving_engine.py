@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import functools
+import gc
 import json
 import logging
 import os
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 
 from keras_convnets.errors import UserError
+from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, BatchingParameters, graph_of
 from keras_convnets.export.serving.dtypes import TensorInfo
 from keras_convnets.export.serving.engine import Signature
+from keras_convnets.export.serving.limits import Limits
 from keras_convnets.export.serving.status import Code, ServingError
 from keras_convnets.export.serving.turns import Turns, deadline
 
@@ -235,6 +238,87 @@ def test_other_shapes_are_not_stacked():
     assert model.runs == [1, 1]
 
 
+class Pairs(tf.Module):
+    """A signature of one shape, over a graph that does not mind another rank as long as the last size is 2."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, name="x")])
+    def serve(self, x):
+        return {"y": tf.linalg.matvec(tf.constant([[1.0, 0.0], [1.0, 1.0]]), x)}
+
+
+@pytest.mark.parametrize("parameters", [None, BatchingParameters(max_batch_size=2)])
+def test_the_graph_decides_which_shapes_it_takes(tmp_path, parameters):
+    from keras_convnets.export.serving.engine import SavedModelEngine
+
+    module = Pairs()
+    tf.saved_model.save(module, str(tmp_path), {"serving_default": module.serve})
+    few = Admission(Limits(max_request_rows=3))
+    engine = SavedModelEngine(tmp_path, parameters and Batching(parameters), few)
+    for x, y in [([[1, 2]], [[1, 3]]), ([1, 2], [1, 3]), ([[[1, 2]], [[3, 4]]], [[[1, 3]], [[3, 7]]])]:
+        assert engine.run("serving_default", {"x": np.array(x, np.float32)})["y"].tolist() == y
+    for bad in (np.ones([1, 3], np.float32), np.float32(1).reshape(())):
+        with pytest.raises(ServingError, match=r"(?i)matrix size-incompatible|dim|shape") as caught:
+            engine.run("serving_default", {"x": bad})
+        assert caught.value.code is Code.INVALID_ARGUMENT
+    with pytest.raises(ServingError, match="has 4 rows; the server allows 3"):
+        engine.run("serving_default", {"x": np.ones([1, 4, 2], np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected", "shape", "rows"),
+    [
+        ("uint8", (None, 4, 4, 3), (9, 4, 4, 3), 0),
+        ("uint8", (None, 4, 4, 3), (1, 8, 9, 3), 5),
+        ("uint8", (None, None, None, 3), (1, 8, 9, 1), 0),
+        ("string", (None,), (2, 500), 1000),
+        ("float", (None,), (2, 500), 0),
+        ("float", None, (2, 500), 0),
+        ("float", (None, 0), (2, 5), 10),
+    ],
+)
+def test_how_many_rows_a_tensor_of_another_shape_is_worth(dtype, expected, shape, rows):
+    assert TensorInfo("x", dtype, expected).rows_worth(shape) == rows
+
+
+def save_old(path):
+    """A SavedModel as TensorFlow 0.12 wrote it, where a placeholder of no dimensions has any shape."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, None, name="x")
+        info = v1.saved_model.utils.build_tensor_info
+        signature = v1.saved_model.build_signature_def({"x": info(x)}, {"y": info(tf.transpose(x, [1, 0]))}, "m")
+        builder = v1.saved_model.Builder(str(path))
+        builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature})
+        builder.save()
+    file = path / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    (graph,) = saved.meta_graphs
+    graph.graph_def.versions.producer = 21
+    (placeholder,) = (node for node in graph.graph_def.node if node.op == "Placeholder")
+    signature = graph.signature_def["serving_default"]
+    for shape in (placeholder.attr["shape"].shape, *(signature.inputs[n].tensor_shape for n in signature.inputs)):
+        shape.Clear()
+    file.write_bytes(saved.SerializeToString())
+    return signature
+
+
+def test_a_graph_from_before_placeholders_had_shapes_loads(tmp_path):
+    from keras_convnets.export.serving.engine import SavedModelEngine
+
+    signature = save_old(tmp_path / "1")
+    (tmp_path / "1" / "assets").mkdir(exist_ok=True)
+    engine = SavedModelEngine(tmp_path / "1")
+    assert engine.run("serving_default", {"x": np.float32([[1, 2]])})["y"].tolist() == [[1], [2]]
+    assert engine.signature_defs["serving_default"] == signature, "the metadata tell what the file says"
+    folder = engine._folder.name
+    assert os.path.isdir(folder)
+    del engine
+    gc.collect()
+    assert not os.path.exists(folder)
+
+
 def test_an_error_that_nobody_foresaw_reaches_every_request():
     def broken(inputs):
         raise ServingError(Code.INTERNAL, "no reason")
@@ -245,16 +329,47 @@ def test_an_error_that_nobody_foresaw_reaches_every_request():
         assert [error_of(future) for future in futures] == [Code.INTERNAL] * 2
 
 
-def test_versions_that_come_and_go_leave_no_threads(saved):
+def noted_queues(monkeypatch):
+    """Return the list to which each queue's name is added when it is taken."""
+    names, queue_name = [], Batching.queue_name
+
+    def noted(self, owner):
+        names.append(queue_name(self, owner))
+        return names[-1]
+
+    monkeypatch.setattr(Batching, "queue_name", noted)
+    return names
+
+
+def test_versions_that_come_and_go_leave_no_threads_and_no_queues(saved, monkeypatch):
     from keras_convnets.export.serving.engine import SavedModelEngine
 
+    names = noted_queues(monkeypatch)
     batching = Batching(BatchingParameters(max_batch_size=2))
     threads = []
-    for _ in range(4):
+    for colour in (7, 8, 9, 10):
         engine = SavedModelEngine(saved, batching)
-        engine.run("serving_default", {"image_bytes": np.array([png(7)], object)})
+        assert engine.run("serving_default", {"image_bytes": np.array([png(colour)], object)})["means"][0, 0] == colour
         threads.append(len(os.listdir("/proc/self/task")))
+        del engine
+        gc.collect()
     assert threads[0] == threads[-1], threads
+    assert len(names) == 4 and len(set(names)) == 1, names
+
+
+def test_a_queue_that_is_used_again_runs_what_its_new_owner_has(monkeypatch):
+    names = noted_queues(monkeypatch)
+    batching = Batching(BatchingParameters(max_batch_size=4, num_batch_threads=1))
+    first, second = queue(batching, Model()), queue(batching, Model())
+    assert first(rows(1))["y"].tolist() == second(rows(1))["y"].tolist() == [2.0]
+    del first
+    gc.collect()
+    model = Model()
+    third = queue(batching, lambda inputs: model({"x": inputs["x"] + 10}))
+    with at_once(8) as pool:
+        answers = list(pool.map(lambda n: (second(rows(n))["y"].tolist(), third(rows(n))["y"].tolist()), range(32)))
+    assert answers == [([2.0 * n], [2.0 * n + 20]) for n in range(32)]
+    assert len(names) == 3 and names[2] == names[0] != names[1]
 
 
 @pytest.mark.parametrize(
@@ -417,6 +532,10 @@ def test_both_engines_agree(exported):
                     assert array.tolist() == expected[alias].tolist()
                 else:
                     np.testing.assert_allclose(array, expected[alias], rtol=0, atol=1e-5)
+        for shape in ((3, 32, 3), (1, 16, 32, 3)):
+            with pytest.raises(ServingError, match=r"does not fit the signature's \[\?,32,32,3\]") as caught:
+                ours.run("predict_images", {"images": np.zeros(shape, np.uint8)})
+            assert caught.value.code is Code.INVALID_ARGUMENT
         with pytest.raises(ServingError) as caught:
             ours.run("serving_default", {"image_bytes": np.array([b"no image"], object)})
         assert caught.value.code is Code.INVALID_ARGUMENT and "Unknown image file format" in caught.value.message

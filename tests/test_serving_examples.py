@@ -107,9 +107,12 @@ BAD = [
     ('{"examples": [{"f": [1, 2.0]}]}', "Unexpected element type in feature: f expecting type: int64"),
     ('{"examples": [{"f": ["a", true]}]}', "Unexpected element type in feature: f expecting type: bytes"),
     ('{"examples": [{"f": [1.5, 1]}]}', "Unexpected element type in feature: f expecting type: float"),
-    ('{"examples": [{"f": 9223372036854775808}]}', "Only int64_t is supported."),
+    ('{"examples": [{"f": 9223372036854775808}]}', "Feature: f has uint64_t element. Only int64_t is supported."),
     ('{"examples": [{"f": {"b64": "?"}}]}', "Unable to base64 decode"),
-    ('{"examples": [{"f": {"x": 1}}]}', "not formatted correctly for base64 data"),
+    ('{"examples": [{"f": {"b64": "YQ", "x": 1}}]}', "Feature: f has element with unexpected JSON type: Object"),
+    ('{"examples": [{"f": [1, {"b64": 1}]}]}', "Feature: f has element with unexpected JSON type: Object"),
+    ('{"examples": [{"f": [1, {"b64": "?"}]}]}', "Unexpected element type in feature: f expecting type: int64"),
+    ('{"examples": [{"f": ["a", 9223372036854775808]}]}', "element type in feature: f expecting type: bytes"),
 ]
 
 
@@ -257,6 +260,11 @@ def test_multi_inference(stub):
     first = classification.classification_result.classifications[0].classes
     assert [(one.label, one.score) for one in first] == [("red", 0.5), ("other", 0.5)]
     assert regression.model_spec.signature_name == "regress"
+    # Signatures with input tensors of their own get the same examples.
+    items = [example(x=1.0), example(n=2)]
+    response = stub.MultiInference(tasks(("elsewhere", REGRESS), ("regress", REGRESS), items=items))
+    values = [[one.value for one in result.regression_result.regressions] for result in response.results]
+    assert values == [[float(len(item.SerializeToString())) for item in items], [2.0, 2.0]]
 
 
 def test_multi_inference_errors(stub):
@@ -285,7 +293,6 @@ def test_multi_inference_errors(stub):
     different = "All ModelSpecs in a MultiInferenceRequest must access the same model name."
     fails(different, good, ("", CLASSIFY), change=rename)
     fails("Found ModelSpec with an empty model name.", good, ("", CLASSIFY), change=unname)
-    fails("Input tensor must be the same for all Signatures.", good, ("elsewhere", REGRESS))
     fails("Expected one output Tensor.", ("", REGRESS))
     fails("Input is empty.", good, items=[])
     unknown = tasks(good, items=items, model="nope")

@@ -245,6 +245,16 @@ def test_headers_that_do_not_end(server):
 # Without a process
 
 
+def test_what_is_overridden_of_uvicorn_is_there():
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    theirs = set(dir(HttpToolsProtocol))
+    ours = {name: value for name, value in vars(connections.LimitedProtocol).items() if not name.startswith("__")}
+    hooks = {name for name, value in ours.items() if callable(value) and not name.startswith("_")}
+    assert {"connection_made", "data_received", "on_message_begin", "on_headers_complete"} <= hooks <= theirs
+    assert not (set(ours) - hooks) & theirs, "a name of ours that uvicorn uses too"
+
+
 def test_the_defaults_are_finite():
     assert all(value > 0 for value in vars(Limits()).values())
     assert not any(vars(NO_LIMITS).values())

@@ -36,7 +36,7 @@ from tensorflow_serving.apis import (  # noqa: E402
 )
 from tensorflow_serving.config import model_server_config_pb2  # noqa: E402
 
-from keras_convnets.export.serving import ModelServer, configuration, warming  # noqa: E402
+from keras_convnets.export.serving import ModelServer, configuration, grpc_service, warming  # noqa: E402
 from keras_convnets.export.serving.servables import Servables, State  # noqa: E402
 
 
@@ -260,6 +260,59 @@ def watched(config, **options):
         yield servables
     finally:
         servables.stop()
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "empty", "broken"])
+def test_a_model_without_a_version_is_waited_for_while_another_has_one(tmp_path, caplog, missing):
+    folders(tmp_path / "m", 1)
+    (tmp_path / "empty").mkdir()
+    folders(tmp_path / "broken", 3)
+    (tmp_path / "broken" / "3" / "broken").mkdir()
+    both = {"late": tmp_path / missing, "m": tmp_path / "m"}
+    options = {"load": FakeEngine, "file_system_poll_wait_seconds": 0.01, "load_retry_interval_seconds": 0}
+    asked = []
+
+    def is_active():
+        asked.append(0)
+        if len(asked) == 3:
+            (tmp_path / missing / "7").mkdir(parents=True)
+        return len(asked) < 1000
+
+    servables = Servables(both, max_num_load_retries=10_000, **options)
+    servables.load_initial(is_active)
+    assert (available(servables, "late"), available(servables, "m")) == ([7], [1])
+    assert len(asked) >= 3 and "The server waits for it." in caplog.text
+
+
+def test_what_is_not_waited_for(tmp_path):
+    folders(tmp_path / "m", 1)
+    folders(tmp_path / "broken", 3)
+    (tmp_path / "broken" / "3" / "broken").mkdir()
+    for models, options, sentence in [
+        ({"a": "nowhere"}, {}, "cannot be read"),
+        ({"a": "nowhere", "b": "broken"}, {}, "model 'a' cannot be read"),
+        ({"m": "m", "a": "nowhere"}, {"file_system_poll_wait_seconds": 0}, "model 'a' cannot be read"),
+        (
+            {"m": "m", "b": "broken"},
+            {"file_system_poll_wait_seconds": 0.01, "load_retry_interval_seconds": 0, "max_num_load_retries": 2},
+            "version 3 of model 'b' .*broken on purpose",
+        ),
+    ]:
+        servables = Servables({name: tmp_path / path for name, path in models.items()}, load=FakeEngine, **options)
+        with pytest.raises(UserError, match=sentence):
+            servables.load_initial()
+    servables = Servables({"m": tmp_path / "m", "a": tmp_path / "nowhere"}, load=FakeEngine)
+    servables.load_initial(lambda: False)
+    assert available(servables) == [1], "the server was stopped while it waited"
+
+
+def test_a_server_that_is_stopped_while_it_waits_opens_no_port(saved, tmp_path):
+    publish(saved, tmp_path / "m", 1)
+    server = ModelServer({"m": tmp_path / "m", "late": tmp_path / "late"}, port=0, rest_api_port=0)
+    server.request_stop()
+    server.start()
+    assert (server.port, server.rest_api_port) == (0, 0)
+    server.stop()
 
 
 def test_a_reload_replaces_the_list_and_waits_for_new_models(tmp_path):
@@ -763,8 +816,13 @@ def test_every_flag_goes_over_or_is_refused():
         ("--engine none", "invalid choice: 'none'"),
         ("--model_config_file nowhere", "there is no configuration file nowhere"),
         ("--file_system_poll_wait_seconds=-1", "-1 is not a number of at least 0"),
-        ("--enable_batching=true --batching_parameters_file bad.txt --model_base_path .", "bad.txt is no Batching"),
+        (
+            "--enable_batching=true --batching_parameters_file bad.txt --model_base_path .",
+            "serving.BatchingParameters: 1:",
+        ),
         ("--enable_batching=true --batching_parameters_file sizes.txt --model_base_path .", "end with max_batch_size"),
+        ("--model_config_file bad.txt", "bad.txt: Error parsing text-format tensorflow.serving.ModelServerConfig: 1:1"),
+        ("--grpc_channel_arguments=a=1,b --model_base_path .", "got 'b' in --grpc_channel_arguments; allowed is KEY"),
         ("--monitoring_config_file nowhere --model_base_path .", "nowhere can't be read"),
     ],
 )
@@ -777,6 +835,21 @@ def test_flags_that_cannot_be_used(tmp_path, monkeypatch, capsys, arguments, sen
     Path("sizes.txt").write_text("max_batch_size { value: 8 } allowed_batch_sizes: 2 allowed_batch_sizes: 4")
     assert main(["serve", *arguments.split()]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_options_of_grpc():
+    text = "grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb,a=99999999999,b=-1,"
+    options = [("grpc.max_connection_age_ms", 2000), ("grpc.lb_policy_name", "grpclb"), ("a", "99999999999"), ("b", -1)]
+    assert configuration.channel_arguments(text) == options
+    server = grpc_service.make_server(None, 1, options=[("grpc.max_receive_message_length", 5)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
+        with pytest.raises(grpc.RpcError, match="larger than max"):
+            stub.Predict(RPC, timeout=30)
+    finally:
+        server.stop(0).wait()
 
 
 def test_parameter_files(tmp_path):

@@ -9,7 +9,8 @@ and messages. From a request's way through the files:
 - `servables`: base paths, versions and their states, and how a request finds one.
 - `limits`, `costs` and `admission`: what a client may ask for, what a request will take, and who may work now.
 - `turns` and `batching`: whose turn it is, and which requests run together.
-- `engine` and `onnx_engine`: run a SavedModel, or an exported ONNX file. `warming`: a version's own first requests.
+- `engine` and `onnx_engine`: run a SavedModel, or an exported ONNX file. `old_graphs`: SavedModels of before
+  TensorFlow 1.0. `warming`: a version's own first requests.
 - `configuration` and `command`: what is said in files and in the flags of the command `serve`.
 - `dtypes`, `status` and `names`: the names that all of them share, and those of clients made safe for a log.
 """

@@ -1,16 +1,18 @@
 """Requests that are run together, by TensorFlow's batch operation, which is TensorFlow Serving's own scheduler.
 
 It is the operation behind `tf.nondifferentiable_batch_function`. That function gives each signature of each version
-threads of its own, which are never given back; here all share one set, and have a queue each.
+threads of its own, which are never given back; here all share one set, and have a queue each while they live.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +96,7 @@ class Batching:
         # What can't be run in a batch takes turns.
         self.turns = Turns(parameters.num_batch_threads)
         self._name = f"keras_convnets_batching_{next(_numbers)}"
+        self._free: collections.deque[str] = collections.deque()
 
     def queue(self, execute: Execute, signature: Signature, graph: Callable[..., Mapping[str, Any]]) -> Execute:
         """Return a function that runs requests together with others that come at the same time.
@@ -106,7 +109,20 @@ class Batching:
         batched = _Queue(self, execute, signature, graph).run
         return batched if _is_in_rows(signature) else self.turns.queue(execute)
 
-    def operation(self, tensors: Sequence[Any], function: Any) -> list[Any]:
+    def queue_name(self, owner: object) -> str:
+        """Return the name of a queue of TensorFlow's that nobody else has, as long as its owner lives.
+
+        TensorFlow never gives a queue up, so that those of versions that were unloaded are used again: all are alike,
+        and a batch runs the function that its last request came with.
+        """
+        try:
+            name = self._free.popleft()
+        except IndexError:
+            name = f"queue_{next(_numbers)}"
+        weakref.finalize(owner, self._free.append, name).atexit = False
+        return name
+
+    def operation(self, tensors: Sequence[Any], function: Any, queue_name: str) -> list[Any]:
         """Return the outputs of a concrete function of these tensors, which are put into a batch with others'."""
         import tensorflow as tf
 
@@ -127,7 +143,7 @@ class Batching:
             enable_large_batch_splitting=parameters.enable_large_batch_splitting,
             Tout=[output.dtype for output in function.outputs],
             shared_name=self._name,
-            batching_queue=f"queue_{next(_numbers)}",
+            batching_queue=queue_name,
         )
 
 
@@ -149,7 +165,8 @@ class _Queue:
 
         check_deadline()
         always = False
-        if self._in_rows:
+        # A batch is compiled for the shapes of the signature; others are run by themselves.
+        if self._in_rows and all(info.fits(inputs[alias].shape) for alias, info in self._signature.inputs.items()):
             try:
                 outputs = self._compiled()(*(tf.constant(inputs[alias]) for alias in sorted(inputs)))
                 check_deadline()
@@ -182,7 +199,7 @@ class _Queue:
         infos = [self._signature.inputs[alias] for alias in aliases]
         specs = [tf.TensorSpec(info.shape, tf.as_dtype(NUMBERS[info.dtype]), name=info.alias) for info in infos]
 
-        @tf.function(input_signature=specs)
+        @tf.function(input_signature=specs, autograph=False)
         def single(*tensors):
             if _log.isEnabledFor(logging.DEBUG):
                 tf.numpy_function(_log_rows, [tf.shape(tensors[0])[0]], [])
@@ -190,7 +207,12 @@ class _Queue:
             return [answers[alias] for alias in outputs]
 
         function = single.get_concrete_function()
-        together = tf.function(lambda *tensors: self._batching.operation(tensors, function), input_signature=specs)
+        queue_name = self._batching.queue_name(self)
+        together = tf.function(
+            lambda *tensors: self._batching.operation(tensors, function, queue_name),
+            input_signature=specs,
+            autograph=False,
+        )
         return together.get_concrete_function()
 
 

@@ -27,6 +27,7 @@ _SHARED = (
     "rest_api_port",
     "rest_api_timeout_in_ms",
     "rest_api_enable_cors_support",
+    "grpc_channel_arguments",
     "enable_batching",
     "enable_model_warmup",
     "enable_grpc_healthcheck_service",
@@ -173,6 +174,7 @@ def make_local_server(flags: Mapping[str, Any]) -> ModelServer:
         limits=Limits(**{name: flags[name] for name in _LIMITS if flags[name] is not None}),
         engine=flags["engine"] or "tensorflow",
         batching=batching,
+        grpc_channel_arguments=configuration.channel_arguments(flags["grpc_channel_arguments"]),
         config_poll_wait_seconds=wait,
         prometheus_path=configuration.read_monitoring(monitoring) if monitoring else None,
     )

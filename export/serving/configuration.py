@@ -213,6 +213,29 @@ def read_monitoring(path: str | os.PathLike[str]) -> str | None:
     return (message.path or PROMETHEUS_PATH) if message.enable else None
 
 
+def channel_arguments(text: str) -> list[tuple[str, int | str]]:
+    """Return gRPC's options from `--grpc_channel_arguments`; a value that is a number of 32 bits is one.
+
+    Raises:
+        UserError: if it is not of the form.
+
+    Example:
+        >>> channel_arguments("grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb")
+        [('grpc.max_connection_age_ms', 2000), ('grpc.lb_policy_name', 'grpclb')]
+    """
+    options: list[tuple[str, int | str]] = []
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not (key and equals and value):
+            raise UserError(
+                f"got {item!r} in --grpc_channel_arguments; allowed is KEY=VALUE with commas between, such as "
+                "grpc.max_connection_age_ms=2000; add the value."
+            )
+        is_number = re.fullmatch(r"[+-]?[0-9]{1,10}", value) and -(2**31) <= int(value) < 2**31
+        options.append((key, int(value) if is_number else value))
+    return options
+
+
 def _parsed(path: str | os.PathLike[str], kind: str, flag: str) -> Any:
     from google.protobuf import message_factory, text_format
 
@@ -222,7 +245,8 @@ def _parsed(path: str | os.PathLike[str], kind: str, flag: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read ({error}); give {flag} an existing file.") from error
     except text_format.ParseError as error:
-        raise UserError(f"{path} is no {kind} of TensorFlow Serving ({error}); mend it or leave {flag} out.") from error
+        remedy = f"mend the file or leave {flag} out"
+        raise UserError(model_config.parse_error_text(path, kind, error, remedy)) from error
 
 
 @functools.cache

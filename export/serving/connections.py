@@ -3,13 +3,15 @@ sent without waiting and for answers that nobody takes; and no upgrades.
 
 A client that offers HTTP/2 (`curl --http2`, Java's HttpClient) sends "Upgrade: h2c" with its request, which an HTTP/1.1
 server ignores. uvicorn's parser takes it for the end of HTTP instead, and the body would be lost.
+
+uvicorn has an option for none of these: `limit_concurrency` counts requests whose headers came, and closes nothing. The
+range of versions that setup.cfg allows is the one that this is tested with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import socket
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -53,9 +55,6 @@ class LimitedProtocol(HttpToolsProtocol):
             transport.write(_TOO_MANY)
             transport.close()
             return
-        # An answer's head and body are two writes, and the second would wait for the client to acknowledge the first;
-        # asyncio sees to it only where the listening socket was made for TCP by name.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

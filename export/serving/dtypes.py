@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,6 +56,30 @@ class TensorInfo:
     def in_rows(self) -> bool:
         """Whether the first dimension counts images, strings or other rows, rather than plain numbers."""
         return self.dtype == "string" or (self.shape is not None and len(self.shape) > 1)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Return whether a tensor of these sizes is one that the signature promises to take."""
+        return self.shape is None or (
+            len(shape) == len(self.shape)
+            and all(want is None or want == got for want, got in zip(self.shape, shape, strict=True))
+        )
+
+    def rows_worth(self, shape: Sequence[int]) -> int:
+        """Return how many rows of the signature a tensor of another shape is as large as.
+
+        Returns:
+            0 for a tensor that fits, whose rows are counted anyway, and where the signature does not say how large a
+            row is.
+        """
+        row = self.shape[1:] if self.in_rows and self.shape is not None else (None,)
+        if None in row or self.fits(shape):
+            return 0
+        return math.ceil(math.prod(shape) / max(math.prod(row), 1))
+
+    @property
+    def shape_text(self) -> str:
+        """The shape as messages print it: "[?,2]", or "?" where even the rank is free."""
+        return "?" if self.shape is None else f"[{','.join('?' if n is None else str(n) for n in self.shape)}]"
 
 
 def dtype_name(array: np.ndarray) -> str:

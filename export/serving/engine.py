@@ -19,6 +19,7 @@ import numpy as np
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching
 from keras_convnets.export.serving.dtypes import NAMES, TensorInfo, dtype_name
+from keras_convnets.export.serving.old_graphs import with_free_placeholders
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 from keras_convnets.export.serving.turns import Turns
 
@@ -127,9 +128,10 @@ class Engine(abc.ABC):
             Every output by alias.
 
         Raises:
-            ServingError: with the code and the text of the engine's error; INVALID_ARGUMENT for a type or a rank that
-                the signature does not take; RESOURCE_EXHAUSTED when too many requests wait, or for images of too many
-                pixels; DEADLINE_EXCEEDED when the request's deadline passed before its turn came.
+            ServingError: with the code and the text of the engine's error; INVALID_ARGUMENT for a type that the
+                signature does not take, a shape that the graph does not, or another shape than the signature's as large
+                as too many rows; RESOURCE_EXHAUSTED when too many requests wait, or for images of too many pixels;
+                DEADLINE_EXCEEDED when the request's deadline passed before its turn came.
         """
         signature = self.signatures[name]
         inputs = {**signature.defaults, **inputs}
@@ -138,14 +140,15 @@ class Engine(abc.ABC):
                 raise invalid_argument(
                     f"Expects arg[{position}] to be {info.dtype} but {dtype_name(inputs[alias])} is provided"
                 )
-            _check_shape(info, inputs[alias].shape)
+            # One image of the size of many would take what many take.
+            self._admission.limits.check_rows(info.rows_worth(inputs[alias].shape))
         inputs = {alias: inputs[alias] for alias in signature.inputs}
         with self._admission.decoding(inputs):
             return dict(self._queues[name](inputs))
 
     @abc.abstractmethod
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run a signature on inputs that fit it."""
+        """Run a signature on inputs of its types. Their shapes may be others than it says: the graph decides."""
 
     @abc.abstractmethod
     def _graph(self, name: str, **tensors: Any) -> Mapping[str, Any]:
@@ -181,9 +184,11 @@ class SavedModelEngine(Engine):
         self._tf = tf
         path = os.fspath(path)
         try:
-            super().__init__(read_signature_defs(path), scheduler, admission)
+            graph = _read_graph(path)
+            super().__init__(graph.signature_def, scheduler, admission)
+            self._folder = with_free_placeholders(path, graph)
             # Kept as a whole: the signatures alone do not keep variables and tables alive.
-            self._model: Any = tf.saved_model.load(path, tags={SERVE_TAG})
+            self._model: Any = tf.saved_model.load(self._folder.name if self._folder else path, tags={SERVE_TAG})
         except Exception as error:
             raise load_error(error, path) from error
         self._functions = dict(self._model.signatures)
@@ -226,20 +231,6 @@ def _as_array(tensor: Any) -> np.ndarray:
     )
 
 
-def _check_shape(info: TensorInfo, shape: tuple[int, ...]) -> None:
-    if info.shape is None:
-        return
-    fits = len(shape) == len(info.shape) and all(
-        want is None or want == got for want, got in zip(info.shape, shape, strict=True)
-    )
-    if not fits:
-        expected = ",".join("?" if size is None else str(size) for size in info.shape)
-        raise invalid_argument(
-            f"Input {info.alias} has shape [{','.join(map(str, shape))}], which does not fit the signature's "
-            f"[{expected}]"
-        )
-
-
 def _tensor_infos(protos: Mapping[str, Any]) -> dict[str, TensorInfo]:
     infos = {}
     for alias, proto in sorted(protos.items()):
@@ -258,11 +249,16 @@ def read_signature_defs(path: str) -> dict[str, Any]:
     Raises:
         ServingError: NOT_FOUND if it has no graph for serving.
     """
+    return dict(_read_graph(path).signature_def)
+
+
+def _read_graph(path: str) -> Any:
+    """Return the `MetaGraphDef` for serving."""
     from tensorflow.python.saved_model import loader_impl
 
     for graph in loader_impl.parse_saved_model(path).meta_graphs:
         if set(graph.meta_info_def.tags) == {SERVE_TAG}:
-            return dict(graph.signature_def)
+            return graph
     raise ServingError(
         Code.NOT_FOUND,
         f"Could not find meta graph def matching supplied tags: {{ {SERVE_TAG} }} in {path}",

@@ -15,7 +15,7 @@ from keras_convnets.export.serving import codec
 from keras_convnets.export.serving.dtypes import NUMBERS, dtype_name
 from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE, SavedModelEngine
 from keras_convnets.export.serving.limits import NO_LIMITS, Limits
-from keras_convnets.export.serving.status import ServingError, invalid_argument
+from keras_convnets.export.serving.status import invalid_argument
 
 _INPUTS = "inputs"
 _CLASSES = "classes"
@@ -247,31 +247,32 @@ def _example(value: Any) -> bytes:
         feature = example.features.feature[key]
         kind = None
         for item in values if isinstance(values, list) else [values]:
-            item_kind, converted = _element(name, item)
+            item_kind = _kind(name, item)
             if kind not in (None, item_kind):
                 raise invalid_argument(f"Unexpected element type in feature: {name} expecting type: {kind}")
             kind = item_kind
-            getattr(feature, f"{kind}_list").value.append(converted)
+            getattr(feature, f"{kind}_list").value.append(_element(name, item, kind))
     return example.SerializeToString()
 
 
-def _element(name: str, value: Any) -> tuple[str, bytes | float | int]:
-    """Return the kind of list that a value belongs to ("bytes", "float" or "int64"), and the value as it is there."""
-    if isinstance(value, str):
-        return "bytes", value.encode("utf-8", "surrogateescape")
-    if isinstance(value, dict):
-        if not codec.is_base64(value):
-            raise codec.format_error(value, "not formatted correctly for base64 data")
-        return "bytes", codec.decode_base64(value["b64"])
-    if isinstance(value, int) and _INT64[0] <= value <= _INT64[1]:
-        return "int64", int(value)
-    if isinstance(value, int) and _INT64[1] < value <= _UINT64_MAX:
-        raise invalid_argument(f"Feature: {name} has uint64 element. Only int64_t is supported.")
+def _kind(name: str, value: Any) -> str:
+    """Return the kind of list that a value belongs to: "bytes", "float" or "int64"."""
+    if isinstance(value, str) or (isinstance(value, dict) and codec.is_base64(value)):
+        return "bytes"
+    if isinstance(value, int) and _INT64[0] <= value <= _UINT64_MAX:
+        return "int64"
     if isinstance(value, (int, float)):
         # What is beyond 64 bits is a double in TensorFlow Serving.
-        return "float", float(value)
-    raise _unexpected(name, value)
+        return "float"
+    raise invalid_argument(f"Feature: {name} has element with unexpected JSON type: {codec.json_type(value)}")
 
 
-def _unexpected(name: str, value: Any) -> ServingError:
-    return invalid_argument(f"Feature: {name} has element with unexpected JSON type: {codec.json_type(value)}")
+def _element(name: str, value: Any, kind: str) -> bytes | float | int:
+    """Return a value as it is in a list of its kind."""
+    if kind == "float":
+        return float(value)
+    if kind == "int64":
+        if value > _INT64[1]:
+            raise invalid_argument(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+        return int(value)
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else codec.decode_base64(value["b64"])

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -265,6 +265,7 @@ def make_server(
     health: bool = False,
     admission: Admission | None = None,
     check_reload: Callable[[Any], None] = lambda config: None,
+    options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.Server:
     """Return a gRPC server with both services, without a port.
 
@@ -275,23 +276,27 @@ def make_server(
         health: whether to answer `grpc.health.v1` too: the server as a whole ("") is serving.
         admission: lets requests in; by default with the default limits.
         check_reload: raises ServingError for a configuration that clients may not have served.
+        options: further ones of gRPC's own; they replace those that are set here.
 
     Raises:
         UserError: the health service is wanted and its package is not installed.
     """
     metrics, admission = metrics or Metrics(), admission or Admission()
     limits = admission.limits
+    chosen: dict[str, int | str] = {
+        # Of a compressed message too, before it is inflated to more.
+        "grpc.max_receive_message_length": min(limits.max_request_bytes or MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES),
+        "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
+        # Otherwise a second server on the same port would silently take half of the requests.
+        "grpc.so_reuseport": 0,
+    }
+    # Of an option that is given twice gRPC takes the first.
+    chosen.update(options)
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
         interceptors=[_Admitting(admission)],
         maximum_concurrent_rpcs=limits.max_connections or None,
-        options=[
-            # Of a compressed message too, before it is inflated to more.
-            ("grpc.max_receive_message_length", min(limits.max_request_bytes or MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES)),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            # Otherwise a second server on the same port would silently take half of the requests.
-            ("grpc.so_reuseport", 0),
-        ],
+        options=list(chosen.items()),
     )
     predictions = PredictionService(servables, metrics, admission)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(predictions, server)

@@ -173,7 +173,6 @@ def version_asked(spec: model_pb2.ModelSpec) -> tuple[str, int | None, str | Non
 def _check_tasks(servable: Servable, tasks: Any) -> list[str]:
     """Check the tasks of a MultiInferenceRequest; returns the signature of each."""
     names: list[str] = []
-    tensors = set()
     for task in tasks:
         if not task.model_spec.name:
             raise invalid_argument("Found ModelSpec with an empty model name.")
@@ -190,10 +189,6 @@ def _check_tasks(servable: Servable, tasks: Any) -> list[str]:
             examples.check_regressor(servable.engine, name)
         else:
             raise ServingError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
-        # The tasks share one run there, and so one input of the graph.
-        tensors.add(servable.engine.signature_defs[name].inputs["inputs"].name)
-        if len(tensors) > 1:
-            raise invalid_argument("Input tensor must be the same for all Signatures.")
         names.append(name)
     return names
 

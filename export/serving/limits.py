@@ -28,7 +28,8 @@ class Limits:
         max_request_bytes: of one request as it is sent, and of what it inflates to. 32 photographs of 6 MB, in base64.
             JSON takes up to thirty times its bytes for lists of numbers, which max_working_bytes counts: about 100
             images of 224 x 224 as such lists.
-        max_request_rows: images, strings, tf.Examples or other rows of one request.
+        max_request_rows: images, strings, tf.Examples or other rows of one request; a tensor of another shape than the
+            signature's counts as the rows that it is as large as.
         max_request_elements: numbers or strings of one tensor of a request. 2**26 float32 fill max_request_bytes.
         max_repeated_values: elements of a TensorProto that are not sent, because its last value is repeated. One image
             of 299 x 299 in a single colour.

@@ -21,7 +21,7 @@ from keras_convnets.export.repository import EXTRA, ONNX
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, graph_of
 from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
-from keras_convnets.export.serving.status import Code, ServingError
+from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 from keras_convnets.export.serving.turns import Turns
 from keras_convnets.onnx_files import refuse_external_data
 
@@ -80,7 +80,14 @@ class OnnxEngine(Engine):
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import tensorflow as tf
 
-        (given,) = inputs.values()
+        ((alias, given),) = inputs.items()
+        info = self.signatures[name].inputs[alias]
+        if not info.fits(given.shape):
+            # The network in the file has one shape of images, and what is done before it is done here.
+            shape = ",".join(map(str, given.shape))
+            raise invalid_argument(
+                f"Input {alias} has shape [{shape}], which does not fit the signature's {info.shape_text}"
+            )
         if name != "predict_images":
             try:
                 encoded = tf.constant(given, tf.string)

@@ -184,19 +184,50 @@ class Servables:
         with self._lock:
             return [model.name for model in self._models.values() if model.configured]
 
-    def load_initial(self) -> None:
+    def load_initial(self, is_active: Callable[[], bool] = lambda: True) -> None:
         """Load the versions that each model's policy asks for, at least one of each model.
 
+        Where one model has a version that loads, the others are waited for until they have one, as TensorFlow Serving
+        does; where none has, there is nothing to start for.
+
+        Args:
+            is_active: asked while waiting; waiting ends when it returns False.
+
         Raises:
-            UserError: the configuration can't be used; a base path does not exist or holds no such version; no version
-                of a model loads.
+            UserError: the configuration can't be used; no model has a version that loads, because base paths do not
+                exist or hold no such version, or each fails; a model that was waited for has versions, and each was
+                given up; a model has none and the base paths are looked at once only.
         """
         try:
             new = self._configure(self._initial)
         except ServingError as error:
             raise UserError(f"the configuration of the models can't be used: {error.message.rstrip('.')}.") from error
+        errors: dict[_Model, UserError] = {}
         for model in new:
-            self._load_first(model)
+            try:
+                self._load_first(model)
+            except UserError as error:
+                if not self._poll_wait:
+                    raise
+                errors[model] = error
+        if errors and len(errors) == len(new):
+            raise next(iter(errors.values()))
+        for error in errors.values():
+            _log.warning("%s The server waits for it.", printable(str(error), MAX_LOGGED))
+        self._await_first(list(errors), is_active)
+
+    def _await_first(self, models: Sequence[_Model], is_active: Callable[[], bool]) -> None:
+        """Look at the base paths until each model has a version that is available."""
+        while waiting := [model for model in models if not model.available()]:
+            if model := next(filter(_given_up, waiting), None):
+                raise _does_not_load(model, _given_up(model).number, _given_up(model).error)
+            until = time.monotonic() + self._poll_wait
+            while time.monotonic() < until:
+                # Nobody tells when the server is stopped.
+                self._stopping.wait(min(self._poll_wait, 0.1))
+                if self._stopping.is_set() or not is_active():
+                    return
+            self.poll()
 
     def _load_first(self, model: _Model) -> None:
         where = f"the base path {str(model.base_path)!r} of model {model.name!r}"
@@ -223,10 +254,7 @@ class Servables:
         failed = {number: error for number, error in errors.items() if error is not None}
         if len(failed) == len(errors):
             number, error = next(iter(failed.items()))
-            raise UserError(
-                f"version {number} of model {model.name!r} in {str(model.base_path)!r} cannot be loaded "
-                f"({_first_line(error.message)}); export it again or remove its directory."
-            )
+            raise _does_not_load(model, number, error)
         for number, error in failed.items():
             _log_failure(model, number, error)
 
@@ -514,6 +542,13 @@ class Servables:
             ended = self._end_if_idle(version)
         if ended:
             _log.info("Unloaded version %d of model %s", version.number, printable(model.name))
+
+
+def _does_not_load(model: _Model, number: int, error: ServingError) -> UserError:
+    return UserError(
+        f"version {number} of model {model.name!r} in {str(model.base_path)!r} cannot be loaded "
+        f"({_first_line(error.message)}); export it again or remove its directory."
+    )
 
 
 def _log_failure(model: _Model, number: int, error: ServingError) -> None:

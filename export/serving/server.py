@@ -50,6 +50,8 @@ class ModelServer:
         rest_api_port: the REST port; 0 takes a free one.
         host: the address to listen on; only this machine reaches the default.
         grpc_socket_path: a UNIX socket on which gRPC is answered too; "" for none.
+        grpc_channel_arguments: options of gRPC's own for its side of the server, such as
+            `("grpc.max_connection_age_ms", 2000)`.
         engine: "tensorflow", or "onnxruntime" for the ONNX files of versions that were exported here.
         batching: how requests are run together; None runs each by itself.
         max_queued_requests: how many may wait for their turn before more are refused.
@@ -88,6 +90,7 @@ class ModelServer:
         rest_api_port: int = 8501,
         host: str = "127.0.0.1",
         grpc_socket_path: str = "",
+        grpc_channel_arguments: Sequence[tuple[str, int | str]] = (),
         engine: str = "tensorflow",
         batching: BatchingParameters | None = None,
         max_queued_requests: int = MAX_QUEUED_REQUESTS,
@@ -111,6 +114,7 @@ class ModelServer:
         configuration.require_packages()
         self.port, self.rest_api_port, self.host = port, rest_api_port, host
         self._socket_path, self._health = grpc_socket_path, enable_grpc_healthcheck_service
+        self._grpc_options = list(grpc_channel_arguments)
         self._scheduler, self._workers = _scheduler(batching, max_queued_requests)
         self._admission = Admission(limits, self._workers - SPARE_WORKERS)
         self._reload_folders = None if reload_folders is None else [os.fspath(folder) for folder in reload_folders]
@@ -153,11 +157,13 @@ class ModelServer:
         return f"http://{host}:{self.rest_api_port}/v1/models/{model}"
 
     def start(self) -> None:
-        """Load the models, then open the ports.
+        """Load the models, then open the ports; they stay closed where the server is stopped before.
+
+        A model that has no version yet is waited for while another has one, as TensorFlow Serving does.
 
         Raises:
-            UserError: a port or the socket's path is in use, a base path does not exist or holds no version, or no
-                version of a model loads.
+            UserError: a port or the socket's path is in use, or no model has a version that loads: a base path does
+                not exist or holds none, or each fails.
         """
         if self.port == self.rest_api_port != 0:
             raise UserError(f"port {self.port} is given twice; give --port and --rest_api_port different numbers.")
@@ -166,7 +172,10 @@ class ModelServer:
             pass
         rest_socket = _bind(self.host, self.rest_api_port, "--rest_api_port")
         try:
-            self._servables.load_initial()
+            self._servables.load_initial(lambda: not self._stopped.is_set())
+            if self._stopped.is_set():
+                rest_socket.close()
+                return
             self._start_front_ends(rest_socket)
         except BaseException:
             rest_socket.close()
@@ -185,6 +194,7 @@ class ModelServer:
             health=self._health,
             admission=self._admission,
             check_reload=self._check_reload,
+            options=self._grpc_options,
         )
         host = f"[{self.host}]" if ":" in self.host else self.host
         try:
@@ -305,7 +315,7 @@ def serve_forever(
     with _handlers(handle):
         try:
             server.start()
-            for model in server.models:
+            for model in server.models if not server.wait(0) else ():
                 announce(f"Serving {model} at {server.url(model)} (REST) and {server.host}:{server.port} (gRPC).")
             server.wait()
             announce("Stopping as soon as the requests under way are answered.")
@@ -382,7 +392,9 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
         raise UserError(f"port {port} does not exist; give {flag} a number from 1 to 65535, or 0 for a free port.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        # TCP by name, because asyncio sends without delay only where it reads that: an answer's head and body are two
+        # writes, and the second would wait for the client to acknowledge the first.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise _port_error(host, port, flag, error) from error
     try:

@@ -1,0 +1,158 @@
+"""What a client shows to an endpoint, and how it knows the endpoint: headers, certificates and a key."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_convnets.errors import UserError
+
+Place = str | os.PathLike[str] | None
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_GRPC_NAME = re.compile(r"[0-9a-z_.-]+")
+_VALUE = re.compile(r"[\x20-\x7e]*")
+# Those that tell how a request is sent, which the client itself decides.
+_OURS = frozenset(("connection", "content-length", "content-type", "te", "transfer-encoding", "user-agent"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Credentials:
+    """Headers that go with each request, and the files for TLS.
+
+    Args:
+        headers: values by name, such as {"Authorization": "Bearer ..."}; over gRPC they are metadata.
+        root_certificates: a PEM file of the authorities that are trusted; by default the system's.
+        client_certificate: a PEM file of the client's own certificate, for endpoints that want one.
+        client_key: the PEM file of its key, unencrypted; None where the certificate's file holds it.
+
+    Raises:
+        UserError: for a header that can't be sent, or a key without a certificate.
+    """
+
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    root_certificates: Place = None
+    client_certificate: Place = None
+    client_key: Place = None
+
+    def __post_init__(self):
+        for name, value in self.headers.items():
+            # A value is a secret, and is not shown.
+            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+                raise UserError(
+                    f"the header {name!r} can't be sent; allowed are a name of letters, digits and hyphens and a value "
+                    "of printable ASCII; mend it."
+                )
+            if name.lower() in _OURS:
+                raise UserError(f"the header {name!r} is set by the client itself; leave it out.")
+        if self.client_key is not None and self.client_certificate is None:
+            raise UserError("a client's key was given without its certificate; give the certificate's file too.")
+
+    @property
+    def of_tls(self) -> bool:
+        """Whether there is anything that only TLS can use."""
+        return any((self.root_certificates, self.client_certificate))
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return the headers as gRPC sends them.
+
+        Raises:
+            UserError: for a name that gRPC does not take.
+        """
+        names = {name: name.lower() for name in self.headers}
+        for name, lower in names.items():
+            if not _GRPC_NAME.fullmatch(lower) or lower.startswith("grpc-") or lower.endswith("-bin"):
+                raise UserError(
+                    f"gRPC takes no header {name!r}; allowed are letters, digits and _ . - in a name that does not "
+                    "begin with grpc- or end with -bin; rename it, or use the REST address."
+                )
+        return tuple((names[name], value) for name, value in self.headers.items())
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return what opens TLS connections and verifies the endpoint.
+
+        Raises:
+            UserError: for a file that can't be read or holds something else.
+        """
+        try:
+            context = ssl.create_default_context(cafile=_path(self.root_certificates))
+        except OSError as error:
+            raise _bad_file("root certificates", self.root_certificates, error) from error
+        if self.client_certificate is not None:
+            try:
+                certificate, key = _path(self.client_certificate), _path(self.client_key)
+                context.load_cert_chain(certificate, key, password=self._refuse_password)
+            except OSError as error:
+                what = "client certificate and key"
+                raise _bad_file(what, [self.client_certificate, self.client_key], error) from error
+        return context
+
+    def channel_credentials(self) -> Any:
+        """Return what opens gRPC channels over TLS and verifies the endpoint.
+
+        Raises:
+            UserError: as `ssl_context`.
+        """
+        import grpc
+
+        # gRPC itself says nothing of files that it can't use.
+        self.ssl_context()
+        root, certificate = _read(self.root_certificates), _read(self.client_certificate)
+        key = certificate if self.client_key is None else _read(self.client_key)
+        return grpc.ssl_channel_credentials(root, key, certificate)
+
+    def _refuse_password(self) -> str:
+        # Otherwise OpenSSL would ask for it in the terminal.
+        raise UserError("the client's key is encrypted; give a file with the key unencrypted.")
+
+
+def read_headers(given: Sequence[str]) -> dict[str, str]:
+    """Return the headers that a command was given.
+
+    Args:
+        given: "NAME: VALUE" each, or "@FILE" for a file with one a line, which keeps secrets out of the list of
+            processes.
+
+    Raises:
+        UserError: for something else, or a file that can't be read.
+
+    Example:
+        >>> read_headers(["Authorization: Bearer abc"])
+        {'Authorization': 'Bearer abc'}
+    """
+    headers = {}
+    for item in given:
+        for line in _lines(Path(item[1:])) if item.startswith("@") else [item]:
+            name, colon, value = line.partition(":")
+            if not colon or not name.strip():
+                raise UserError(
+                    "a header has no name with a colon behind it; allowed is 'NAME: VALUE', or @FILE with one a line."
+                )
+            headers[name.strip()] = value.strip()
+    return headers
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the file of headers {path} can't be read ({error}); give an existing text file.") from error
+
+
+def _path(place: Place) -> str | None:
+    return None if place is None else os.fspath(place)
+
+
+def _read(place: Place) -> bytes | None:
+    return None if place is None else Path(place).read_bytes()
+
+
+def _bad_file(what: str, place: Place | list[Place], error: OSError) -> UserError:
+    names = " and ".join(os.fspath(one) for one in (place if isinstance(place, list) else [place]) if one is not None)
+    reason = error.strerror or str(error)
+    return UserError(f"the {what} can't be used: {names} ({reason}); give PEM files that belong together.")
