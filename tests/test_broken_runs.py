@@ -217,7 +217,7 @@ def test_a_run_directory_that_takes_nothing_is_told_by_status_2(quick, monkeypat
 
     owner, name, fail = {
         "mkdir": (Path, "mkdir", refuse),
-        "lock": (files.fcntl, "flock", refuse),
+        "lock": (files.FileLock, "acquire", refuse),
         "events": (tf.summary, "create_file_writer", refuse_as_tensorflow),
     }[at]
     monkeypatch.setattr(owner, name, fail)

@@ -180,7 +180,7 @@ def test_a_killed_export_is_not_visible(run_python, tmp_path, verified_here):
     process = run_python("-c", KILLED, str(tmp_path), cwd=tmp_path)
     assert process.returncode == -signal.SIGKILL
     # What is left bears a name that neither our server nor TensorFlow Serving takes for a version.
-    assert [path.name[0] for path in (tmp_path / "plain").iterdir()] == ["."]
+    assert {path.name[0] for path in (tmp_path / "plain").iterdir()} == {"."}
     from keras_convnets.export.repository import versions
 
     assert versions(tmp_path / "plain") == []

@@ -407,7 +407,7 @@ def test_every_recipe_ends_on_data_with_train_alone(only_train, tmp_path, recipe
 
 def test_evaluate_takes_data_as_they_are_loaded(only_train, tmp_path):
     overrides = {"iterations": 1, "batch_size": 4, "holdout": 0, "image_size": 16}
-    run = training.fit("ResNet20", only_train, run=tmp_path / "run", overrides=overrides)
+    run = training.fit("ResNet20", only_train, run=tmp_path / "run", recipe="resnet_imagenet", overrides=overrides)
     model, view, data = run.model(), run.card().view, training.load_dataset(only_train)
     seen = []
 

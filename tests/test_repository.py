@@ -88,7 +88,7 @@ def test_what_a_person_wrote_into_the_configuration_stays(shelf):
     entry = model_config.entry(model_config.read_config(shelf / "models.config"), "net")
     assert dict(entry.version_labels) == {"stable": 2} and entry.base_path == str((shelf / "net").resolve())
     (shelf / "models.config").write_text("model_config_list { nonsense }")
-    with pytest.raises(UserError, match="not a configuration of TensorFlow Serving"):
+    with pytest.raises(UserError, match="Error parsing text-format tensorflow.serving.ModelServerConfig"):
         model_config.register(shelf, "net")
     assert "nonsense" not in text and (shelf / "models.config").read_text() == "model_config_list { nonsense }"
 

@@ -262,8 +262,8 @@ def _settled(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in allowed:
         return None
-    if rules["choices"]:
-        if not isinstance(value, str) or value not in rules["choices"]:
+    if rules.get("choices"):
+        if not isinstance(value, str) or value not in rules.get("choices"):
             raise _refusal(field, value, f"one of {', '.join(rules['choices'])}")
         return value
     kind = next(kind for kind in allowed if kind is not type(None))
@@ -272,9 +272,9 @@ def _settled(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         raise _refusal(field, value, f"a value of type {_type_name(kind)}")
     if kind is not bool and not all(_within(part, rules) for part in (plain if isinstance(plain, tuple) else (plain,))):
         limits = [
-            *([f"at least {rules['low']}"] if rules["low"] is not None else []),
-            *([f"at most {rules['high']}"] if rules["high"] is not None else []),
-            *([f"below {rules['below']}"] if rules["below"] is not None else []),
+            *([f"at least {rules['low']}"] if rules.get("low") is not None else []),
+            *([f"at most {rules['high']}"] if rules.get("high") is not None else []),
+            *([f"below {rules['below']}"] if rules.get("below") is not None else []),
         ]
         what = "numbers, each" if isinstance(plain, tuple) else "a number,"
         raise _refusal(field, value, f"{what} {' and '.join(limits)}")
@@ -297,9 +297,11 @@ def _of_kind(value: Any, kind: Any) -> Any:
 
 
 def _within(value: float, rules: Mapping[str, Any]) -> bool:
-    low, high, below = rules["low"], rules["high"], rules["below"]
+    low, high, below = rules.get("low"), rules.get("high"), rules.get("below")
     return (low is None or value >= low) and (high is None or value <= high) and (below is None or value < below)
 
 
 def _refusal(field: dataclasses.Field, value: Any, allowed: str) -> UserError:
-    return UserError(f"{field.name} is {value!r}; it must be {allowed} ({field.metadata['doc']}).")
+    return UserError(
+        f"{field.name} is {value!r}; it must be {allowed} ({field.metadata.get('doc', 'see the recipe')})."
+    )
