@@ -24,7 +24,7 @@ MAX_GIF_LEAPS = 32
 GIF_BYTES_AT_ONCE = 2**15
 BROKEN_GIF = "the GIF's first frame is not whole, or what lies before and in it is cut into too many short blocks."
 UNKNOWN = f"Unknown image file format; {READ} are read."
-ANIMATED_WEBP = "animated WebP images are not read; take a still one, such as the first frame."
+ANIMATED_WEBP = "animated WebP images are not read; take a still one, such as the first frame"
 # What `ScaleAndTranslate` calls the kernels that it has, and how far they reach.
 SCALE_AND_TRANSLATE = {"bilinear": "triangle", "bicubic": "keyscubic"}
 RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
