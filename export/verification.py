@@ -67,6 +67,24 @@ def verify(
         for together in [runtimes] if side_by_side else [[runtime] for runtime in runtimes]:
             _run_runtimes(folder, [one for one in artifacts if one.runtime in together], Path(exchange))
         answers = {path.stem: np.load(path) for path in Path(exchange).glob("*.answers.npy")}
+    differences, tolerances = _compare(artifacts, answers, expected, card.trained)
+    for name, difference in differences.items():
+        if not difference <= tolerances[name]:
+            raise RuntimeError(
+                f"{name} differs from Keras by {difference:.2g} (allowed: {tolerances[name]:g}); nothing is published."
+            )
+    return {
+        "differences": differences,
+        "tolerances": tolerances,
+        "images": {"n": len(images), "source": samples.source},
+        **_accuracies(artifacts, answers, expected, samples.labels),
+    }
+
+
+def _compare(
+    artifacts: Sequence[Artifact], answers: dict[str, np.ndarray], expected: np.ndarray, trained: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the largest difference of each way into each artifact, and what is allowed."""
     differences: dict[str, float] = {}
     tolerances: dict[str, float] = {}
     exact = max(BATCHES)
@@ -80,18 +98,8 @@ def verify(
                 wanted = expected if artifact.precision == "int8" else expected[np.arange(exact) % len(expected)]
                 difference = _difference(artifact, got, wanted)
                 differences[name] = max(difference, differences.get(name, 0.0))
-                tolerances[name] = artifact.tolerance(card.trained)
-    for name, difference in differences.items():
-        if not difference <= tolerances[name]:
-            raise RuntimeError(
-                f"{name} differs from Keras by {difference:.2g} (allowed: {tolerances[name]:g}); nothing is published."
-            )
-    return {
-        "differences": differences,
-        "tolerances": tolerances,
-        "images": {"n": len(images), "source": samples.source},
-        **_accuracies(artifacts, answers, expected, samples.labels),
-    }
+                tolerances[name] = artifact.tolerance(trained)
+    return differences, tolerances
 
 
 def _difference(artifact: Artifact, got: np.ndarray, expected: np.ndarray) -> float:
