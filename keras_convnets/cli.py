@@ -664,7 +664,9 @@ def _answer_alone(place: str, data: bytes, answer: Callable) -> list[tuple[str, 
     try:
         return answer([data])[0]
     except UnreadableImage as error:
-        return UnreadableImage(f"{place}: {str(error).removeprefix('image 0 ')}")
+        reason = str(error)
+        named = reason.removeprefix("image 0 ")
+        return UnreadableImage(f"{place} {named}" if named != reason else f"{place}: {reason}")
 
 
 @contextlib.contextmanager

@@ -282,7 +282,7 @@ def test_predict_answers_the_rest_and_names_each_bad_file(tmp_path, monkeypatch,
     status, out, err = predicted(tmp_path, monkeypatch, capsys, answer_flat, tmp_path, tmp_path / "b.webp")
     assert status == 1
     assert out.count("flat") == 2 and "b.webp" in out and "c.jfif" in out and "a.png" not in out
-    assert f"{tmp_path}/a.png: is not readable (odd)." in err and "d.jpg is not a readable image" in err
+    assert f"{tmp_path}/a.png is not readable (odd)." in err and "d.jpg is not a readable image" in err
     assert "2 of the 4 images have no answer" in err and "._a" not in err
     status, out, _ = predicted(tmp_path, monkeypatch, capsys, answer_flat, tmp_path, "--json")
     assert status == 1 and [sorted(item) for item in json.loads(out)] == [

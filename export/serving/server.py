@@ -107,11 +107,7 @@ class ModelServer:
         max_num_load_retries: int = 5,
         load_retry_interval_seconds: float = 60.0,
     ):
-        if not models:
-            raise UserError("no model to serve was given; give at least one name with its base path.")
-        if engine not in ENGINES:
-            raise unknown_name("engine", engine, ENGINES)
-        configuration.require_packages()
+        _check_arguments(models, engine)
         self.port, self.rest_api_port, self.host = port, rest_api_port, host
         self._socket_path, self._health = grpc_socket_path, enable_grpc_healthcheck_service
         self._grpc_options = list(grpc_channel_arguments)
@@ -322,6 +318,14 @@ def serve_forever(
             server.stop(grace_seconds)
         except KeyboardInterrupt:
             server.stop(0)
+
+
+def _check_arguments(models: Any, engine: str) -> None:
+    if not models:
+        raise UserError("no model to serve was given; give at least one name with its base path.")
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    configuration.require_packages()
 
 
 @contextlib.contextmanager
