@@ -33,7 +33,7 @@ import tensorflow as tf
 from PIL import Image
 from reporting import append_row
 
-from keras_convnets.training.photographs import area_window, random_area_crop
+from keras_convnets.training.random_crops import area_window, random_area_crop
 
 SIZE, AREA, ASPECT = 224, (0.08, 1.0), (3 / 4, 4 / 3)
 SUFFIXES = {".jpg", ".jpeg"}

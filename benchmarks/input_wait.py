@@ -22,8 +22,8 @@ from reporting import append_row
 
 from keras_convnets.training import trainer
 from keras_convnets.training.data import ArraySplit, DataSet
+from keras_convnets.training.dry_run import rehearse
 from keras_convnets.training.plan import make_plan
-from keras_convnets.training.rehearsal import rehearse
 
 # Network, batch and steps of each recipe.
 PHOTOGRAPHS = {

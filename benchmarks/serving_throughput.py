@@ -49,8 +49,8 @@ def export_network(folder: Path) -> None:
     from keras_convnets import ResNet50
     from keras_convnets.card import card_of_model
     from keras_convnets.export.folding import inference_network
-    from keras_convnets.export.onnx_model import write_onnx
-    from keras_convnets.export.saved_model import write_saved_model
+    from keras_convnets.export.formats.onnx import write_onnx
+    from keras_convnets.export.formats.saved_model import write_saved_model
 
     keras.utils.set_random_seed(0)
     model = ResNet50()

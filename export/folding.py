@@ -11,8 +11,8 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.errors import UserError
-from keras_convnets.layers import BatchNormalization, GroupedConv2D, ImageNormalization
-from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.networks.layers import BatchNormalization, GroupedConv2D, ImageNormalization
 
 # Exact types: what a subclass computes is its own affair.
 CONVOLUTIONS = (layers.Conv2D, GroupedConv2D)

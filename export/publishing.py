@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_convnets.card import ModelCard, card_of_model
-from keras_convnets.classifier import keras_classifier, view_encoded
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export import model_config
-from keras_convnets.export.artifacts import ARTIFACTS, DEFAULT_FORMATS, FORMATS, Artifact
+from keras_convnets.export.formats.artifacts import ARTIFACTS, DEFAULT_FORMATS, FORMATS, Artifact
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.repository import EXTRA, new_version
 from keras_convnets.export.samples import Samples, gather
 from keras_convnets.files import finish_folder, path_text, remove_abandoned, sha256, unfinished_folder, writing
+from keras_convnets.prediction import keras_classifier, view_encoded
 
 if TYPE_CHECKING:
     import keras
@@ -116,7 +116,7 @@ def _chosen(formats: Sequence[str]) -> list[Artifact]:
 
 def _opened(place: Path) -> tuple[keras.Model, ModelCard]:
     """Return the network and the card of a finished run, or of a .keras file."""
-    from keras_convnets.network import load_keras
+    from keras_convnets.networks.functional import load_keras
 
     if place.suffix.lower() == ".keras" and place.is_file():
         model = load_keras(place)
@@ -143,10 +143,10 @@ def _write(
     layout: str,
     samples: Samples,
 ) -> None:
-    from keras_convnets.export.saved_model import MOST_VARIABLES
+    from keras_convnets.export.formats.saved_model import MOST_VARIABLES
     from keras_convnets.export.verification import verify
-    from keras_convnets.export.warm_up import FILE_NAME as WARM_UP
-    from keras_convnets.export.warm_up import write_warm_up
+    from keras_convnets.export.warmup import FILE_NAME as WARM_UP
+    from keras_convnets.export.warmup import write_warm_up
 
     exported: dict[str, Any] = {"formats": [artifact.key for artifact in artifacts], "layout": layout}
     quantised = any(artifact.precision == "int8" for artifact in artifacts)
@@ -181,8 +181,8 @@ def _write_artifacts(
     calibration: np.ndarray | None,
 ) -> None:
     from keras_convnets.export.folding import inference_network
-    from keras_convnets.export.saved_model import write_saved_model
-    from keras_convnets.outputs import softmaxed
+    from keras_convnets.export.formats.saved_model import write_saved_model
+    from keras_convnets.networks.outputs import softmaxed
 
     whole = softmaxed(model)
     if whole is not model:
@@ -197,14 +197,14 @@ def _write_artifacts(
 def _write_artifact(artifact: Artifact, network, card: ModelCard, folder: Path, layout: str, calibration) -> None:
     path = folder / artifact.file
     if artifact.format == "onnx":
-        from keras_convnets.export.onnx_model import write_onnx
+        from keras_convnets.export.formats.onnx import write_onnx
 
         write_onnx(network, card, path, layout)
     elif artifact.format == "int8":
-        from keras_convnets.export.quantization import quantize_onnx
+        from keras_convnets.export.formats.onnx_int8 import quantize_onnx
 
         quantize_onnx(next(folder.glob("model.onnx")), path, calibration)
     elif artifact.format == "litert":
-        from keras_convnets.export.litert_model import write_litert
+        from keras_convnets.export.formats.litert import write_litert
 
         write_litert(network, card, path, artifact.precision, calibration)

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_convnets.card import ModelCard
 from keras_convnets.files import safe_names
-from keras_convnets.images import SUFFIXES, find_images, read_image
+from keras_convnets.images.files import SUFFIXES, find_images, read_image
 
 # As many as calibration gains from; more only take time.
 MOST = 200

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.classifier import Classifier
-from keras_convnets.export.artifacts import ARTIFACTS, Artifact
+from keras_convnets.export.formats.artifacts import ARTIFACTS, Artifact
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.samples import Samples
+from keras_convnets.prediction import Classifier
 
 # One image alone and an odd number of them: a wrong batch dimension shows.
 BATCHES = (1, 3)
@@ -51,7 +51,7 @@ def verify(
         RuntimeError: if a difference is above its tolerance, an output is not finite, or a runtime does not load an
             artifact.
     """
-    from keras_convnets.classifier import view_encoded
+    from keras_convnets.prediction import view_encoded
 
     card = reference.card
     images = view_encoded(samples.encoded, card)
@@ -173,7 +173,7 @@ def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
 
 
 def _ways(artifact: Artifact, folder: Path) -> dict[str, Callable]:
-    from keras_convnets.export import loading
+    from keras_convnets.export.formats import loading
 
     if artifact.format == "saved_model":
         exported = loading.load_saved_model(folder, None)

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from keras_convnets.classes import check_class_names, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.networks.registry import ARCHITECTURES
 from keras_convnets.numbers import whole_number
-from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.registry import ARCHITECTURES
 
 if TYPE_CHECKING:
     import keras
 
-    from keras_convnets.records import WeightsRecord
+    from keras_convnets.weights.pretrained import WeightsRecord
 
 FILE_NAME = "model.json"
 FORMAT = 1
@@ -195,7 +195,7 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
     Raises:
         UserError: if the model is of another form, or gives neither probabilities nor logits.
     """
-    from keras_convnets.outputs import main_output, meaning
+    from keras_convnets.networks.outputs import main_output, meaning
 
     main = main_output(model)  # perhaps beside auxiliary classifiers
     shape, outputs = model.input_shape, model.output_shape if main is None else tuple(main.shape)
@@ -209,7 +209,7 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         raise UserError(
             f"{model.name} has {outputs[1]} classes and {len(class_names)} class names came; give one for each."
         )
-    from keras_convnets.transfer import leaves
+    from keras_convnets.weights.assignment import leaves
 
     meaning(model)
     first = next((layer for layer in leaves(model) if hasattr(layer, "preprocessing")), None)
@@ -239,7 +239,7 @@ def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -
     weights = getattr(model, "published_weights", None)
     if weights is None:
         return {}
-    from keras_convnets.network import weights_digest
+    from keras_convnets.networks.functional import weights_digest
 
     facts: dict[str, Any] = {"trained": True}
     if tuple(model.published_digest) != weights_digest(model):
@@ -278,7 +278,7 @@ def view_of_model(model: keras.Model) -> Mapping[str, Any] | None:
     shape = getattr(model, "input_shape", None)
     if own is not None or not _is_image_shape(shape):
         return own
-    from keras_convnets.outputs import main_output
+    from keras_convnets.networks.outputs import main_output
 
     weights, main = getattr(model, "published_weights", None), main_output(model)
     is_imagenet = weights is not None and weights.in_imagenet_order

@@ -16,7 +16,7 @@ from keras_convnets.errors import UserError
 
 if TYPE_CHECKING:
     from keras_convnets.card import ModelCard
-    from keras_convnets.records import WeightsRecord
+    from keras_convnets.weights.pretrained import WeightsRecord
 
 
 # Longer names are none; and they would have to be shown.

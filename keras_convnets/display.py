@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keras_convnets.preprocessing import Preprocessing
-    from keras_convnets.records import Accuracy, WeightsRecord
+    from keras_convnets.images.preprocessing import Preprocessing
+    from keras_convnets.weights.pretrained import Accuracy, WeightsRecord
 
 # Eighths of a cell, from one to eight: a bar ends where its value does.
 BLOCKS = "▏▎▍▌▋▊▉█"

@@ -13,7 +13,7 @@ from conftest import DATA_VARIABLE
 from PIL import Image, ImageEnhance
 
 from keras_convnets.errors import UserError
-from keras_convnets.training.augment import (
+from keras_convnets.training.augmentation import (
     pad_and_crop,
     pca_colour_shift,
     photometric_distortion,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_convnets.training.averages import Averages
 from keras_convnets.training.recipes import get_recipe
 from keras_convnets.training.run import Run
-from keras_convnets.training.step import make_optimizer, make_step
+from keras_convnets.training.train_step import make_optimizer, make_step
+from keras_convnets.training.weight_averages import Averages
 
 STEPS = 14
 

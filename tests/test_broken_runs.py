@@ -17,9 +17,9 @@ import tiny
 
 from keras_convnets import CIFARResNet, files, training
 from keras_convnets.card import ModelCard
-from keras_convnets.cli import main
+from keras_convnets.commands.main import main
 from keras_convnets.errors import Diverged, UserError
-from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.training import trainer
 from keras_convnets.training.plan import make_plan
 from keras_convnets.training.recipes import RECIPES

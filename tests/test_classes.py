@@ -14,8 +14,8 @@ from keras_convnets import display
 from keras_convnets.card import ModelCard
 from keras_convnets.classes import Classes, decode_predictions, imagenet_classes
 from keras_convnets.errors import UserError
-from keras_convnets.preprocessing import BGR_MEANS, UNIT_SCALED, Preprocessing
-from keras_convnets.records import RECORDS, get_record
+from keras_convnets.images.preprocessing import BGR_MEANS, UNIT_SCALED, Preprocessing
+from keras_convnets.weights.pretrained import RECORDS, get_record
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from keras_convnets.cli import COMMANDS, main
+from keras_convnets.commands.main import COMMANDS, main
 from keras_convnets.export import Client
 from keras_convnets.export.serving import ModelServer
-from keras_convnets.records import get_record
 from keras_convnets.training import trainer
+from keras_convnets.weights.pretrained import get_record
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def samples(trained_run):
 
 def test_help_and_models_answer_without_keras_in_a_second(run_python, tmp_path):
     for arguments in (["--help"], ["models"], ["train", "--help"]):
-        script = f"import sys; from keras_convnets.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
+        script = "import sys; from keras_convnets.commands.main import main\n"
+        script += f"try: main({arguments!r})\nexcept SystemExit: pass\n"
         began = time.monotonic()
         # The records of published weights hold preprocessing, which needs NumPy; help needs nothing.
         heavy = {"keras", "tensorflow"} | (set() if arguments == ["models"] else {"numpy"})

@@ -20,8 +20,8 @@ from sklearn import datasets as sklearn_datasets
 from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
 from keras_convnets.training import plan, progress
-from keras_convnets.training.data import ArraySplit, DataSet, FileSplit, load_dataset, passes
-from keras_convnets.training.data import broken as broken_images
+from keras_convnets.training.data import ArraySplit, DataSet, FileSplit, cached_passes, load_dataset
+from keras_convnets.training.data import integrity as broken_images
 from keras_convnets.training.data.splits import held_out
 from keras_convnets.training.recipes.photographs import kept_components
 
@@ -259,7 +259,7 @@ def test_a_class_must_keep_an_image_and_a_split_too(folder):
 
 def test_the_check_of_many_images_is_kept_until_one_changes(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(passes, "KEPT_FROM", 3)
+    monkeypatch.setattr(cached_passes, "KEPT_FROM", 3)
     truncate(folder / "green" / "2.png")
     found = load_dataset(folder).without_broken(0.1)[1]
     monkeypatch.setattr(broken_images, "decode_image", lambda data: pytest.fail("decoded again"))
@@ -278,8 +278,10 @@ def test_a_pass_is_made_once_and_again_where_the_kept_result_is_not_one(tmp_path
         calls.append(1)
         return [4, 5]
 
-    def find(state="a", images=passes.KEPT_FROM):
-        return passes.kept("labels", state, images, compute, lambda found: [type(part) for part in found] == [int, int])
+    def find(state="a", images=cached_passes.KEPT_FROM):
+        return cached_passes.kept(
+            "labels", state, images, compute, lambda found: [type(part) for part in found] == [int, int]
+        )
 
     assert find() == find() == [4, 5] and len(calls) == 1
     (path,) = (tmp_path / "models" / "keras_convnets" / "passes").iterdir()
@@ -291,14 +293,14 @@ def test_a_pass_is_made_once_and_again_where_the_kept_result_is_not_one(tmp_path
 
 def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(passes, "KEPT_FROM", 3)
+    monkeypatch.setattr(cached_passes, "KEPT_FROM", 3)
     told = []
-    with passes.reporting(lambda *pass_: told.append(pass_)):
+    with cached_passes.reporting(lambda *pass_: told.append(pass_)):
         train = load_dataset("cifar10", prepared).splits["train"]
         labels, view = train.labels, center_view(32, 32)
         colours = kept_components(train.at_size(view, 0))
     assert told[0] == ("reading labels", 30, 30) and told[-1] == ("measuring colours", 30, 30)
-    with passes.reporting(lambda *_: pytest.fail("passed over the images again")):
+    with cached_passes.reporting(lambda *_: pytest.fail("passed over the images again")):
         again = load_dataset("cifar10", prepared).splits["train"]
         assert (again.labels == labels).all()
         for one, other in zip(kept_components(again.at_size(view, 0)), colours, strict=True):
@@ -309,9 +311,9 @@ def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeyp
 
 def test_a_rehearsal_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch):
     monkeypatch.setattr(plan, "REHEARSED_IMAGES", 4)
-    monkeypatch.setattr(passes, "KEPT_FROM", 10**9)
+    monkeypatch.setattr(cached_passes, "KEPT_FROM", 10**9)
     told = {}
-    with passes.reporting(lambda doing, done, total: told.update({(doing, total): done})):
+    with cached_passes.reporting(lambda doing, done, total: told.update({(doing, total): done})):
         for data, sizes in ((folder, {"train": 7, "test": 2}), ("cifar10", {"train": 27, "test": 10})):
             holdout = {"holdout": sum(sizes.values()) == 9 and 3 or 0.1}
             held = {"holdout": 3}
@@ -513,7 +515,7 @@ def test_arrays_that_are_no_images_are_refused():
 
 def test_decoding_is_pillows(tmp_path):
     """The accurate integer DCT: equal to Pillow's decoder, to the level."""
-    from keras_convnets._tf_ops import decode_image
+    from keras_convnets.images.decoding import decode_image
 
     photograph = sklearn_datasets.load_sample_image("china.jpg")
     encoded = io.BytesIO()
@@ -525,7 +527,7 @@ def test_decoding_is_pillows(tmp_path):
 
 @pytest.mark.parametrize("mode, kind", [("L", "PNG"), ("RGBA", "PNG"), ("RGB", "BMP"), ("P", "GIF"), ("L", "JPEG")])
 def test_other_kinds_of_image_become_rgb(mode, kind):
-    from keras_convnets._tf_ops import decode_image
+    from keras_convnets.images.decoding import decode_image
 
     encoded = io.BytesIO()
     Image.new("RGB", (20, 10), (51, 51, 51)).convert(mode).save(encoded, kind)

@@ -15,9 +15,9 @@ import tiny
 from PIL import Image
 
 from keras_convnets import training
-from keras_convnets._tf_ops import decode_image
-from keras_convnets.cli import main
+from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
+from keras_convnets.images.decoding import decode_image
 from keras_convnets.training import trainer
 from keras_convnets.training.data import load_dataset
 from keras_convnets.training.data.preparation import prepare_folder

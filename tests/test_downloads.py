@@ -20,9 +20,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from keras_convnets import downloads
-from keras_convnets.downloads import DownloadError, cache_folder, download
 from keras_convnets.errors import UserError
+from keras_convnets.weights import downloads
+from keras_convnets.weights.downloads import DownloadError, cache_folder, download
 
 DATA = random.Random(0).randbytes(300_000)
 WRONG = random.Random(1).randbytes(300_000)
@@ -483,7 +483,7 @@ def test_ctrl_c_leaves_the_part(start):
 def process(server):
     """Start a process that downloads and prints the path, then its log."""
     script = (
-        "import logging, sys; from types import SimpleNamespace; from keras_convnets.downloads import download;"
+        "import logging, sys; from types import SimpleNamespace; from keras_convnets.weights.downloads import download;"
         "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s');"
         f"print(download(SimpleNamespace(**{vars(record(server))!r})));"
         "sys.exit('keras' in sys.modules)"
@@ -552,6 +552,6 @@ def test_a_bar_is_shown_on_a_terminal_only(start, monkeypatch, capsys, terminal)
 
 
 def test_importing_creates_nothing_and_loads_no_keras(tmp_path, run_python):
-    script = "import sys, keras_convnets.downloads; sys.exit(any(x in sys.modules for x in ('keras', 'rich')))"
+    script = "import sys, keras_convnets.weights.downloads; sys.exit(any(x in sys.modules for x in ('keras', 'rich')))"
     assert run_python("-c", script, cwd=tmp_path).returncode == 0
     assert not Path(os.environ["KERAS_HOME"]).exists()

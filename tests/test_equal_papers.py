@@ -31,7 +31,7 @@ from reference import (
 )
 
 import keras_convnets
-from keras_convnets.layers import LRN, GroupedConv2D
+from keras_convnets.networks.layers import LRN, GroupedConv2D
 
 TOLERANCE = 1e-4
 
@@ -333,7 +333,7 @@ def test_grouped_convolution_is_two_convolutions(mode, strides, padding):
 
 GROUPED_TRAINING = """
 import keras, numpy as np, tensorflow as tf
-from keras_convnets.layers import GroupedConv2D
+from keras_convnets.networks.layers import GroupedConv2D
 images = keras.Input((9, 9, 8))
 maps = GroupedConv2D(6, 3, groups=2, padding="same", activation="relu", name="grouped")(images)
 model = keras.Model(images, keras.layers.Dense(3)(keras.layers.Flatten()(maps)))

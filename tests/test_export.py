@@ -19,8 +19,9 @@ from memory import peak_of
 
 from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, ResNet1202, export, model_info, training
 from keras_convnets.errors import UserError
-from keras_convnets.export import artifacts, model_config
-from keras_convnets.transfer import leaves
+from keras_convnets.export import model_config
+from keras_convnets.export.formats import artifacts
+from keras_convnets.weights.assignment import leaves
 
 # Sums in another order, in float32; the same bound the exporter holds itself to.
 TOLERANCE = 1e-5

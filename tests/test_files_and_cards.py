@@ -22,7 +22,6 @@ import keras_convnets
 from keras_convnets import CIFARResNet, ModelCard, Preprocessing, get_model, list_models, training
 from keras_convnets import card as card_module
 from keras_convnets.card import FILE_NAME, card_of_model, center_view, current_git_revision, current_versions
-from keras_convnets.classifier import Classifier, name_scores
 from keras_convnets.errors import UserError
 from keras_convnets.files import (
     UnwritableError,
@@ -36,8 +35,9 @@ from keras_convnets.files import (
     write_text,
     writing,
 )
-from keras_convnets.images import ORIENTATION, encode_png, find_images, read_image, upright
-from keras_convnets.network import Functional
+from keras_convnets.images.files import ORIENTATION, encode_png, find_images, read_image, upright
+from keras_convnets.networks.functional import Functional
+from keras_convnets.prediction import Classifier, name_scores
 
 
 def visible(folder):
@@ -784,12 +784,12 @@ warnings.simplefilter("ignore")
 import numpy as np
 import keras_convnets
 from keras_convnets.card import ModelCard, card_of_model
-from keras_convnets.classifier import keras_classifier
+from keras_convnets.prediction import keras_classifier
 from keras_convnets.export import Client, model_config
 from keras_convnets.export.serving.server import _add_socket, _handlers
 from keras_convnets.files import only_one, remove_abandoned, whole_folder
-from keras_convnets.images import encode_png
-from keras_convnets.network import load_keras
+from keras_convnets.images.files import encode_png
+from keras_convnets.networks.functional import load_keras
 
 model = keras_convnets.CIFARPlainNet(8, classes=3)
 with only_one(".", "trained in"), whole_folder("run") as folder:
@@ -821,7 +821,7 @@ def test_networks_weights_prediction_and_client_work_without_posix(run_python, t
     refusal, left = done.stdout.splitlines()
     assert refusal == "--grpc_socket_path got 'here'; this system has no UNIX sockets: give --port instead."
     assert left == "['models.config', 'run']"
-    from keras_convnets.training import rehearsal
+    from keras_convnets.training import dry_run
 
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert rehearsal._memory() is None
+    assert dry_run._memory() is None

@@ -8,11 +8,12 @@ import pytest
 from keras import layers
 
 import keras_convnets
-from keras_convnets import CIFARResNet, GoogLeNet, Preprocessing, ResNet18, ResNet20, get_model, resnet_cifar, stages
+from keras_convnets import CIFARResNet, GoogLeNet, Preprocessing, ResNet18, ResNet20, get_model, stages
 from keras_convnets.errors import UserError
 from keras_convnets.export.folding import IDENTITIES, inference_network
-from keras_convnets.layers import GroupedConv2D, ImageNormalization
-from keras_convnets.surgery import fully_convolutional
+from keras_convnets.networks import resnet_cifar
+from keras_convnets.networks.features import fully_convolutional
+from keras_convnets.networks.layers import GroupedConv2D, ImageNormalization
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

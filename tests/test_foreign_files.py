@@ -17,11 +17,11 @@ from keras_convnets import CIFARPlainNet, export
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving.onnx_engine import OnnxEngine
 from keras_convnets.export.serving.status import ServingError
-from keras_convnets.h5_weights import check_archive, read_h5
-from keras_convnets.network import load_keras
-from keras_convnets.onnx_files import refuse_external_data
-from keras_convnets.onnx_weights import read_onnx
-from keras_convnets.weights import load_weights
+from keras_convnets.networks.functional import load_keras
+from keras_convnets.weights.keras_reader import check_archive, read_h5
+from keras_convnets.weights.loading import load_weights
+from keras_convnets.weights.onnx_files import refuse_external_data
+from keras_convnets.weights.onnx_reader import read_onnx
 
 SUFFIXES = [".weights.h5", ".h5", ".keras"]
 SECRET = np.arange(3 * 3 * 3 * 16, dtype=np.float32)

@@ -13,12 +13,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_convnets import cli
-from keras_convnets._tf_ops import decode_image, plain_reason
+from keras_convnets.commands import main
 from keras_convnets.display import printable
 from keras_convnets.errors import UnreadableImage, UserError
 from keras_convnets.export.serving import costs
-from keras_convnets.images import find_images
+from keras_convnets.images.decoding import decode_image
+from keras_convnets.images.files import find_images
+from keras_convnets.tensorflow_errors import plain_reason
 from keras_convnets.training.data import load_dataset
 from keras_convnets.training.data.folder import holds_one_level, survey
 from keras_convnets.training.data.preparation import prepare_folder
@@ -138,7 +139,7 @@ def test_everything_odd_is_reported_at_once(tmp_path, capsys):
     (tmp_path / "val" / "ants" / "moves.webp").write_bytes(animation())
     (tmp_path / "test" / "ants").mkdir(parents=True)
     (tmp_path / "test" / "ants" / "0.jpg").write_bytes(b"none")
-    assert cli.main(["data", "verify", str(tmp_path), "--json"]) == 1
+    assert main.main(["data", "verify", str(tmp_path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["files"], found["skipped"], found["refused"]) == (9, 3, 2)
     assert {(item["path"], item["kind"], item["fate"]) for item in found["findings"]} == {
@@ -152,7 +153,7 @@ def test_everything_odd_is_reported_at_once(tmp_path, capsys):
         ("val/bees", "empty class", "used"),
         ("val/wasps", "empty class", "used"),
     }
-    assert cli.main(["data", "stats", str(tmp_path)]) == 0
+    assert main.main(["data", "stats", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "wasps holds no images" in shown and "long as wide): ants/deep/long.png" in shown
     assert "below 16 pixels): ants/tiny.png" in shown and "(no images of): bees, wasps" in shown
@@ -259,8 +260,8 @@ def test_graphs_that_decode_name_no_operation_of_newer_tensorflow():
 
 
 def predicted(tmp_path, monkeypatch, capsys, answer, *arguments):
-    monkeypatch.setattr(cli, "_answering", lambda args: contextlib.nullcontext(answer))
-    status = cli.main(["predict", *map(str, arguments), "--run", "none"])
+    monkeypatch.setattr(main, "_answering", lambda args: contextlib.nullcontext(answer))
+    status = main.main(["predict", *map(str, arguments), "--run", "none"])
     return status, *capsys.readouterr()
 
 

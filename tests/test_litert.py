@@ -10,14 +10,15 @@ import tensorflow as tf
 from lively import some_images, trained
 
 import keras_convnets as kc
-from keras_convnets import alexnet, preprocessing, vgg
 from keras_convnets.card import card_of_model
-from keras_convnets.classifier import view_encoded
 from keras_convnets.errors import UserError
 from keras_convnets.export import load
 from keras_convnets.export.folding import inference_network
-from keras_convnets.export.litert_model import PRECISIONS, write_litert
-from keras_convnets.export.loading import load_litert
+from keras_convnets.export.formats.litert import PRECISIONS, write_litert
+from keras_convnets.export.formats.loading import load_litert
+from keras_convnets.images import preprocessing
+from keras_convnets.networks import alexnet, vgg
+from keras_convnets.prediction import view_encoded
 
 # Sums in another order, and weights of 11 bits; of eight bits, where the probabilities are apart by tenths.
 TOLERANCES = {"float32": 1e-5, "float16": 1e-2, "int8": 0.4}

@@ -14,14 +14,14 @@ from PIL import Image
 
 from keras_convnets.card import ModelCard
 from keras_convnets.classes import check_class_names
-from keras_convnets.cli import main
+from keras_convnets.commands.main import main
 from keras_convnets.display import answers_text, printable
 from keras_convnets.errors import UserError
 from keras_convnets.export.samples import gather
 from keras_convnets.files import LONGEST_NAME, folded_name, read_json, safe_name, safe_names, write_json
-from keras_convnets.preprocessing import IMAGENET
+from keras_convnets.images.preprocessing import IMAGENET
 from keras_convnets.training import Run, load_dataset
-from keras_convnets.training.data import ArraySplit, DataSet, passes
+from keras_convnets.training.data import ArraySplit, DataSet, cached_passes
 from keras_convnets.training.data.preparation import prepare_folder
 from keras_convnets.training.data.verification import verify_folder
 from keras_convnets.training.evaluation import Evaluation
@@ -245,7 +245,7 @@ def test_classes_that_a_file_system_takes_for_one_are_not_mixed(tmp_path):
 
 def test_a_kept_check_of_images_is_used_only_if_it_is_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(passes, "KEPT_FROM", 1)
+    monkeypatch.setattr(cached_passes, "KEPT_FROM", 1)
     folder = colours(tmp_path / "data" / "train").parent
     (folder / "train" / "ants" / "0.png").write_bytes(b"no image")
     split = load_dataset(folder).splits["train"]
@@ -267,7 +267,7 @@ def test_pictures_show_names_as_they_are(tmp_path):
 
 
 def test_errors_and_evaluations_send_no_escape_sequences_to_the_terminal(tmp_path, capsys):
-    from keras_convnets.cli import _print_evaluation
+    from keras_convnets.commands.main import _print_evaluation
 
     assert main(["data", "verify", f"{tmp_path}/no\x1b[2Jthing"]) == 2
     assert r"no\x1b[2Jthing" in capsys.readouterr().err

@@ -24,17 +24,17 @@ from keras_convnets import (
     Preprocessing,
     get_model,
     model_info,
-    resnet_cifar,
     without_auxiliary,
 )
 from keras_convnets.errors import UserError
-from keras_convnets.registry import ARCHITECTURES
+from keras_convnets.networks import resnet_cifar
+from keras_convnets.networks.registry import ARCHITECTURES
 
 # Keras' own reading of its variables into NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 DEEPEST = "ResNet1202"
-CIFAR = [name for name, entry in ARCHITECTURES.items() if entry.module == "keras_convnets.resnet_cifar"]
+CIFAR = [name for name, entry in ARCHITECTURES.items() if entry.module == "keras_convnets.networks.resnet_cifar"]
 IMAGENET = [name for name in ARCHITECTURES if name not in CIFAR]
 # ResNet1202 takes half a minute to build, so it is built once and only in the heavy run; a network just deep enough to
 # be nested stands for it in the quick one.

@@ -17,15 +17,16 @@ from onnx import helper, numpy_helper
 from tf2onnx import tfonnx
 
 import keras_convnets as kc
-from keras_convnets import alexnet, preprocessing, vgg
 from keras_convnets.card import card_of_model
-from keras_convnets.classifier import view_encoded
 from keras_convnets.errors import UserError
 from keras_convnets.export import load
 from keras_convnets.export.folding import inference_network
-from keras_convnets.export.loading import load_onnx
-from keras_convnets.export.onnx_model import write_onnx
-from keras_convnets.export.quantization import quantize_onnx
+from keras_convnets.export.formats.loading import load_onnx
+from keras_convnets.export.formats.onnx import write_onnx
+from keras_convnets.export.formats.onnx_int8 import quantize_onnx
+from keras_convnets.images import preprocessing
+from keras_convnets.networks import alexnet, vgg
+from keras_convnets.prediction import view_encoded
 
 # Sums in another order, in float32: what the exporter allows, and what other makers' kernels need.
 TOLERANCE, FOREIGN_TOLERANCE = 1e-5, 1e-4

@@ -6,10 +6,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from keras_convnets import onnx_constants
 from keras_convnets.errors import UserError
-from keras_convnets.onnx_constants import fold_constants
-from keras_convnets.onnx_weights import read_onnx
+from keras_convnets.weights import onnx_constant_folding
+from keras_convnets.weights.onnx_constant_folding import fold_constants
+from keras_convnets.weights.onnx_reader import read_onnx
 
 STORED = {
     "a": np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4, 1),
@@ -63,7 +63,7 @@ def test_what_depends_on_images_is_not_folded():
 
 
 def test_conversions_that_grow_without_end_are_refused_before_they_are_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_constants, "LEAST_LIMIT", 1000)
+    monkeypatch.setattr(onnx_constant_folding, "LEAST_LIMIT", 1000)
     stored, found = np.zeros(1000, np.uint8), {"small": np.zeros(1000, np.uint8)}
     casts = [helper.make_node("Cast", ["small"], [f"x{at}"], to=TensorProto.FLOAT) for at in range(2)]
     fold_constants(casts[:1], found)

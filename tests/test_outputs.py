@@ -10,9 +10,9 @@ from reference import as_numpy
 
 from keras_convnets import VGG11, CIFARPlainNet, GoogLeNet, export
 from keras_convnets.card import card_of_model
-from keras_convnets.classifier import keras_classifier
 from keras_convnets.errors import UserError
-from keras_convnets.outputs import check_probabilities, meaning, softmaxed
+from keras_convnets.networks.outputs import check_probabilities, meaning, softmaxed
+from keras_convnets.prediction import keras_classifier
 
 SHAPE = (8, 8, 3)
 

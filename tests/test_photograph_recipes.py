@@ -12,13 +12,13 @@ import tiny
 from PIL import Image
 
 from keras_convnets import CIFARResNet, GoogLeNet, ResNet20, training
-from keras_convnets.classifier import Classifier
 from keras_convnets.errors import UserError
+from keras_convnets.prediction import Classifier
 from keras_convnets.training import trainer
 from keras_convnets.training.plan import make_plan
 from keras_convnets.training.recipes import RECIPES, default_recipe, get_recipe
-from keras_convnets.training.step import make_optimizer, make_step
-from keras_convnets.transfer import leaves
+from keras_convnets.training.train_step import make_optimizer, make_step
+from keras_convnets.weights.assignment import leaves
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def photographs(tmp_path_factory) -> Path:
     ("PlainNet34", "resnet_imagenet"), ("ResNet20", "resnet_cifar"),
 ])  # fmt: skip
 def test_every_family_has_its_papers_recipe(model, recipe):
-    from keras_convnets.registry import get_architecture
+    from keras_convnets.networks.registry import get_architecture
 
     assert default_recipe(get_architecture(model), None) == recipe
     assert default_recipe(get_architecture(model), "imagenet") == "finetune"

@@ -13,10 +13,11 @@ import tensorflow as tf
 from conftest import DATA_VARIABLE
 from PIL import Image
 
-from keras_convnets._tf_ops import center_view, decode_image
 from keras_convnets.errors import UserError
-from keras_convnets.training import photographs
-from keras_convnets.training.photographs import (
+from keras_convnets.images.decoding import decode_image
+from keras_convnets.images.resizing import center_view
+from keras_convnets.training import random_crops
+from keras_convnets.training.random_crops import (
     KERNELS,
     area_window,
     random_area_crop,
@@ -156,7 +157,7 @@ def test_each_kernel_is_drawn_equally_often_and_does_not_move_the_window(encoded
         pixel = tf.stack([KERNELS.index(kernel), tf.shape(image)[0], tf.shape(image)[1]])
         return tf.cast(tf.ones([size, size, 1]) * tf.cast(pixel, tf.float32), tf.uint8)
 
-    monkeypatch.setattr(photographs, "_resized", painted)
+    monkeypatch.setattr(random_crops, "_resized", painted)
     small = saved(Image.open(io.BytesIO(encoded[0])).convert("RGB").resize((48, 40)), "PNG")
     all_four = drawn(lambda _, seed: random_area_crop(tf.constant(small), seed, 2, kernels=KERNELS), 1, 1, count=1000)
     counts = np.bincount(all_four[:, 0, 0, 0])
@@ -173,7 +174,7 @@ def test_a_decoded_window_is_the_window_of_the_decoded_photograph(encoded):
     kinds += [saved(picture, "BMP"), saved(picture.quantize(64), "GIF")]
     for data in [*encoded, *kinds]:
         whole = decode_image(tf.constant(data)).numpy()
-        height_width, read = photographs._opened(tf.constant(data))
+        height_width, read = random_crops._opened(tf.constant(data))
         assert tuple(height_width.numpy()) == whole.shape[:2]
         for _ in range(3):
             bottom, right = (generator.integers(1, side + 1) for side in whole.shape[:2])
@@ -222,7 +223,7 @@ def test_only_the_window_is_decoded(encoded, monkeypatch):
     def refused(data):
         raise AssertionError("the whole photograph was decoded")
 
-    monkeypatch.setattr(photographs, "decode_image", refused)
+    monkeypatch.setattr(random_crops, "decode_image", refused)
     for crop in CROPS.values():
         assert crop(tf.constant(encoded[0]), seeds(1)[0]).shape == (64, 64, 3)
 

@@ -9,8 +9,8 @@ import pytest
 
 from keras_convnets import CIFARResNet, Preprocessing, get_model, preprocess_input
 from keras_convnets.errors import UserError
-from keras_convnets.layers import LRN, BatchNormalization, GroupedConv2D, ImageNormalization, ShortcutA
-from keras_convnets.preprocessing import CIFAR10, IMAGENET
+from keras_convnets.images.preprocessing import CIFAR10, IMAGENET
+from keras_convnets.networks.layers import LRN, BatchNormalization, GroupedConv2D, ImageNormalization, ShortcutA
 
 MEAN = (120.5, 110.25, 100.75)
 STD = (60.0, 50.0, 40.0)
@@ -378,7 +378,7 @@ def test_a_size_known_only_at_run_time_chooses_the_mean_too():
     import tensorflow as tf
 
     from keras_convnets import Preprocessing
-    from keras_convnets.layers import ImageNormalization
+    from keras_convnets.networks.layers import ImageNormalization
 
     rng = np.random.default_rng(0)
     preprocessing = Preprocessing(mean=(10.0, 20.0, 30.0), mean_image=rng.uniform(0, 255, (6, 5, 3)))

@@ -14,7 +14,7 @@ import pytest
 
 import keras_convnets
 from keras_convnets.errors import UserError, unknown_name
-from keras_convnets.registry import ARCHITECTURES, get_architecture, get_model, list_models
+from keras_convnets.networks.registry import ARCHITECTURES, get_architecture, get_model, list_models
 
 NAMES = list(ARCHITECTURES)
 
@@ -145,11 +145,11 @@ def resnet_numbers(name):
 
 
 FORMULAS = {
-    "keras_convnets.alexnet": alexnet_numbers,
-    "keras_convnets.vgg": vgg_numbers,
-    "keras_convnets.googlenet": googlenet_numbers,
-    "keras_convnets.resnet": resnet_numbers,
-    "keras_convnets.resnet_cifar": cifar_numbers,
+    "keras_convnets.networks.alexnet": alexnet_numbers,
+    "keras_convnets.networks.vgg": vgg_numbers,
+    "keras_convnets.networks.googlenet": googlenet_numbers,
+    "keras_convnets.networks.resnet": resnet_numbers,
+    "keras_convnets.networks.resnet_cifar": cifar_numbers,
 }
 
 # Multiply-adds as printed, 1e9: ResNet paper, table 1 and section 3.3.
@@ -257,7 +257,7 @@ def test_imagenet_errors_are_the_papers(name):
 
 
 def test_the_networks_for_imagenet_are_all_there():
-    found = {name for name, entry in ARCHITECTURES.items() if entry.module != "keras_convnets.resnet_cifar"}
+    found = {name for name, entry in ARCHITECTURES.items() if entry.module != "keras_convnets.networks.resnet_cifar"}
     assert found == set(PRINTED_ERRORS)
     assert all(ARCHITECTURES[name].input_shape == (224, 224, 3) for name in found)
 
@@ -265,7 +265,7 @@ def test_the_networks_for_imagenet_are_all_there():
 def test_the_networks_of_section_4_2_are_all_there():
     depths = (20, 32, 44, 56, 110)
     wanted = {*(f"ResNet{depth}" for depth in (*depths, 1202)), *(f"PlainNet{depth}" for depth in depths)}
-    found = {name for name, entry in ARCHITECTURES.items() if entry.module == "keras_convnets.resnet_cifar"}
+    found = {name for name, entry in ARCHITECTURES.items() if entry.module == "keras_convnets.networks.resnet_cifar"}
     assert found == wanted
 
 
@@ -357,7 +357,8 @@ def test_importing_is_light():
 
 
 def test_a_builder_can_be_imported_from_the_package():
-    from keras_convnets import ResNet20, resnet_cifar
+    from keras_convnets import ResNet20
+    from keras_convnets.networks import resnet_cifar
 
     assert ResNet20 is resnet_cifar.ResNet20
 

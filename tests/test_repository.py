@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from keras_convnets import CIFARPlainNet, export
-from keras_convnets.cli import main
+from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
-from keras_convnets.export import loading, model_config, publishing, repository
+from keras_convnets.export import model_config, publishing, repository
+from keras_convnets.export.formats import loading
 from keras_convnets.files import remove_abandoned, unfinished_folder
 
 

@@ -19,12 +19,12 @@ from sklearn import datasets
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_convnets import CIFARPlainNet, ResNet18
-from keras_convnets._tf_ops import MAX_PIXELS, decode_image
 from keras_convnets.card import card_of_model
-from keras_convnets.classifier import view_encoded
-from keras_convnets.export import saved_model
 from keras_convnets.export.folding import inference_network
-from keras_convnets.export.saved_model import write_saved_model
+from keras_convnets.export.formats import saved_model
+from keras_convnets.export.formats.saved_model import write_saved_model
+from keras_convnets.images.decoding import MAX_PIXELS, decode_image
+from keras_convnets.prediction import view_encoded
 
 # Sums in another order, in float32; the bound the exporter holds itself to.
 TOLERANCE = 1e-5

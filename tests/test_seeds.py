@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_convnets import training
 from keras_convnets.training.data import ArraySplit
-from keras_convnets.training.inputs import training_batches
+from keras_convnets.training.input_pipeline import training_batches
 from keras_convnets.training.plan import make_plan
 from keras_convnets.training.recipes import RECIPES, get_recipe
 from keras_convnets.training.recipes.base import Recipe

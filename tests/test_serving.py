@@ -23,17 +23,17 @@ import pytest
 
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving import ModelServer, rest
+from keras_convnets.export.serving.concurrency import Turns
 from keras_convnets.export.serving.dtypes import TensorInfo
 from keras_convnets.export.serving.engine import Signature
 from keras_convnets.export.serving.limits import Limits
 from keras_convnets.export.serving.status import Code, ServingError
-from keras_convnets.export.serving.turns import Turns
 
 tf = pytest.importorskip("tensorflow")
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("uvicorn")
 apis = pytest.importorskip("tensorflow_serving.apis")
-connections = pytest.importorskip("keras_convnets.export.serving.connections")
+connections = pytest.importorskip("keras_convnets.export.serving.http_protocol")
 tensor_protos = pytest.importorskip("keras_convnets.export.serving.tensor_protos")
 
 from endpoints import Models, assert_fails, call, front_ends, get, post, save_many  # noqa: E402

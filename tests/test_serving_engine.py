@@ -18,11 +18,11 @@ import pytest
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, BatchingParameters, graph_of
+from keras_convnets.export.serving.concurrency import Turns, deadline
 from keras_convnets.export.serving.dtypes import TensorInfo
 from keras_convnets.export.serving.engine import Signature
 from keras_convnets.export.serving.limits import Limits
 from keras_convnets.export.serving.status import Code, ServingError
-from keras_convnets.export.serving.turns import Turns, deadline
 
 tf = pytest.importorskip("tensorflow")
 
@@ -468,9 +468,9 @@ def exported(tmp_path_factory):
     import keras
 
     from keras_convnets.card import ModelCard, center_view
-    from keras_convnets.export.onnx_model import write_onnx
-    from keras_convnets.export.saved_model import write_saved_model
-    from keras_convnets.preprocessing import Preprocessing
+    from keras_convnets.export.formats.onnx import write_onnx
+    from keras_convnets.export.formats.saved_model import write_saved_model
+    from keras_convnets.images.preprocessing import Preprocessing
 
     keras.utils.set_random_seed(0)
     images = keras.Input([32, 32, 3], name="images")

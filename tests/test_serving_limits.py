@@ -35,7 +35,15 @@ from endpoints import Models, assert_fails, call, front_ends, get, post  # noqa:
 from tensorflow.core.framework import tensor_pb2  # noqa: E402
 from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_service_pb2_grpc  # noqa: E402
 
-from keras_convnets.export.serving import admission, codec, connections, costs, names, tensor_protos, turns  # noqa: E402
+from keras_convnets.export.serving import (  # noqa: E402
+    admission,
+    codec,
+    concurrency,
+    costs,
+    http_protocol,
+    names,
+    tensor_protos,
+)
 from keras_convnets.export.serving.dtypes import TensorInfo  # noqa: E402
 from keras_convnets.export.serving.engine import Engine  # noqa: E402
 from keras_convnets.export.serving.metrics import Metrics  # noqa: E402
@@ -249,7 +257,7 @@ def test_what_is_overridden_of_uvicorn_is_there():
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     theirs = set(dir(HttpToolsProtocol))
-    ours = {name: value for name, value in vars(connections.LimitedProtocol).items() if not name.startswith("__")}
+    ours = {name: value for name, value in vars(http_protocol.LimitedProtocol).items() if not name.startswith("__")}
     hooks = {name for name, value in ours.items() if callable(value) and not name.startswith("_")}
     assert {"connection_made", "data_received", "on_message_begin", "on_headers_complete"} <= hooks <= theirs
     assert not (set(ours) - hooks) & theirs, "a name of ours that uvicorn uses too"
@@ -333,7 +341,7 @@ class Decoding(Engine):
         signature = meta_graph_pb2.SignatureDef()
         signature.inputs["image_bytes"].dtype = 7
         signature.inputs["image_bytes"].tensor_shape.dim.add(size=-1)
-        super().__init__({"serving_default": signature}, turns.Turns(at_once=8), admission.Admission(limits))
+        super().__init__({"serving_default": signature}, concurrency.Turns(at_once=8), admission.Admission(limits))
         self.at_once = self.most = 0
         self.lock = threading.Lock()
 
@@ -384,7 +392,7 @@ def test_a_budget_is_given_in_turn():
                 while len(budget._queue) < len(futures):
                     time.sleep(0.001)
             assert order == [], "a small one does not overtake"
-            with turns.deadline(time.monotonic() + 0.05), pytest.raises(ServingError, match="deadline"):
+            with concurrency.deadline(time.monotonic() + 0.05), pytest.raises(ServingError, match="deadline"):
                 with budget.hold(1):
                     pass
         for future in futures:
@@ -404,7 +412,7 @@ def test_a_message_that_does_not_come_is_given_up_where_others_wait(monkeypatch)
     with receivers.receiving(lambda: ended.append(1)), receivers.receiving(lambda: ended.append(2)):
         with receivers.receiving(lambda: ended.append(3)):
             assert ended == [1]
-    with turns.deadline(time.monotonic() + 0.05), receivers.receiving(list), receivers.receiving(list):
+    with concurrency.deadline(time.monotonic() + 0.05), receivers.receiving(list), receivers.receiving(list):
         with pytest.raises(ServingError, match="deadline"), receivers.receiving(list):
             pass
 
@@ -510,7 +518,7 @@ def test_requests_without_waiting_for_answers_have_a_bound():
 
 
 def test_an_answer_that_nobody_takes_is_given_up(monkeypatch):
-    monkeypatch.setattr(connections, "WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(http_protocol, "WRITE_SECONDS", 0.3)
 
     class Large(Slow):
         def run(self, name, inputs):

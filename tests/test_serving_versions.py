@@ -36,7 +36,7 @@ from tensorflow_serving.apis import (  # noqa: E402
 )
 from tensorflow_serving.config import model_server_config_pb2  # noqa: E402
 
-from keras_convnets.export.serving import ModelServer, configuration, grpc_service, warming  # noqa: E402
+from keras_convnets.export.serving import ModelServer, configuration, grpc_service, warmup  # noqa: E402
 from keras_convnets.export.serving.servables import Servables, State  # noqa: E402
 
 
@@ -595,7 +595,7 @@ def test_a_client_that_reloads_what_it_may_not(saved, tmp_path):
 
 
 def warm_up_file(version, *records):
-    path = version / warming.PLACE
+    path = version / warmup.PLACE
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
@@ -634,10 +634,10 @@ def engine(saved):
 
 def test_warm_up_answers_every_record(engine, tmp_path):
     counting = Counting(engine)
-    warming.warm_up(counting, tmp_path)
+    warmup.warm_up(counting, tmp_path)
     assert counting.runs == [], "a version need not bring any"
     warm_up_file(tmp_path, predict_log(1.0), predict_log(2.0))
-    warming.warm_up(counting, tmp_path)
+    warmup.warm_up(counting, tmp_path)
     assert counting.runs == ["serving_default"] * 2
 
 
@@ -654,20 +654,20 @@ def test_warm_up_answers_every_record(engine, tmp_path):
 def test_any_failing_warm_up_record_fails_the_load(engine, tmp_path, records, code, message):
     warm_up_file(tmp_path, *records)
     with pytest.raises(ServingError) as caught:
-        warming.warm_up(engine, tmp_path)
+        warmup.warm_up(engine, tmp_path)
     assert caught.value.code is code and message in caught.value.message
 
 
 def test_warm_up_of_too_many_or_no_records(tmp_path, engine, monkeypatch):
-    monkeypatch.setattr(warming, "MOST_RECORDS", 3)
+    monkeypatch.setattr(warmup, "MOST_RECORDS", 3)
     path = warm_up_file(tmp_path, *[predict_log(1.0)] * 3)
-    warming.warm_up(engine, tmp_path)
+    warmup.warm_up(engine, tmp_path)
     warm_up_file(tmp_path, *[predict_log(1.0)] * 4)
     message = f"Number of warmup records exceeds the maximum (3) at {path}"
-    fails(Code.INVALID_ARGUMENT, message, warming.warm_up, engine, tmp_path)
+    fails(Code.INVALID_ARGUMENT, message, warmup.warm_up, engine, tmp_path)
     path.write_bytes(b"this is no TFRecord at all")
     with pytest.raises(ServingError, match=r"\. Please verify your warmup data is in TFRecord format\.$") as caught:
-        warming.warm_up(engine, tmp_path)
+        warmup.warm_up(engine, tmp_path)
     assert caught.value.code is Code.DATA_LOSS
 
 
@@ -792,11 +792,11 @@ def test_flags_that_tensorflow_model_server_cannot_honour(model_server, tmp_path
 
 def test_every_flag_goes_over_or_is_refused():
     """A new flag of `serve` must be given to TensorFlow Serving's server, or be refused for it."""
-    from keras_convnets import cli
+    from keras_convnets.commands import main
     from keras_convnets.export.serving import command
 
-    parser = cli.Parser(prog="serve")
-    cli._serve_flags(parser)
+    parser = main.Parser(prog="serve")
+    main._serve_flags(parser)
     names = {action.dest for action in parser._actions} - {"help"}
     chosen = {"repository", "engine", "model_name", "model_base_path", "model_config_file"}
     waits = {"file_system_poll_wait_seconds", "model_config_file_poll_wait_seconds"}
@@ -827,7 +827,7 @@ def test_every_flag_goes_over_or_is_refused():
     ],
 )
 def test_flags_that_cannot_be_used(tmp_path, monkeypatch, capsys, arguments, sentence):
-    from keras_convnets.cli import main
+    from keras_convnets.commands.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -17,11 +17,13 @@ from onnx import helper, numpy_helper
 from reference import randomise
 
 import keras_convnets
-from keras_convnets import CIFARPlainNet, CIFARResNet, resnet_cifar, structure
+from keras_convnets import CIFARPlainNet, CIFARResNet
 from keras_convnets.errors import UserError
-from keras_convnets.layers import LRN, GroupedConv2D, ShortcutA
-from keras_convnets.onnx_steps import onnx_steps
-from keras_convnets.weights import load_weights
+from keras_convnets.networks import resnet_cifar
+from keras_convnets.networks.layers import LRN, GroupedConv2D, ShortcutA
+from keras_convnets.weights import graph_comparison
+from keras_convnets.weights.loading import load_weights
+from keras_convnets.weights.onnx_graph import onnx_steps
 
 SIDE, CLASSES = 31, 3
 NAMES = {0: "first", 1: "norm", 2: "second", 3: "third", 4: "last"}
@@ -88,11 +90,11 @@ def compared(**changes):
     """The first difference between the network and the changed graph."""
     net = graph(**changes)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in net.initializer}
-    forms, labels = structure.Forms(), {name: at for at, name in NAMES.items()}
-    ours = structure.places(structure.keras_steps(network().get_config()), labels, (SIDE, SIDE), forms)
-    theirs = structure.places(onnx_steps(net, constants, {}), labels, (SIDE, SIDE), forms)
+    forms, labels = graph_comparison.Forms(), {name: at for at, name in NAMES.items()}
+    ours = graph_comparison.places(graph_comparison.keras_steps(network().get_config()), labels, (SIDE, SIDE), forms)
+    theirs = graph_comparison.places(onnx_steps(net, constants, {}), labels, (SIDE, SIDE), forms)
     assert ours.keys() == theirs.keys() == NAMES.keys()
-    return structure.difference(ours, theirs, NAMES, forms)
+    return graph_comparison.difference(ours, theirs, NAMES, forms)
 
 
 SAME = {
@@ -160,7 +162,7 @@ def test_what_a_file_says_is_shown_safely_and_in_bounds():
     """Operators' names are the file's: no escape reaches a terminal, and many branches make no endless sentence."""
     found = compared(relu2={"op_type": "Re\x1b[31mlu\n" + "x" * 5000})
     assert found.isprintable() and r"Re\x1b[31mlu\n" in found and len(found) < 1000
-    forms = structure.Forms()
+    forms = graph_comparison.Forms()
     number = forms.number("images")
     for depth in range(30):
         number = forms.number("concatenation", depth, [number] * 100)
@@ -181,8 +183,8 @@ def test_every_other_pixel_however_it_is_taken():
     """Option A: a slice an axis, as PyTorch exports it, and a pooling of one pixel."""
     images = keras.Input((8, 8, 3))
     model = keras.Model(images, layers.Conv2D(2, 1, name="first")(ShortcutA(5, 2)(images)))
-    forms = structure.Forms()
-    ours = structure.places(structure.keras_steps(model.get_config()), {"first": 0}, (8, 8), forms)
+    forms = graph_comparison.Forms()
+    ours = graph_comparison.places(graph_comparison.keras_steps(model.get_config()), {"first": 0}, (8, 8), forms)
     arrays = {"zero": [0], "end": [2**63 - 1], "rows": [2], "columns": [3], "two": [2], "three": [3]}
     arrays |= {"pads": [0, 0, 0, 0, 0, 2, 0, 0], "split": [0, 1, 0, 0, 0, 1, 0, 0]}
     constants = {name: np.array(value, np.int64) for name, value in arrays.items()} | {"w": np.zeros((2, 5, 1, 1))}
@@ -196,12 +198,12 @@ def test_every_other_pixel_however_it_is_taken():
         ]
         value = helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, None)
         steps = onnx_steps(helper.make_graph(nodes, "net", [value], []), constants, {})
-        return structure.places(steps, {"first": 0}, (8, 8), forms)
+        return graph_comparison.places(steps, {"first": 0}, (8, 8), forms)
 
-    assert structure.difference(ours, theirs("two", "pads"), {0: "first"}, forms) is None
-    assert "2x2" in structure.difference(ours, theirs("three", "pads"), {0: "first"}, forms)
+    assert graph_comparison.difference(ours, theirs("two", "pads"), {0: "first"}, forms) is None
+    assert "2x2" in graph_comparison.difference(ours, theirs("three", "pads"), {0: "first"}, forms)
     # Half of the new channels before the old ones: the same shapes, another network.
-    assert "1x1" in structure.difference(ours, theirs("two", "split"), {0: "first"}, forms)
+    assert "1x1" in graph_comparison.difference(ours, theirs("two", "split"), {0: "first"}, forms)
 
 
 def refused(model, path, pattern):
@@ -301,17 +303,19 @@ def test_nested_networks_are_compared_inside(monkeypatch):
     monkeypatch.setattr(resnet_cifar, "BLOCKS_PER_NEST", 1)
     nested = CIFARResNet(14, classes=CLASSES)
     assert sum(isinstance(layer, keras.Model) for layer in nested.layers) == 6
-    steps = list(structure.keras_steps(nested.get_config()))
+    steps = list(graph_comparison.keras_steps(nested.get_config()))
     labels = {layer: layer for layer in (step.layer for step in steps) if layer}
-    forms = structure.Forms()
-    found = structure.places(steps, labels, (32, 32), forms)
+    forms = graph_comparison.Forms()
+    found = graph_comparison.places(steps, labels, (32, 32), forms)
     assert len(found) == 2 * 13 + 1
-    plain_steps = structure.keras_steps(CIFARPlainNet(14, classes=CLASSES).get_config())
-    other = structure.places(plain_steps, labels, (32, 32), forms)
-    words = structure.difference(found, other, {name: name for name in labels}, forms)
+    plain_steps = graph_comparison.keras_steps(CIFARPlainNet(14, classes=CLASSES).get_config())
+    other = graph_comparison.places(plain_steps, labels, (32, 32), forms)
+    words = graph_comparison.difference(found, other, {name: name for name in labels}, forms)
     assert words.startswith("conv2_block2_1_conv takes") and "sum" in words
-    again = structure.places(structure.keras_steps(json.loads(nested.to_json())["config"]), labels, (32, 32), forms)
-    assert structure.difference(found, again, {name: name for name in labels}, forms) is None
+    again = graph_comparison.places(
+        graph_comparison.keras_steps(json.loads(nested.to_json())["config"]), labels, (32, 32), forms
+    )
+    assert graph_comparison.difference(found, again, {name: name for name in labels}, forms) is None
 
 
 def test_a_configuration_of_keras_2():
@@ -335,7 +339,7 @@ def test_a_configuration_of_keras_2():
     a = layers.Conv2D(3, 3, strides=2, activation="relu", name="a")(layers.ZeroPadding2D(1)(images))
     x = layers.Add()([layers.Conv2D(3, 1, strides=2, name="b")(images), a])
     model = keras.Model(images, layers.Dense(2, name="c")(x))
-    forms, labels = structure.Forms(), {name: name for name in "abc"}
-    ours = structure.places(structure.keras_steps(model.get_config()), labels, (8, 8), forms)
-    theirs = structure.places(structure.keras_steps(legacy), labels, (8, 8), forms)
-    assert len(theirs) == 3 and structure.difference(ours, theirs, labels, forms) is None
+    forms, labels = graph_comparison.Forms(), {name: name for name in "abc"}
+    ours = graph_comparison.places(graph_comparison.keras_steps(model.get_config()), labels, (8, 8), forms)
+    theirs = graph_comparison.places(graph_comparison.keras_steps(legacy), labels, (8, 8), forms)
+    assert len(theirs) == 3 and graph_comparison.difference(ours, theirs, labels, forms) is None

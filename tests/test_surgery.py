@@ -12,12 +12,12 @@ from keras_convnets import (
     features,
     fully_convolutional,
     get_model,
-    resnet_cifar,
     stages,
     without_auxiliary,
 )
 from keras_convnets.errors import UserError
-from keras_convnets.registry import ARCHITECTURES
+from keras_convnets.networks import resnet_cifar
+from keras_convnets.networks.registry import ARCHITECTURES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -71,7 +71,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras
 from keras_convnets.training import trainer
-from keras_convnets.training.averages import Averages
+from keras_convnets.training.weight_averages import Averages
 from keras_convnets.training.recipes import get_recipe
 
 recipe = get_recipe("resnet_cifar", {"batch_size": 7, "weight_decay": 0.1})

@@ -14,23 +14,16 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_convnets import export, training
-from keras_convnets._tf_ops import (
-    CALLS,
-    MAX_GIF_LEAPS,
-    apply_view,
-    center_view,
-    decode_image,
-    encoded_views,
-    plain_reason,
-    unless_cancelled,
-)
 from keras_convnets.card import KERNELS, ModelCard
 from keras_convnets.card import center_view as view_of
-from keras_convnets.classifier import view_encoded
-from keras_convnets.cli import main
+from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
 from keras_convnets.export.samples import gather
 from keras_convnets.export.serving import ModelServer
+from keras_convnets.images.decoding import MAX_GIF_LEAPS, decode_image
+from keras_convnets.images.resizing import apply_view, center_view, encoded_views
+from keras_convnets.prediction import view_encoded
+from keras_convnets.tensorflow_errors import CALLS, plain_reason, unless_cancelled
 from keras_convnets.training.data.splits import FileSplit
 
 SIZES = [(375, 500), (500, 333), (61, 47), (47, 130), (9, 144), (150, 10), (256, 256), (1, 16), (17, 1), (640, 427)]
@@ -91,8 +84,8 @@ def test_far_from_the_first_pixel_the_place_is_right(size):
 NARROW = """
 import json, resource, sys
 import numpy as np, tensorflow as tf
-from keras_convnets._tf_ops import center_view
-from keras_convnets.training.photographs import random_area_crop, random_scale_crop, random_square_crop
+from keras_convnets.images.resizing import center_view
+from keras_convnets.training.random_crops import random_area_crop, random_scale_crop, random_square_crop
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 seed, crops = tf.constant([1, 2], tf.int64), (random_area_crop, random_scale_crop, random_square_crop)
 def everywhere(height, width):

@@ -22,13 +22,13 @@ from PIL import Image
 from reference import as_numpy, randomise, relative_difference
 
 import keras_convnets
-from keras_convnets import h5_weights, records
 from keras_convnets.card import card_of_model
-from keras_convnets.classifier import keras_classifier
 from keras_convnets.errors import UserError
-from keras_convnets.network import load_keras
-from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.weights import find_weights, load_weights
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.networks.functional import load_keras
+from keras_convnets.prediction import keras_classifier
+from keras_convnets.weights import keras_reader, pretrained
+from keras_convnets.weights.loading import find_weights, load_weights
 
 # Two runtimes sum the same float32 products in other orders, through as many as fifty layers.
 TOLERANCE = 1e-4
@@ -286,7 +286,7 @@ def test_the_real_googlenet_recognises_photographs(googlenet, photographs):
 def test_the_real_file_is_that_of_the_record(googlenet, caplog):
     path, model = googlenet
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert records.record_of_file("GoogLeNet", digest) == records.get_record("GoogLeNet", "imagenet")
+    assert pretrained.record_of_file("GoogLeNet", digest) == pretrained.get_record("GoogLeNet", "imagenet")
     assert model.get_layer("preprocessing").preprocessing == Preprocessing((104, 117, 123), order="BGR")
     assert (model.get_layer("norm1").k, model.get_layer("norm2").alpha) == (1, 2e-5)
     with_heads = keras_convnets.GoogLeNet(weights=path, auxiliary=True)
@@ -608,13 +608,13 @@ def recorded(monkeypatch):
     def record(path, **fields):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         known = dataclasses.replace(
-            records.get_record(fields.pop("architecture"), "imagenet"),
+            pretrained.get_record(fields.pop("architecture"), "imagenet"),
             file=path.name,
             size=path.stat().st_size,
             sha256=digest,
             **fields,
         )
-        monkeypatch.setattr(records, "RECORDS", (known,))
+        monkeypatch.setattr(pretrained, "RECORDS", (known,))
         return known
 
     return record
@@ -735,7 +735,7 @@ def test_names_that_no_weights_have():
     with pytest.raises(UserError, match=r"none are published"):
         keras_convnets.ResNet20(weights="imagenet")
     with pytest.raises(UserError, match=r"VGG16"):
-        keras_convnets.ResNet18(weights=records.get_record("VGG16", "imagenet"))
+        keras_convnets.ResNet18(weights=pretrained.get_record("VGG16", "imagenet"))
 
 
 def test_a_name_is_a_name_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):
@@ -777,25 +777,25 @@ def test_files_are_known_by_their_ends_in_capital_letters_too(kind, suffix, requ
     assert found.suffix == kind and found.preprocessing == usual.preprocessing
     if model is not None:
         load_weights(model, path)
-        assert h5_weights.configuration(path) == h5_weights.configuration(paths[kind])
+        assert keras_reader.configuration(path) == keras_reader.configuration(paths[kind])
     if kind == ".keras":
         np.testing.assert_array_equal(load_keras(path).get_weights()[0], model.get_weights()[0])
 
 
 def test_the_list_of_published_weights():
-    assert records.list_weights() == list(records.RECORDS)
+    assert pretrained.list_weights() == list(pretrained.RECORDS)
     names = [f"ResNet{depth}:imagenet" for depth in (18, 34, 50, 101, 152)]
-    assert [str(record) for record in records.list_weights("resnet*")] == names
-    assert [str(record) for record in records.list_weights("VGG16:imagenet")] == ["VGG16:imagenet"]
-    assert records.list_weights("nothing*") == []
-    assert len({(record.architecture, record.name) for record in records.RECORDS}) == len(records.RECORDS)
-    assert len({record.sha256 for record in records.RECORDS}) == len(records.RECORDS)
+    assert [str(record) for record in pretrained.list_weights("resnet*")] == names
+    assert [str(record) for record in pretrained.list_weights("VGG16:imagenet")] == ["VGG16:imagenet"]
+    assert pretrained.list_weights("nothing*") == []
+    assert len({(record.architecture, record.name) for record in pretrained.RECORDS}) == len(pretrained.RECORDS)
+    assert len({record.sha256 for record in pretrained.RECORDS}) == len(pretrained.RECORDS)
 
 
-@pytest.mark.parametrize("record", records.RECORDS, ids=str)
+@pytest.mark.parametrize("record", pretrained.RECORDS, ids=str)
 def test_each_record_is_whole(record):
-    assert records.get_record(record.architecture, record.name) is record
-    assert records.record_of_file(record.architecture, record.sha256) is record
+    assert pretrained.get_record(record.architecture, record.name) is record
+    assert pretrained.record_of_file(record.architecture, record.sha256) is record
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (record.sha256, *record.same_weights))
     assert record.locations and all(place.startswith("https://") for place in record.locations)
     assert all(place.endswith(record.file) for place in record.locations)
@@ -823,7 +823,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("record", records.RECORDS, ids=str)
+@pytest.mark.parametrize("record", pretrained.RECORDS, ids=str)
 def test_each_records_file_has_its_networks_size(record):
     """A float32 for every parameter, and at most 1 % for statistics and graph: the file is not another network's."""
     builder = getattr(keras_convnets, record.architecture)
@@ -836,10 +836,10 @@ def test_a_record_preprocesses_for_the_bare_network():
     images = images_of(32)
     kept = images.copy()
     for name, expected in (("GoogLeNet", bgr), ("VGG16", unit_scaled)):
-        result = records.get_record(name, "imagenet").preprocess(images)
+        result = pretrained.get_record(name, "imagenet").preprocess(images)
         assert result.dtype == np.float32
         np.testing.assert_allclose(result, expected(images), atol=1e-5)
         floats = images.astype(np.float32)
-        records.get_record(name, "imagenet").preprocess(floats)
+        pretrained.get_record(name, "imagenet").preprocess(floats)
         np.testing.assert_array_equal(floats, images)
     np.testing.assert_array_equal(images, kept)

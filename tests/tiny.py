@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import keras
 
-from keras_convnets.layers import ImageNormalization
-from keras_convnets.network import BuiltAs, Functional
-from keras_convnets.preprocessing import Preprocessing
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.networks.functional import BuiltAs, Functional
+from keras_convnets.networks.layers import ImageNormalization
 from keras_convnets.training import trainer
 from keras_convnets.training.holdout import HoldoutWatch
-from keras_convnets.weights import choose_preprocessing
+from keras_convnets.weights.loading import choose_preprocessing
 
 
 def network(name, *, classes, input_shape, weights=None, preprocessing=None, **arguments):

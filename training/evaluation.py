@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from keras_convnets.card import view_of_model
 from keras_convnets.errors import UserError
+from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
-from keras_convnets.outputs import main_output
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.data.splits import check_count
 

@@ -13,12 +13,12 @@ import numpy as np
 from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
 from keras_convnets.files import sha256
-from keras_convnets.registry import Architecture, get_architecture
+from keras_convnets.networks.registry import Architecture, get_architecture
 from keras_convnets.training.data import DataSet, SizedSplit, Split, load_dataset
 from keras_convnets.training.data.dataset import MEMORY_LIMIT
-from keras_convnets.training.data.streams import StreamSplit
+from keras_convnets.training.data.sequential import StreamSplit
 from keras_convnets.training.recipes import Recipe, default_recipe, get_recipe
-from keras_convnets.weights import Weights, find_weights
+from keras_convnets.weights.loading import Weights, find_weights
 
 # Channel means and colour components are those of so many training images, evenly taken; more change no digit that
 # matters and take hours on ImageNet.

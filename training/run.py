@@ -29,9 +29,9 @@ from keras_convnets.files import (
     write_text,
     writing,
 )
-from keras_convnets.network import load_keras
+from keras_convnets.networks.functional import load_keras
 from keras_convnets.training.data import DataSet
-from keras_convnets.training.data.broken import image_type
+from keras_convnets.training.data.integrity import image_type
 from keras_convnets.training.data.splits import held_out
 from keras_convnets.training.evaluation import Evaluation
 from keras_convnets.training.plots import confusion_matrix

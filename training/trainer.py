@@ -22,20 +22,20 @@ from keras_convnets.card import ModelCard, current_git_revision, current_version
 from keras_convnets.display import printable
 from keras_convnets.errors import Diverged, Interrupted, UserError
 from keras_convnets.files import sha256, writing
-from keras_convnets.googlenet import without_auxiliary
-from keras_convnets.registry import get_model
-from keras_convnets.training.averages import Averages
+from keras_convnets.networks.googlenet import without_auxiliary
+from keras_convnets.networks.registry import get_model
 from keras_convnets.training.data import DataSet
-from keras_convnets.training.data.passes import reporting
+from keras_convnets.training.data.cached_passes import reporting
 from keras_convnets.training.evaluation import mean_loss, predict_split, top_k_accuracy
 from keras_convnets.training.holdout import HoldoutWatch
-from keras_convnets.training.inputs import training_batches
+from keras_convnets.training.input_pipeline import training_batches
 from keras_convnets.training.plan import Plan, make_plan
 from keras_convnets.training.plots import learning_curves
 from keras_convnets.training.progress import PassProgress, TrainingProgress
 from keras_convnets.training.recipes import Recipe
 from keras_convnets.training.run import BEST, FINAL, Run
-from keras_convnets.training.step import local_strategy, make_optimizer, make_step
+from keras_convnets.training.train_step import local_strategy, make_optimizer, make_step
+from keras_convnets.training.weight_averages import Averages
 
 # A checkpoint is written this long after the last one: at the end of an epoch, and in the middle of a long one.
 CHECKPOINT_SECONDS_AT_REPORTS = 10.0

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from keras_convnets.export.serving import costs
+from keras_convnets.export.serving.concurrency import check_deadline, seconds_left
 from keras_convnets.export.serving.limits import Limits, TooLarge, too_large_text
 from keras_convnets.export.serving.status import Code, ServingError
-from keras_convnets.export.serving.turns import check_deadline, seconds_left
 
 # Requests of less are never held up: all that there are threads for need less than 300 MiB together.
 SMALL_BYTES = 2**21

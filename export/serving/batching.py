@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_convnets.errors import UserError
+from keras_convnets.export.serving.concurrency import Execute, Tensors, Turns, check_deadline
 from keras_convnets.export.serving.dtypes import NUMBERS
 from keras_convnets.export.serving.status import Code, ServingError
-from keras_convnets.export.serving.turns import Execute, Tensors, Turns, check_deadline
 
 if TYPE_CHECKING:
     from keras_convnets.export.serving.engine import Signature

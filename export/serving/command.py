@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from keras_convnets.errors import UserError
 from keras_convnets.export import model_config
 from keras_convnets.export.serving import configuration
+from keras_convnets.export.serving.concurrency import MAX_QUEUED_REQUESTS
 from keras_convnets.export.serving.limits import Limits
-from keras_convnets.export.serving.turns import MAX_QUEUED_REQUESTS
 
 if TYPE_CHECKING:
     from keras_convnets.export.serving.server import ModelServer

@@ -18,10 +18,10 @@ import numpy as np
 
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching
+from keras_convnets.export.serving.concurrency import Turns
 from keras_convnets.export.serving.dtypes import NAMES, TensorInfo, dtype_name
 from keras_convnets.export.serving.old_graphs import with_free_placeholders
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
-from keras_convnets.export.serving.turns import Turns
 
 SERVE_TAG = "serve"
 DEFAULT_SIGNATURE = "serving_default"
@@ -194,7 +194,7 @@ class SavedModelEngine(Engine):
         self._functions = dict(self._model.signatures)
 
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from keras_convnets._tf_ops import unless_cancelled
+        from keras_convnets.tensorflow_errors import unless_cancelled
 
         function = self._functions.get(name)
         if function is None:

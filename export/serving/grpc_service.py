@@ -27,10 +27,10 @@ from tensorflow_serving.apis import (
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving import costs, inference
 from keras_convnets.export.serving.admission import Admission
+from keras_convnets.export.serving.concurrency import deadline
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
-from keras_convnets.export.serving.turns import deadline
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tensorflow_serving.apis import classification_pb2, inference_pb2, model_pb2, predict_pb2, regression_pb2
 
-from keras_convnets.export.serving import costs, examples, tensor_protos
+from keras_convnets.export.serving import classify_regress, costs, tensor_protos
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
 from keras_convnets.export.serving.limits import NO_LIMITS, Limits
@@ -88,11 +88,11 @@ def classify(
         ServingError: INVALID_ARGUMENT for a signature that classifies no examples, or no examples, and what the
             engine raises.
     """
-    name = examples.resolve(servable.engine, request.model_spec.signature_name)
-    examples.check_classifier(servable.engine, name)
-    serialized = examples.serialized_examples(request.input, limits)
+    name = classify_regress.resolve(servable.engine, request.model_spec.signature_name)
+    classify_regress.check_classifier(servable.engine, name)
+    serialized = classify_regress.serialized_examples(request.input, limits)
     with (metrics or Metrics()).runtime(servable.model, "Classify"):
-        found = examples.classify(servable.engine, name, serialized)
+        found = classify_regress.classify(servable.engine, name, serialized)
     return classification_pb2.ClassificationResponse(
         model_spec=_model_spec(servable, name), result=_classification_result(found)
     )
@@ -118,11 +118,11 @@ def regress(
     Raises:
         ServingError: INVALID_ARGUMENT for a signature that is no regressor, or no examples, and what the engine raises.
     """
-    name = examples.resolve(servable.engine, request.model_spec.signature_name)
-    examples.check_regressor(servable.engine, name)
-    serialized = examples.serialized_examples(request.input, limits)
+    name = classify_regress.resolve(servable.engine, request.model_spec.signature_name)
+    classify_regress.check_regressor(servable.engine, name)
+    serialized = classify_regress.serialized_examples(request.input, limits)
     with (metrics or Metrics()).runtime(servable.model, "Regress"):
-        values = examples.regress(servable.engine, name, serialized)
+        values = classify_regress.regress(servable.engine, name, serialized)
     return regression_pb2.RegressionResponse(model_spec=_model_spec(servable, name), result=_regression_result(values))
 
 
@@ -149,16 +149,16 @@ def multi_inference(
     """
     with use(*version_asked(request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec())) as servable:
         names = _check_tasks(servable, request.tasks)
-        serialized = examples.serialized_examples(request.input, limits)
+        serialized = classify_regress.serialized_examples(request.input, limits)
         response = inference_pb2.MultiInferenceResponse()
         with (metrics or Metrics()).runtime(servable.model, "MultiInference"):
             for task, name in zip(request.tasks, names, strict=True):
                 result = response.results.add(model_spec=_model_spec(servable, name))
                 if task.method_name == CLASSIFY_METHOD:
-                    found = examples.classify(servable.engine, name, serialized)
+                    found = classify_regress.classify(servable.engine, name, serialized)
                     result.classification_result.CopyFrom(_classification_result(found))
                 else:
-                    values = examples.regress(servable.engine, name, serialized)
+                    values = classify_regress.regress(servable.engine, name, serialized)
                     result.regression_result.CopyFrom(_regression_result(values))
     return response
 
@@ -184,9 +184,9 @@ def _check_tasks(servable: Servable, tasks: Any) -> list[str]:
         if name not in servable.engine.signature_defs:
             raise invalid_argument(f"Requested signature not found in model graph: {name}")
         if task.method_name == CLASSIFY_METHOD:
-            examples.check_classifier(servable.engine, name)
+            classify_regress.check_classifier(servable.engine, name)
         elif task.method_name == REGRESS_METHOD:
-            examples.check_regressor(servable.engine, name)
+            classify_regress.check_regressor(servable.engine, name)
         else:
             raise ServingError(Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}")
         names.append(name)
@@ -199,9 +199,9 @@ def _model_spec(servable: Servable, signature_name: str) -> model_pb2.ModelSpec:
     return spec
 
 
-def _classification_result(found: examples.Classification) -> classification_pb2.ClassificationResult:
+def _classification_result(found: classify_regress.Classification) -> classification_pb2.ClassificationResult:
     result = classification_pb2.ClassificationResult()
-    for row in examples.class_rows(found):
+    for row in classify_regress.class_rows(found):
         classes = result.classifications.add().classes
         for label, score in row:
             classes.add(label=label.decode("utf-8", "replace"), score=score)

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets import _tf_ops
+from keras_convnets import tensorflow_errors
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import EXTRA, ONNX
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, graph_of
+from keras_convnets.export.serving.concurrency import Turns
 from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
-from keras_convnets.export.serving.turns import Turns
-from keras_convnets.onnx_files import refuse_external_data
+from keras_convnets.images import resizing
+from keras_convnets.weights.onnx_files import refuse_external_data
 
 SIGNATURES = ("serving_default", "predict_images", "top_k", "classify")
 
@@ -75,7 +76,7 @@ class OnnxEngine(Engine):
         self._one_run = threading.Lock()
         self._channels_first = self._session.get_inputs()[0].shape[1] == 3
         self._names = np.array([name.encode() for name in card.class_names], object)
-        self._views = _tf_ops.encoded_views(card.view)
+        self._views = resizing.encoded_views(card.view)
 
     def _call(self, name: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import tensorflow as tf
@@ -91,7 +92,7 @@ class OnnxEngine(Engine):
         if name != "predict_images":
             try:
                 encoded = tf.constant(given, tf.string)
-                given = _tf_ops.unless_cancelled(lambda: self._viewed(name, encoded)).numpy()
+                given = tensorflow_errors.unless_cancelled(lambda: self._viewed(name, encoded)).numpy()
             except (tf.errors.OpError, TypeError, ValueError) as error:
                 raise run_error(error) from error
         return self._answers(name, given)

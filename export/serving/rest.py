@@ -14,15 +14,15 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from keras_convnets.export.serving import codec, costs, examples, urls
+from keras_convnets.export.serving import classify_regress, codec, costs, urls
 from keras_convnets.export.serving.admission import Admission
+from keras_convnets.export.serving.concurrency import deadline
 from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
 from keras_convnets.export.serving.limits import Limits
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.names import printable
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
-from keras_convnets.export.serving.turns import deadline
 
 _log = logging.getLogger(__name__)
 
@@ -224,21 +224,21 @@ class RestApp:
             return codec.encode_outputs(outputs, format)
 
     def _classify_or_regress(self, route: urls.Route, body: bytes) -> bytes:
-        asked, serialized = examples.parse_request(body, self._limits)
+        asked, serialized = classify_regress.parse_request(body, self._limits)
         with self._servables.use(route.model, route.version, route.label) as servable:
             engine = servable.engine
-            name = examples.resolve(engine, asked)
+            name = classify_regress.resolve(engine, asked)
             if route.action == "classify":
-                examples.check_classifier(engine, name)
+                classify_regress.check_classifier(engine, name)
                 with self._metrics.runtime(route.model, "Classify"):
-                    found = examples.classify(engine, name, serialized)
+                    found = classify_regress.classify(engine, name, serialized)
                 arrays = dict(enumerate(array for array in found if array is not None))
                 with self._admission.answering(costs.of_answer(arrays, _JSON_ELEMENT_BYTES)):
-                    return examples.encode_classification(found)
-            examples.check_regressor(engine, name)
+                    return classify_regress.encode_classification(found)
+            classify_regress.check_regressor(engine, name)
             with self._metrics.runtime(route.model, "Regress"):
-                values = examples.regress(engine, name, serialized)
-            return examples.encode_regression(values)
+                values = classify_regress.regress(engine, name, serialized)
+            return classify_regress.encode_regression(values)
 
     def _status(self, route: urls.Route) -> bytes:
         if not route.model:
@@ -278,7 +278,7 @@ class RestServer:
     def __init__(self, app: RestApp, bound: socket.socket, max_connections: int = 0):
         import uvicorn
 
-        from keras_convnets.export.serving.connections import LimitedProtocol
+        from keras_convnets.export.serving.http_protocol import LimitedProtocol
 
         protocol = type("Protocol", (LimitedProtocol,), {"max_connections": max_connections})
 

@@ -20,13 +20,13 @@ from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export.serving import configuration
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, BatchingParameters
+from keras_convnets.export.serving.concurrency import AT_ONCE, MAX_QUEUED_REQUESTS, Turns
 from keras_convnets.export.serving.engine import Engine, SavedModelEngine
 from keras_convnets.export.serving.limits import Limits
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.rest import RestApp, RestServer
 from keras_convnets.export.serving.servables import Servables
 from keras_convnets.export.serving.status import Code, ServingError
-from keras_convnets.export.serving.turns import AT_ONCE, MAX_QUEUED_REQUESTS, Turns
 
 if TYPE_CHECKING:
     import grpc
@@ -365,7 +365,7 @@ def _load(kind: str, scheduler: Turns | Batching, admission: Admission, warm: bo
     else:
         engine = SavedModelEngine(folder, scheduler, admission)
     if warm:
-        from keras_convnets.export.serving.warming import warm_up
+        from keras_convnets.export.serving.warmup import warm_up
 
         warm_up(engine, folder)
     return engine

@@ -17,7 +17,7 @@ from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.files import path_text
 from keras_convnets.numbers import finite_number
-from keras_convnets.training.data.broken import BROKEN_SHARE, BrokenImage, check_share
+from keras_convnets.training.data.integrity import BROKEN_SHARE, BrokenImage, check_share
 from keras_convnets.training.data.splits import Split, held_out
 
 # Of a data set, over all its splits, decoded images of up to this many bytes are held in memory; more are decoded
@@ -226,10 +226,10 @@ def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike 
         from keras_convnets.training.data.folder import load_folder
 
         return load_folder(Path(text))
-    from keras_convnets.training.data.catalogue import CATALOGUE_NAME
+    from keras_convnets.training.data.tfds import CATALOGUE_NAME
 
     if not CATALOGUE_NAME.fullmatch(text) and (os.sep in text or text.startswith((".", "~"))):
         raise UserError(f"there is no folder {text}; give an existing folder of images, digits, or a TFDS name.")
-    from keras_convnets.training.data.catalogue import load_catalogue
+    from keras_convnets.training.data.tfds import load_catalogue
 
     return load_catalogue(text, data_dir)

@@ -17,9 +17,9 @@ from PIL import Image
 from keras_convnets.classes import check_class_names
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.images import OTHER_SUFFIXES, SUFFIXES, images_below, is_litter, types_of
-from keras_convnets.training.data.broken import open_header
+from keras_convnets.images.files import OTHER_SUFFIXES, SUFFIXES, images_below, is_litter, types_of
 from keras_convnets.training.data.dataset import DataSet
+from keras_convnets.training.data.integrity import open_header
 from keras_convnets.training.data.splits import FileSplit
 
 # How people name the folders of splits, in upper or lower case, and what the splits are called here, in their order.

@@ -19,13 +19,14 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from keras_convnets._tf_ops import MAX_PIXELS, decode_image
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json, writing
-from keras_convnets.images import ORIENTATION, OTHER_SUFFIXES
+from keras_convnets.images.decoding import MAX_PIXELS, decode_image
+from keras_convnets.images.files import ORIENTATION, OTHER_SUFFIXES
 from keras_convnets.numbers import whole_number
-from keras_convnets.training.data.broken import (
+from keras_convnets.training.data.folder import load_folder
+from keras_convnets.training.data.integrity import (
     BROKEN_SHARE,
     UNREADABLE,
     BrokenImage,
@@ -33,7 +34,6 @@ from keras_convnets.training.data.broken import (
     image_type,
     open_header,
 )
-from keras_convnets.training.data.folder import load_folder
 from keras_convnets.training.data.shards import FORMATS, INDEX, read_index
 from keras_convnets.training.data.splits import FileSplit, file_reason
 

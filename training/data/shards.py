@@ -15,7 +15,7 @@ from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json
 from keras_convnets.training.data.dataset import DataSet
-from keras_convnets.training.data.streams import StreamSplit
+from keras_convnets.training.data.sequential import StreamSplit
 
 INDEX = "prepared.json"
 FEATURES = {

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_convnets._tf_ops import center_view, decode_image
 from keras_convnets.errors import UserError
-from keras_convnets.training.data.broken import broken_kind, broken_positions
-from keras_convnets.training.data.passes import counted
-from keras_convnets.training.data.sampling import balanced_positions
+from keras_convnets.images.decoding import decode_image
+from keras_convnets.images.resizing import center_view
+from keras_convnets.training.data.balanced_sampling import balanced_positions
+from keras_convnets.training.data.cached_passes import counted
+from keras_convnets.training.data.integrity import broken_kind, broken_positions
 from keras_convnets.training.seeds import purpose_seed
 
 # Images decoded together when a split is brought into memory.

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_convnets._tf_ops import decode_image
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.training.augment import pixel_components
-from keras_convnets.training.data.broken import EXTREME_RATIO, TINY_SIDE, image_type, outcomes, size_remarks
+from keras_convnets.images.decoding import decode_image
+from keras_convnets.training.augmentation import pixel_components
 from keras_convnets.training.data.dataset import DataSet
 from keras_convnets.training.data.folder import NAMES_SHOWN, Survey, listed_name
+from keras_convnets.training.data.integrity import EXTREME_RATIO, TINY_SIDE, image_type, outcomes, size_remarks
 from keras_convnets.training.data.splits import ArraySplit, FileSplit, Split
 
 HASH_SIDE = 8

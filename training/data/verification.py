@@ -10,10 +10,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_convnets._tf_ops import decode_image
 from keras_convnets.files import write_text
-from keras_convnets.training.data.broken import outcomes, remarks
+from keras_convnets.images.decoding import decode_image
 from keras_convnets.training.data.folder import QUARANTINE, Survey, listed_name, survey
+from keras_convnets.training.data.integrity import outcomes, remarks
 from keras_convnets.training.data.splits import FileSplit, file_kind
 
 SKIPPED, USED, NOT_READ, REFUSED = "skipped", "used", "not read", "refused"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from keras_convnets.errors import unknown_name
-from keras_convnets.registry import Architecture
+from keras_convnets.networks.registry import Architecture
 from keras_convnets.training.recipes.base import Recipe
 
 # name -> (module, class); a recipe is imported when it is asked for.

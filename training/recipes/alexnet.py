@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from keras_convnets.training.photographs import random_square_crop
+from keras_convnets.training.random_crops import random_square_crop
 from keras_convnets.training.recipes.base import option
 from keras_convnets.training.recipes.photographs import Photographs, Plateau
 

@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.numbers import finite_number, whole_number
-from keras_convnets.preprocessing import Preprocessing
 from keras_convnets.training.data import DataSet, SizedSplit
 
 # (images [b, H, W, 3], seed int [2]) -> images

@@ -25,8 +25,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_convnets.training.augment import photometric_distortion
-from keras_convnets.training.photographs import KERNELS, random_area_crop
+from keras_convnets.training.augmentation import photometric_distortion
+from keras_convnets.training.random_crops import KERNELS, random_area_crop
 from keras_convnets.training.recipes.base import Augmentation, option
 from keras_convnets.training.recipes.photographs import Photographs
 from keras_convnets.training.seeds import folded

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_convnets.errors import UserError
-from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.training.augment import pca_colour_shift, pixel_components, random_flip
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.training.augmentation import pca_colour_shift, pixel_components, random_flip
 from keras_convnets.training.data import DataSet, SizedSplit
-from keras_convnets.training.data.passes import counted, kept
+from keras_convnets.training.data.cached_passes import counted, kept
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
 from keras_convnets.training.seeds import folded
 

@@ -28,8 +28,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_convnets.errors import UserError
-from keras_convnets.preprocessing import Preprocessing
-from keras_convnets.training.augment import pad_and_crop, random_flip
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.training.augmentation import pad_and_crop, random_flip
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
 from keras_convnets.training.seeds import folded

@@ -11,9 +11,9 @@ was decreased 3 times, and the learning was stopped after 370K iterations (74 ep
 rescaled by randomly sampling S from a certain range [256, 512]", a random 224 crop of it is flipped and has its
 colours shifted.
 
-Otherwise than in the paper: no network is initialised from a shallower trained one, but as keras_convnets.vgg says, and
-because He's initialisation keeps the scale of the input, the channels are also divided by their standard deviations;
-the validation images are held out of the training set, 4 % of it.
+Otherwise than in the paper: no network is initialised from a shallower trained one, but as keras_convnets.networks.vgg
+says, and because He's initialisation keeps the scale of the input, the channels are also divided by their standard
+deviations; the validation images are held out of the training set, 4 % of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from keras_convnets.training.photographs import random_scale_crop
+from keras_convnets.training.random_crops import random_scale_crop
 from keras_convnets.training.recipes.base import option
 from keras_convnets.training.recipes.photographs import Photographs, Plateau
 

@@ -1,0 +1,1 @@
+"""The export formats: each with its writer, its loader and its tolerance."""

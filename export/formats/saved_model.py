@@ -1,0 +1,111 @@
+"""The SavedModel: encoded images or pixels in, probabilities or names out, by names of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_convnets.card import ModelCard
+from keras_convnets.images.resizing import encoded_views
+
+TOP_K = 5
+# Every signature takes in every variable, several times over while it is written and read: some 10 kB each. With more
+# than this, which only ResNet-1202 has, one variable holds all weights, and each call splits it.
+MOST_VARIABLES = 1000
+
+
+def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> None:
+    """Write a SavedModel with the signatures that clients call.
+
+    serving_default: `image_bytes`, string [batch] (JPEG, PNG, GIF, BMP, WebP) -> `probabilities`, float32
+        [batch, classes]. WebP needs a runtime of TensorFlow 2.20 or later.
+    predict_images: `images`, uint8 [batch, H, W, 3], RGB of the input's size -> `probabilities`.
+    top_k: `image_bytes` -> `classes`, string [batch, k], and `scores`, float32 [batch, k]; k is 5 or fewer.
+    classify: `inputs`, string [batch], serialised tf.Examples with `image/encoded` -> `classes` and `scores`, as
+        TensorFlow Serving's Classify call wants them.
+    features: `image_bytes` -> `features`, float32 [batch, d]; only of a network that gives them.
+
+    One inference function stands behind all of them, and the weights are stored once. Decoding, resizing by the card's
+    view and normalisation are inside; EXIF orientation is ignored, so clients turn their images before they send them.
+    Neither Keras nor this package is needed to load it.
+
+    Args:
+        network: images [batch, H, W, 3], float32 or uint8 -> {"probabilities": [batch, classes]} and maybe
+            "features": [batch, d].
+        card: its class names and view.
+        folder: where `saved_model.pb` and `variables/` go.
+    """
+    module = tf.Module()
+    # The weights stay variables. As constants they gain nothing measurable on a folded network, whose convolution,
+    # bias, sum and ReLU are fused into one operation either way, and every signature holds copies of its own:
+    # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
+    module.weights, infer = _weights_and_inference(network)
+    pixels = tf.TensorSpec([None, *card.view["crop"], 3], tf.uint8, name="images")
+    # Both are functions of their own, so that the signatures share what is traced of them.
+    module.infer = tf.function(infer, input_signature=[pixels], autograph=False)
+    module.view = encoded_views(card.view)
+    tf.saved_model.save(module, str(folder), signatures=_signatures(module.infer, module.view, card))
+
+
+def _weights_and_inference(network: keras.Model) -> tuple[list[tf.Variable], Callable[[tf.Tensor], dict]]:
+    """Return the variables to store, and the network as a function that reads them."""
+    if len(network.weights) <= MOST_VARIABLES:
+        return [weight.value for weight in network.weights], lambda images: network(images, training=False)
+    shapes = [weight.shape for weight in network.weights]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    packed = tf.Variable(np.concatenate([np.ravel(weight.value) for weight in network.weights]), name="weights")
+    trainable = {id(weight) for weight in network.trainable_variables}
+
+    def infer(images: tf.Tensor) -> dict:
+        values = [tf.reshape(part, shape) for part, shape in zip(tf.split(packed, sizes), shapes, strict=True)]
+        given = list(zip(network.weights, values, strict=True))
+        first = [value for weight, value in given if id(weight) in trainable]
+        second = [value for weight, value in given if id(weight) not in trainable]
+        return network.stateless_call(first, second, images, training=False)[0]
+
+    return [packed], infer
+
+
+def _signatures(
+    infer: tf.types.experimental.PolymorphicFunction, view: Callable[[tf.Tensor], tf.Tensor], card: ModelCard
+) -> dict[str, Callable]:
+    """Return the signatures by name, all of which call the same functions for decoding and for inference."""
+    names, k = tf.constant(card.class_names), min(TOP_K, len(card.class_names))
+
+    def infer_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return infer(view(image_bytes))
+
+    def likeliest(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        scores, indices = tf.math.top_k(infer_encoded(image_bytes)["probabilities"], k)
+        return {"classes": tf.gather(names, indices), "scores": scores}
+
+    def serving_default(image_bytes):
+        return {"probabilities": infer_encoded(image_bytes)["probabilities"]}
+
+    def predict_images(images):
+        return {"probabilities": infer(images)["probabilities"]}
+
+    def top_k(image_bytes):
+        return likeliest(image_bytes)
+
+    def classify(inputs):
+        feature = tf.io.FixedLenFeature([], tf.string)
+        return likeliest(tf.io.parse_example(inputs, {"image/encoded": feature})["image/encoded"])
+
+    def features(image_bytes):
+        return {"features": infer_encoded(image_bytes)["features"]}
+
+    encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
+    given = {
+        serving_default: encoded,
+        predict_images: infer.input_signature[0],
+        top_k: encoded,
+        classify: tf.TensorSpec([None], tf.string, name="inputs"),
+    }
+    if "features" in infer.get_concrete_function().structured_outputs:
+        given[features] = encoded
+    return {call.__name__: tf.function(call, input_signature=[spec], autograph=False) for call, spec in given.items()}

@@ -1,0 +1,1 @@
+"""Images: files, decoding, resizing, and the preprocessing of pixels."""

@@ -1,0 +1,1 @@
+"""The networks: one file a family, the layers and blocks that families share, and the registry."""

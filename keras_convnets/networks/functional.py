@@ -1,0 +1,115 @@
+"""The model that builders return: a functional Keras model that knows which builder made it, also from a file."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_convnets.files import check_room, writing
+from keras_convnets.weights.keras_reader import check_archive, refusing, write_configuration
+
+# What HDF5 and the configuration need beside the numbers, in bytes: 1 MB for a network of a thousand weights.
+HDF5_OVERHEAD = 2**20
+# What loads a saved network; Keras imports no packages but its own.
+HINT = "made by keras-convnets: 'import keras_convnets' before loading it (pip install keras-convnets)"
+
+
+@dataclass(frozen=True)
+class BuiltAs:
+    """The call that makes a network.
+
+    Attributes:
+        architecture: the builder's name, such as "ResNet34".
+        arguments: what it took that is not its default, `classes` and `input_shape` always; plain data for JSON. Not
+            among them are weights, an input tensor, and the preprocessing, which is the first layer's.
+    """
+
+    architecture: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+# The name is Keras' own: of a whole model the legacy .h5 format keeps the class's bare name, not the registered one.
+@keras.saving.register_keras_serializable("keras_convnets")
+class Functional(keras.Model):
+    """A functional Keras model with a note of how it was built, which `.keras` and `.weights.h5` files carry.
+
+    A model that is made of its layers, such as `keras.Model(network.input, ...)`, is Keras' own and has no such note.
+
+    Attributes:
+        built_as: the call that makes it, or None of a copy that may be another network.
+    """
+
+    built_as: BuiltAs | None = None
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the configuration, with the note and the hint of what loads it."""
+        note = self.built_as
+        plain = None if note is None else {"architecture": note.architecture, "arguments": dict(note.arguments)}
+        # The hint comes first: where this package is not imported, Keras' error begins with what the file says.
+        return {"hint": HINT, **super().get_config(), "built_as": plain}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Functional:
+        """Return the model of a configuration, with its note."""
+        note = config.get("built_as")
+        rest = {key: value for key, value in config.items() if key not in ("built_as", "hint")}
+        model = super().from_config(rest, custom_objects=custom_objects)
+        if note is not None:
+            model.built_as = BuiltAs(note["architecture"], dict(note["arguments"]))
+        return model
+
+    def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the weights as Keras does, with the configuration beside them: arrays alone fit other networks too."""
+        with writing(filepath):
+            if str(filepath).endswith(".weights.h5"):
+                check_room(filepath, sum(_bytes_of(weight) for weight in self.weights) + HDF5_OVERHEAD)
+            super().save_weights(filepath, *args, **kwargs)
+            if str(filepath).endswith(".weights.h5") and Path(filepath).is_file():
+                write_configuration(filepath, keras.saving.serialize_keras_object(self)["config"])
+
+
+def _bytes_of(weight: Any) -> int:
+    return math.prod(weight.shape) * np.dtype(keras.backend.standardize_dtype(weight.dtype)).itemsize
+
+
+def load_keras(path: str | os.PathLike) -> keras.Model:
+    """Return the network of a .keras file, compiled for nothing. No code that the file may hold is run.
+
+    Raises:
+        UserError: if Keras does not load it, or it asks for other files or for memory beyond its size.
+    """
+    check_archive(path)
+    with refusing(Path(path), "a network that Keras loads"), _in_small_letters(Path(path)) as named:
+        return keras.saving.load_model(named, compile=False, safe_mode=True)
+
+
+@contextlib.contextmanager
+def _in_small_letters(path: Path) -> Iterator[Path]:
+    """Give a path that ends in ".keras" to a file that ends so in capital letters: Keras goes by the name alone."""
+    if path.suffix == ".keras":
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / "model.keras"
+        try:
+            named.symlink_to(path.resolve())
+        except OSError:  # Windows lets not everybody make links
+            shutil.copyfile(path, named)
+        yield named
+
+
+def weights_digest(model: keras.Model) -> tuple[int, ...]:
+    """Return a checksum of each weight: it tells whether training has changed a model since, not who changed it."""
+    arrays = (np.ascontiguousarray(keras.ops.convert_to_numpy(weight)) for weight in model.weights)
+    return tuple(zlib.crc32(array) for array in arrays)

@@ -1,0 +1,116 @@
+"""A classifier in hand: a network, or what a runtime loaded, with its card; images in, names out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_convnets.card import ModelCard
+from keras_convnets.classes import likeliest
+from keras_convnets.errors import UnreadableImage
+
+# Of more images, building a graph takes less time than it saves.
+VIEWED_EAGERLY = 16
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Something that classifies, and its card.
+
+    Attributes:
+        card: class names, view and all else; None where nothing tells, as of a LiteRT file still being written.
+        predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
+        predict_encoded: encoded images to probabilities, where the thing decodes by itself; else it is done here.
+        image_size: (height, width) of the input; by default the card's.
+    """
+
+    card: ModelCard | None
+    predict_images: Callable[[np.ndarray], np.ndarray]
+    predict_encoded: Callable[[Sequence[bytes]], np.ndarray] | None = None
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.image_size is None and self.card is not None:
+            object.__setattr__(self, "image_size", tuple(self.card.view["crop"]))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Return the probabilities of images of the input's size, uint8 [n, H, W, 3]."""
+        return self.predict_images(images)
+
+    def predict(self, encoded: Sequence[bytes]) -> np.ndarray:
+        """Return the probabilities of encoded images, float32 [n, classes].
+
+        Raises:
+            UnreadableImage: if one of them does not decode.
+        """
+        if self.predict_encoded is not None:
+            return self.predict_encoded(encoded)
+        return self.predict_images(view_encoded(encoded, self.card))
+
+    def top_k(self, encoded: Sequence[bytes], k: int = 5) -> list[list[tuple[str, float]]]:
+        """Return for each encoded image its k likeliest classes with their probabilities, likeliest first."""
+        return [name_scores(row, self.card.class_names, k) for row in self.predict(encoded)]
+
+
+def name_scores(probabilities: np.ndarray, class_names: Sequence[str], k: int) -> list[tuple[str, float]]:
+    """Return the k likeliest classes of one image, likeliest first; ties go to the lower class index."""
+    return [(class_names[index], float(probabilities[index])) for index in likeliest(probabilities, k)]
+
+
+def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
+    """Decode images and bring them to the network's input by the card's view.
+
+    Returns:
+        uint8 [n, H, W, 3].
+
+    Raises:
+        UnreadableImage: if one of them does not decode; the sentence gives its position.
+        UserError: if the view can't be applied.
+    """
+    import tensorflow as tf
+
+    from keras_convnets.images.decoding import decode_image
+    from keras_convnets.images.files import READ
+    from keras_convnets.images.resizing import apply_view
+    from keras_convnets.tensorflow_errors import plain_reason
+
+    def view(image: tf.Tensor) -> tf.Tensor:
+        return apply_view(image, card.view)
+
+    if len(encoded) > VIEWED_EAGERLY:
+        view = tf.function(view, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
+    views = []
+    for position, data in enumerate(encoded):
+        try:
+            views.append(view(decode_image(tf.constant(data))).numpy())
+        except tf.errors.OpError as error:
+            reason = plain_reason(error)
+            raise UnreadableImage(f"image {position} is not readable ({reason}); {READ} are.") from error
+    return np.stack(views)
+
+
+def keras_classifier(model, card: ModelCard) -> Classifier:
+    """Return a classifier over a Keras model, which is compiled once and sees any batch size.
+
+    Of a model that gives logits it gives their softmax. What is no probability is refused when it is seen.
+    """
+    import tensorflow as tf
+
+    from keras_convnets.networks.outputs import check_probabilities, softmaxed
+
+    whole = softmaxed(model)
+
+    def infer(images):
+        outputs = whole(images, training=False)
+        return outputs["probabilities"] if isinstance(outputs, dict) else outputs
+
+    predict = tf.function(infer, reduce_retracing=True)
+
+    def predict_images(images: np.ndarray) -> np.ndarray:
+        probabilities = predict(tf.constant(images)).numpy()
+        check_probabilities(probabilities, model.name)
+        return probabilities
+
+    return Classifier(card, predict_images)

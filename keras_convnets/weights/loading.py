@@ -1,0 +1,314 @@
+"""Weights into a network: published ones by name, or a file, checked whole before anything is changed."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_convnets.errors import UserError
+from keras_convnets.files import path_text, sha256
+from keras_convnets.images.preprocessing import BGR_MEANS, CAFFE_MEANS, UNIT_SCALED, Preprocessing
+from keras_convnets.networks.registry import ARCHITECTURES
+from keras_convnets.weights import graph_comparison, keras_reader, onnx_reader
+from keras_convnets.weights.pretrained import WeightsRecord, get_record, list_weights, record_of_file
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_convnets.weights import assignment
+
+# How files may end, in small or capital letters, and the kind of file that it stands for.
+KINDS = {
+    **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5")},
+    ".weights.hdf5": ".weights.h5",
+    ".hdf5": ".h5",
+}
+SUFFIXES = tuple(KINDS)
+TAKES = "None, the name of published weights, a WeightsRecord, or the path of a .onnx, .keras, .weights.h5 or .h5 file"
+# What a file that no record knows was trained on, by the network's module and the file's kind.
+CONVENTIONS = {
+    ("keras_convnets.networks.alexnet", ".onnx"): BGR_MEANS,
+    ("keras_convnets.networks.googlenet", ".onnx"): BGR_MEANS,
+    ("keras_convnets.networks.vgg", ".onnx"): UNIT_SCALED,
+    ("keras_convnets.networks.resnet", ".onnx"): UNIT_SCALED,
+    ("keras_convnets.networks.vgg", ".h5"): CAFFE_MEANS,
+    ("keras_convnets.networks.resnet", ".h5"): CAFFE_MEANS,
+}
+# Caffe's AlexNet takes crops of this size; the paper's 224 needs padding.
+CAFFE_ALEXNET_INPUT = (227, 227, 3)
+log = logging.getLogger("keras_convnets")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file for one network, found and known, not loaded yet.
+
+    Attributes:
+        path: the file.
+        architecture: the builder's name.
+        record: what is known of it, or None of a file that is nobody's.
+    """
+
+    path: Path
+    architecture: str
+    record: WeightsRecord | None = None
+
+    @property
+    def suffix(self) -> str:
+        """The kind of the file: one of the values of `KINDS`."""
+        return next(kind for suffix, kind in KINDS.items() if str(self.path).lower().endswith(suffix))
+
+    @functools.cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """What the weights were trained on: the record's, else the file's own, else its kind's; None if none says."""
+        if self.record is not None:
+            return self.record.preprocessing
+        if self.suffix in (".keras", ".h5"):
+            layers = keras_reader.layers_in(keras_reader.configuration(self.path))
+            found = [config["preprocessing"] for kind, config in layers if kind == "ImageNormalization"]
+            if found:
+                return Preprocessing.from_dict(found[0])
+        return CONVENTIONS.get((self._module, self.suffix))
+
+    @functools.cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """The builder's arguments that the weights ask for, such as the constants of the response normalisation."""
+        if self.record is not None:
+            return self.record.arguments
+        return {"lrn": dict(self._onnx.lrn)} if self._onnx is not None and self._onnx.lrn else {}
+
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """The size of the images they were trained on, where it is not the paper's."""
+        if self.record is not None:
+            return self.record.input_shape
+        alexnet = (self._module, self.suffix) == ("keras_convnets.networks.alexnet", ".onnx")
+        return CAFFE_ALEXNET_INPUT if alexnet else None
+
+    @property
+    def in_imagenet_order(self) -> bool:
+        """Whether 1,000 outputs are ImageNet's classes: of records and of the kinds of files that publish them."""
+        return self.record is not None or (self._module, self.suffix) in CONVENTIONS
+
+    def load_into(self, model: keras.Model, chosen: Collection[str] = ()) -> bool:
+        """Put the weights into a network; returns whether its classifier was among them.
+
+        Args:
+            model: the network.
+            chosen: arguments of its builder that its caller gave, whatever the weights ask for, such as "lrn".
+
+        Raises:
+            UserError: if the file belongs to another network; nothing is changed then. The sentence names the network
+                of the family that it fits, if one does.
+        """
+        try:
+            values = self._values(model, chosen)
+        except UserError as error:
+            fitting = self._fitting(model)
+            if fitting is None:
+                raise
+            raise UserError(f"{str(error).removesuffix('.')}; {fitting} takes it.") from error
+        from keras_convnets.weights import assignment
+
+        self._say_what_is_not_known(model)
+        # A network keeps these facts about its weights, not the file's numbers besides its own.
+        self.__dict__.pop("_onnx", None)
+        for layer, arrays in values:
+            layer.set_weights(arrays)
+        loaded = {layer.name for layer, _ in values}
+        left = [layer.name for layer in assignment.leaves(model) if layer.weights and layer.name not in loaded]
+        if left:
+            log.warning(
+                "%s: loaded all but %s, which the file has for other classes or not at all: untrained",
+                self.path,
+                ", ".join(left),
+            )
+        return "predictions" in loaded
+
+    def _values(self, model: keras.Model, chosen: Collection[str] = ()) -> assignment.Values:
+        """Return what each layer of a network gets. Arguments and errors as of `load_into`."""
+        from keras_convnets.weights import assignment
+
+        steps: Iterable[graph_comparison.Step] | None
+        if self._onnx is not None:
+            onnx = self._onnx
+            if assignment.is_folded(model, onnx.layers):
+                onnx = onnx_reader.with_normalizations(onnx)
+            pairs, steps = assignment.in_order(model, onnx.layers, self.path), onnx.steps
+        else:
+            sizes = {layer.name: _largest(layer) for layer in assignment.leaves(model)}
+            pairs = assignment.by_name(model, keras_reader.read_h5(self.path, sizes), self.path)
+            config = keras_reader.configuration(self.path)
+            steps = None if config is None else graph_comparison.keras_steps(config)
+        values = assignment.converted(model, pairs, self.path)
+        if steps is not None:
+            self._check_structure(model, pairs, steps, chosen)
+        return values
+
+    def _say_what_is_not_known(self, model: keras.Model) -> None:
+        """Log what the file leaves open of the network that is to take its weights."""
+        from keras_convnets.weights import assignment
+
+        if self._onnx is None and keras_reader.configuration(self.path) is None:
+            log.warning(
+                "%s tells names and shapes alone: that its network pads, activates, pools and adds as %s does is "
+                "taken on trust",
+                self.path,
+                model.name,
+            )
+        if self._onnx is not None and assignment.is_folded(model, self._onnx.layers):
+            log.warning(
+                "%s has its batch normalisation folded into its convolutions: answers are its own, but training would "
+                "start from other features. To train on, export it from PyTorch again with "
+                "training=torch.onnx.TrainingMode.PRESERVE",
+                self.path,
+            )
+
+    def _fitting(self, model: keras.Model) -> str | None:
+        """Return the call that builds a network of the same family which takes the file; None if none does."""
+        from keras_convnets.weights.suggestions import fitting
+
+        try:
+            stored = self._onnx.layers if self._onnx is not None else keras_reader.read_h5(self.path, {})
+        except UserError:
+            return None
+        weighted = sum(layer.kind in ("Conv2D", "Dense") for layer in stored)
+        # Of the response normalisation the constants are the file's, which its builder would have been given.
+        return fitting(model, self.architecture, weighted, lambda relative: self._values(relative, ("lrn",)))
+
+    @property
+    def _module(self) -> str | None:
+        known = ARCHITECTURES.get(self.architecture)
+        return known.module if known else None
+
+    @functools.cached_property
+    def _onnx(self) -> onnx_reader.OnnxWeights | None:
+        return onnx_reader.read_onnx(self.path) if self.suffix == ".onnx" else None
+
+    def _check_structure(
+        self, model: keras.Model, pairs: Sequence[Any], steps: Iterable[graph_comparison.Step], chosen: Collection[str]
+    ) -> None:
+        """Refuse a file whose network does something else between its layers: all arrays of the two may agree."""
+        names = {position: layer.name for position, (layer, _) in enumerate(pairs)}
+        theirs = {stored.name if stored.step is None else stored.step: at for at, (_, stored) in enumerate(pairs)}
+        size = tuple(side or graph_comparison.ANY_SIDE for side in model.input_shape[1:3])
+        forms = graph_comparison.Forms()
+        # A record knows the constants that its file was trained with.
+        known = self.record.arguments if self.record is not None else {}
+        ignoring = ("LRN",) if "lrn" in {*chosen, *known} else ()
+        own = graph_comparison.keras_steps(model.get_config())
+        try:
+            found = graph_comparison.places(steps, theirs, size, forms, ignoring)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise UserError(f"{self.path} is not a network that can be compared ({type(error).__name__}).") from error
+        ours = graph_comparison.places(own, {name: at for at, name in names.items()}, size, forms, ignoring)
+        differing = graph_comparison.difference(ours, found, names, forms)
+        if differing is not None:
+            sized = "padding" in differing or "places" in differing
+            elsewhere = sized and self.input_shape not in (None, model.input_shape[1:])
+            hint = f"; its own size is input_shape={self.input_shape}" if elsewhere else ""
+            raise UserError(
+                f"{self.path} does not hold weights for {model.name}, as its layers are those of another network: "
+                f"{differing}{hint}."
+            )
+
+
+def _largest(layer: keras.layers.Layer) -> int:
+    """Return how many numbers the largest array of a layer has."""
+    return max((math.prod(weight.shape) for weight in layer.weights), default=0)
+
+
+def find_weights(weights: Any, architecture: str) -> Weights | None:
+    """Return the weights that a builder's argument names; published ones are downloaded on first use.
+
+    Args:
+        weights: None, a name such as "imagenet", a `WeightsRecord`, or the path of a file. A name is a name whatever
+            lies in the working directory; "./imagenet" is a path.
+        architecture: the builder's name.
+
+    Raises:
+        UserError: if there is no such name or file, a record is of another network, or it is none of these.
+        DownloadError: if published weights can't be had; the sentence says where to put the file by hand.
+    """
+    if weights is None or isinstance(weights, Weights):
+        return weights
+    if not isinstance(weights, WeightsRecord):
+        text = path_text(weights, "weights", TAKES)
+        if not isinstance(weights, str) or _is_path(text):
+            return _of_file(Path(text), architecture)
+        if architecture not in ARCHITECTURES:
+            raise UserError(
+                f"weights is {text!r}; {architecture} has no published weights: give None or the path of a "
+                f"{', '.join(SUFFIXES)} file."
+            )
+        weights = get_record(architecture, text)
+    if weights.architecture != architecture:
+        raise UserError(f"the weights {weights} are not those of {architecture}; give its own, or None.")
+    from keras_convnets.weights.downloads import download
+
+    return Weights(download(weights), architecture, weights)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text names a file: names that any network's weights have come first."""
+    if text.lower() in {record.name.lower() for record in list_weights()}:
+        return False
+    return text.lower().endswith(SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
+
+
+def _of_file(path: Path, architecture: str) -> Weights:
+    if not str(path).lower().endswith(SUFFIXES):
+        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(SUFFIXES)} file, or None.")
+    if not path.is_file():
+        raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
+    return Weights(path, architecture, record_of_file(architecture, sha256(path)))
+
+
+def load_weights(model: keras.Model, weights: Any) -> None:
+    """Load weights into a network that is built already; None leaves it as it is.
+
+    The normalisation and the other constants of the network stay; give the weights to its builder to have those that
+    the weights were trained with.
+
+    Args:
+        model: a network of this package.
+        weights: None, the name of published weights, a `WeightsRecord`, or the path of a .onnx, .keras, .weights.h5 or
+            legacy .h5 file.
+
+    Raises:
+        UserError: if there is no such file, or it belongs to another network; nothing is changed then.
+    """
+    by_lower = {name.lower(): name for name in ARCHITECTURES}
+    found = find_weights(weights, by_lower.get(model.name.lower(), model.name))
+    if found is None:
+        return
+    found.load_into(model)
+    first = next((layer.preprocessing for layer in model.layers if hasattr(layer, "preprocessing")), None)
+    if first is not None and found.preprocessing not in (None, first):
+        log.warning(
+            "%s was trained on other preprocessing than the network does; give it to the builder as weights=.",
+            found.path,
+        )
+
+
+def choose_preprocessing(given: Any, weights: Weights | None, default: Preprocessing) -> Preprocessing:
+    """Return the argument's preprocessing, else that of the weights, else the default; the log says which.
+
+    Raises:
+        UserError: if the argument is no preprocessing, or the file can't be read.
+    """
+    if given is not None:
+        chosen, source = Preprocessing.of(given), "the argument"
+    elif weights is not None and weights.preprocessing is not None:
+        known = weights.record is not None
+        chosen, source = weights.preprocessing, f"the record {weights.record}" if known else str(weights.path)
+    else:
+        chosen, source = default, "the network's default"
+    log.info("preprocessing by %s: %s minus %s, divided by %s", source, chosen.order, chosen.mean, chosen.std)
+    return chosen

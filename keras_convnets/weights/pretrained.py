@@ -1,0 +1,257 @@
+"""Published weights as records: plain data that needs no Keras, no network and no file.
+
+The files are those of the ONNX Model Zoo; sizes, sha256 and accuracies are as it states them. What a file does not say
+(channel order, means, input size) stands here, so that nobody has to remember it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from keras_convnets.classes import imagenet_classes
+from keras_convnets.errors import UserError
+from keras_convnets.images.preprocessing import BGR_MEANS, UNIT_SCALED, Preprocessing
+from keras_convnets.networks.registry import get_architecture
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A measured accuracy of published weights.
+
+    Attributes:
+        data: the data set and split.
+        n: number of images.
+        top1: top-1 accuracy in percent.
+        top5: top-5 accuracy in percent.
+        protocol: how the images were seen.
+        source: who measured it.
+    """
+
+    data: str
+    n: int
+    top1: float
+    top5: float
+    protocol: str
+    source: str
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """What is known of one file of published weights.
+
+    Attributes:
+        architecture: the registered name, such as "AlexNet".
+        name: what `weights=` takes, such as "imagenet".
+        file: the file's name.
+        locations: addresses it is published at, the preferred one first.
+        size: in bytes.
+        sha256: of the file; nothing else is ever loaded under this record.
+        format: "onnx".
+        preprocessing: what the weights were trained on.
+        arguments: what the builder must be given besides, such as the constants of the response normalisation.
+        input_shape: (height, width, channels) of the images they were trained on.
+        resize: shorter side, in pixels, before the centre is cropped.
+        data: what they were trained on.
+        accuracies: measured by others.
+        license: of the weights.
+        obtained: how they came about.
+        same_weights: sha256 of other files that hold the very same numbers.
+
+    Example:
+        >>> get_record("GoogLeNet", "imagenet").accuracies[0].top1
+        67.78
+    """
+
+    architecture: str
+    name: str
+    file: str
+    locations: tuple[str, ...]
+    size: int
+    sha256: str
+    preprocessing: Preprocessing
+    accuracies: tuple[Accuracy, ...]
+    license: str
+    obtained: str
+    format: str = "onnx"
+    arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    resize: int = 256
+    data: str = "ImageNet 2012"
+    same_weights: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return MODEL:WEIGHTS, as the command line takes it."""
+        return f"{self.architecture}:{self.name}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the outputs."""
+        return imagenet_classes().names
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """The WordNet ids of the classes, in the order of the outputs."""
+        return imagenet_classes().ids
+
+    def preprocess(self, images: np.ndarray) -> np.ndarray:
+        """Return images as the bare network of `include_preprocessing=False` takes them; the argument stays as it was.
+
+        Args:
+            images: RGB in 0-255, any dtype, [..., H, W, 3].
+
+        Returns:
+            float32 of the same shape.
+        """
+        return self.preprocessing(images)
+
+
+ZOO = "the ONNX Model Zoo's table"
+VAL, CENTRE = "ImageNet 2012 val", "shorter side to 256, centre crop {side}"
+# The zoo's files moved to this organisation in 2025; the older address serves them from the repository itself.
+LOCATIONS = (
+    "https://huggingface.co/onnxmodelzoo/{stem}/resolve/main/{file}",
+    "https://media.githubusercontent.com/media/onnx/models/main/validated/vision/classification/{folder}/model/{file}",
+)
+# Caffe divides alpha by n=5 and starts the sum at 1.
+CAFFE_LRN = MappingProxyType({"lrn": MappingProxyType({"n": 5, "k": 1.0, "alpha": 2e-5, "beta": 0.75})})
+_CAFFE = {
+    "preprocessing": BGR_MEANS,
+    "arguments": CAFFE_LRN,
+    "license": "unrestricted use (BVLC)",
+    "obtained": "trained by the Berkeley Vision and Learning Center in Caffe, converted through Caffe2",
+}
+_GLUON = {
+    "preprocessing": UNIT_SCALED,
+    "license": "Apache 2.0",
+    "obtained": "trained in MXNet Gluon, exported to ONNX",
+}
+
+# (network, folder of the zoo, file, bytes, sha256, zoo's top-1, top-5, what else)
+_ROWS = (
+    (
+        *("AlexNet", "alexnet", "bvlcalexnet-12.onnx", 243_863_787),
+        "6b0da9510f27f234ee96a85dc3809dd210150fdefad87f6850f9788513216945",
+        *(54.80, 78.23),
+        {**_CAFFE, "input_shape": (227, 227, 3), "caffe": (57.1, 80.2)},
+    ),
+    (
+        *("GoogLeNet", "inception_and_googlenet/googlenet", "googlenet-12.onnx", 28_021_836),
+        "c99c507058eaf41de8723408fdda7db8325cb57f0a89f2ee07a716d6e963e14e",
+        *(67.78, 88.34),
+        {
+            **_CAFFE,
+            "caffe": (68.7, 88.9),
+            "same_weights": ("dac1b2f691dffedae9d5c62f23afb58a6970b2cccb93c4809bc5414943d97693",),
+        },
+    ),
+    (
+        *("VGG16", "vgg", "vgg16-7.onnx", 553_437_328),
+        "f20805a3ecccaa88647bbab4ad011ff2412a9838485ea844de0fcbce349820b9",
+        *(72.62, 91.14, _GLUON),
+    ),
+    (
+        *("VGG19", "vgg", "vgg19-7.onnx", 574_677_321),
+        "692f9f927f1df1b89033787a77a73eac59fd9b3344f9ecdf0b13221e41c2046f",
+        *(73.72, 91.58, _GLUON),
+    ),
+    (
+        *("ResNet18", "resnet", "resnet18-v1-7.onnx", 46_820_737),
+        "4e8f8653e7a2222b3904cc3fe8e304cd8b339ce1d05fd24688162f86fb6df52c",
+        *(69.93, 89.29, _GLUON),
+    ),
+    (
+        *("ResNet34", "resnet", "resnet34-v1-7.onnx", 87_302_588),
+        "883a41b2e30ddc2e422c108b091b5e70b92d37dc5c345a2c563dcae27971e2cc",
+        *(73.73, 91.40, _GLUON),
+    ),
+    (
+        *("ResNet50", "resnet", "resnet50-v1-7.onnx", 102_583_340),
+        "af16a04a6ec48ac494065d4439fe9dea590d337b9ca6dc328160ccf04a217b9c",
+        *(74.93, 92.38, _GLUON),
+    ),
+    (
+        *("ResNet101", "resnet", "resnet101-v1-7.onnx", 178_914_043),
+        "760702f6ec0138f71ebac66f4e95d1c72dc9267a8544f4d4667a53075fd0497c",
+        *(76.48, 93.20, _GLUON),
+    ),
+    (
+        *("ResNet152", "resnet", "resnet152-v1-7.onnx", 241_816_206),
+        "b0ec92437bf8c9d0739bf9bafdea9638e13f9e3c1e2fb766ad546cc182fd3f6d",
+        *(77.11, 93.61, _GLUON),
+    ),
+)
+
+
+def _record(
+    network: str, folder: str, file: str, size: int, sha256: str, top1: float, top5: float, more
+) -> WeightsRecord:
+    more = dict(more)
+    side = more.get("input_shape", (224,))[0]
+    accuracies = [Accuracy(VAL, 50_000, top1, top5, CENTRE.format(side=224), ZOO)]
+    if caffe := more.pop("caffe", None):
+        accuracies.append(Accuracy(VAL, 50_000, *caffe, CENTRE.format(side=side), "Caffe's model page"))
+    fills = {"stem": file.removesuffix(".onnx"), "file": file, "folder": folder}
+    return WeightsRecord(
+        architecture=network,
+        name="imagenet",
+        file=file,
+        locations=tuple(location.format(**fills) for location in LOCATIONS),
+        size=size,
+        sha256=sha256,
+        accuracies=tuple(accuracies),
+        **more,
+    )
+
+
+RECORDS: tuple[WeightsRecord, ...] = tuple(_record(*row) for row in _ROWS)
+
+
+def list_weights(pattern: str = "*") -> list[WeightsRecord]:
+    """Return the records of published weights whose MODEL:WEIGHTS or MODEL matches a shell pattern.
+
+    Args:
+        pattern: such as "ResNet*"; capital letters do not matter.
+
+    Example:
+        >>> [str(record) for record in list_weights("vgg*")]
+        ['VGG16:imagenet', 'VGG19:imagenet']
+    """
+    pattern = pattern.lower()
+    return [
+        record
+        for record in RECORDS
+        if any(fnmatch.fnmatchcase(text.lower(), pattern) for text in (str(record), record.architecture))
+    ]
+
+
+def get_record(architecture: str, name: str) -> WeightsRecord:
+    """Return the record of a network's published weights; capital letters do not matter.
+
+    Raises:
+        UserError: if there is none of that name; the sentence says what there is.
+    """
+    known = get_architecture(architecture).name
+    names = [record.name for record in RECORDS if record.architecture == known]
+    for record in RECORDS:
+        if record.architecture == known and record.name.lower() == name.lower():
+            return record
+    published = f"there is {', '.join(map(repr, names))}" if names else "none are published"
+    raise UserError(
+        f"unknown weights {name!r} of {known}; {published}; give one of these, or the path of a .onnx, "
+        ".keras, .weights.h5 or .h5 file."
+    )
+
+
+def record_of_file(architecture: str, sha256: str) -> WeightsRecord | None:
+    """Return the record that a file of this sha256 belongs to, or None."""
+    for record in RECORDS:
+        if record.architecture == architecture and sha256 in (record.sha256, *record.same_weights):
+            return record
+    return None
