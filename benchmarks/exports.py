@@ -10,8 +10,9 @@ the median of the rounds' ratios. Aims: SavedModel at most 0.8 of Keras' own, ON
 exports. The network has random weights; the statistics of batch normalisation are those of one batch of noise, so that
 numbers are finite.
 
---memory exports networks, by default every registered one, and reports the largest sum of resident memory of the
-export's process and of those that verify it. Aim for SavedModel and ONNX: at most 2 GiB and four times the weights.
+--memory exports networks, by default every registered one, and reports the largest resident memory of the export's
+process and of those that verify it, together; the libraries' pages that they share count once. Aim for SavedModel and
+ONNX: at most 2 GiB and four times the weights.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def in_process(worker: str, *arguments: str) -> tuple[Any, int]:
     """Run a worker in a process of its own.
 
     Returns:
-        Its answer, and the largest sum of resident memory of it and its children in bytes, looked at 50 times a second.
+        Its answer, and the largest resident memory of it and its children in bytes, looked at 50 times a second.
     """
     command = [sys.executable, __file__, "--worker", worker, *arguments]
     with tempfile.TemporaryFile("w+") as output:
@@ -113,14 +114,20 @@ def in_process(worker: str, *arguments: str) -> tuple[Any, int]:
 
 
 def resident(process: psutil.Process) -> int:
-    """Return the resident memory of a process and its children, in bytes; what they share counts several times."""
-    total = 0
+    """Return the resident memory of a process and its children, in bytes.
+
+    The pages of TensorFlow's libraries, which all of them map, count once: what each has alone, and the most that one
+    shares with others.
+    """
+    alone, shared = 0, [0]
     for member in (process, *children(process)):
         try:
-            total += member.memory_info().rss
+            memory = member.memory_full_info()
         except psutil.NoSuchProcess:
             continue
-    return total
+        alone += memory.uss
+        shared.append(memory.rss - memory.uss)
+    return alone + max(shared)
 
 
 def children(process: psutil.Process) -> Sequence[psutil.Process]:

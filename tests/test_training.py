@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -18,6 +19,9 @@ from keras_convnets.errors import Interrupted, UserError
 from keras_convnets.files import only_one
 from keras_convnets.training import trainer
 from keras_convnets.training.recipes import get_recipe
+
+
+TESTS = Path(__file__).parent  # where scripts find the module `tiny`
 
 
 def two_steps(recipe, kind):
@@ -69,7 +73,7 @@ import json, sys
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras
+import keras, tiny
 from keras_convnets.training import trainer
 from keras_convnets.training.weight_averages import Averages
 from keras_convnets.training.recipes import get_recipe
@@ -108,6 +112,7 @@ both = trainer.local_strategy()
 one, other = train(tf.distribute.get_strategy()), train(both)
 difference = max(float(np.abs(a - b).max()) for a, b in zip(one[1], other[1]))
 overrides = dict(iterations=3, batch_size=33, holdout=50, ema=0.9)
+trainer.get_model = tiny.network
 run = trainer.fit("ResNet20", "digits", run=sys.argv[1], overrides=overrides)
 print(json.dumps({"replicas": both.num_replicas_in_sync, "one": one[0], "other": other[0], "difference": difference,
                   "steps": run.metrics()[-1]["step"], "skipped": skipped(both)}))
@@ -116,7 +121,7 @@ print(json.dumps({"replicas": both.num_replicas_in_sync, "one": one[0], "other":
 
 def test_two_devices_train_as_one(run_python, tmp_path):
     """Batches of 7 over 2 devices: uneven shares, and the L2 counted once."""
-    process = run_python("-c", TWO_DEVICES, str(tmp_path / "run"), cwd=tmp_path)
+    process = run_python("-c", TWO_DEVICES, str(tmp_path / "run"), cwd=TESTS)
     assert process.returncode == 0, process.stderr[-3000:]
     result = json.loads(process.stdout.splitlines()[-1])
     assert result["replicas"] == 2 and result["steps"] == 3
@@ -128,9 +133,9 @@ def test_two_devices_train_as_one(run_python, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from keras_convnets import CIFARResNet
+import tiny
 from keras_convnets.training import trainer
-trainer.get_model = lambda name, **arguments: CIFARResNet(8, **arguments)
+trainer.get_model = tiny.network
 path, kill_at = sys.argv[1], int(sys.argv[2])
 trainer.CHECKPOINT_SECONDS = trainer.CHECKPOINT_SECONDS_AT_REPORTS = -1.0 if kill_at else 3600.0
 advance = trainer.TrainingProgress.advance
@@ -149,10 +154,10 @@ def test_a_killed_run_that_goes_on_equals_the_unbroken_one(run_python, tmp_path)
     once = {"TF_NUM_INTEROP_THREADS": "1"}
     arguments = {"unbroken": "0", "broken": "14"}
     for name, kill_at in arguments.items():
-        process = run_python("-c", KILLED, str(tmp_path / name), kill_at, cwd=tmp_path, env=once)
+        process = run_python("-c", KILLED, str(tmp_path / name), kill_at, cwd=TESTS, env=once)
         assert process.returncode == (-signal.SIGKILL if name == "broken" else 0), process.stderr[-3000:]
     assert not training.Run(tmp_path / "broken").finished
-    process = run_python("-c", KILLED, str(tmp_path / "broken"), "0", cwd=tmp_path, env=once)
+    process = run_python("-c", KILLED, str(tmp_path / "broken"), "0", cwd=TESTS, env=once)
     assert process.returncode == 0, process.stderr[-3000:]
     unbroken, broken = (training.Run(tmp_path / name) for name in arguments)
     assert broken.metrics() == unbroken.metrics()
@@ -162,10 +167,20 @@ def test_a_killed_run_that_goes_on_equals_the_unbroken_one(run_python, tmp_path)
     assert not (broken.path / "checkpoints").exists()
 
 
+COMMAND_LINE = """
+import sys
+import tiny
+from keras_convnets.commands.main import main
+from keras_convnets.training import trainer
+trainer.get_model = tiny.network
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
-    command = [sys.executable, "-m", "keras_convnets", "train", "--model", "ResNet20", "--dataset", "digits"]
-    command += ["--run", str(tmp_path / "run"), "--set", "iterations=2000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", COMMAND_LINE, "train", "--model", "ResNet20", "--dataset", "digits"]
+    command += ["--run", str(tmp_path / "run"), "--set", "iterations=20000"]
+    process = subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "step" in process.stdout.readline()  # the first epoch is reported
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
