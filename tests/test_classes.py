@@ -15,6 +15,7 @@ from keras_convnets.card import ModelCard
 from keras_convnets.classes import Classes, decode_predictions, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.images.preprocessing import BGR_MEANS, UNIT_SCALED, Preprocessing
+from keras_convnets.images.view import View
 from keras_convnets.weights.pretrained import RECORDS, get_record
 
 
@@ -43,7 +44,7 @@ def card_of(*names):
         arguments={"classes": len(names)},
         class_names=names,
         preprocessing=Preprocessing(mean=(0, 0, 0)),
-        view={"name": "center", "resize": 32, "crop": [32, 32]},
+        view=View(32, (32, 32)),
     )
 
 

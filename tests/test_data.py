@@ -17,8 +17,8 @@ from PIL import Image
 from rich.console import Console
 from sklearn import datasets as sklearn_datasets
 
-from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
+from keras_convnets.images.view import View
 from keras_convnets.training import plan, progress
 from keras_convnets.training.data import ArraySplit, DataSet, FileSplit, cached_passes, load_dataset
 from keras_convnets.training.data import integrity as broken_images
@@ -297,7 +297,7 @@ def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeyp
     told = []
     with cached_passes.reporting(lambda *pass_: told.append(pass_)):
         train = load_dataset("cifar10", prepared).splits["train"]
-        labels, view = train.labels, center_view(32, 32)
+        labels, view = train.labels, View.of_size(32, 32)
         colours = kept_components(train.at_size(view, 0))
     assert told[0] == ("reading labels", 30, 30) and told[-1] == ("measuring colours", 30, 30)
     with cached_passes.reporting(lambda *_: pytest.fail("passed over the images again")):
@@ -306,7 +306,7 @@ def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeyp
         for one, other in zip(kept_components(again.at_size(view, 0)), colours, strict=True):
             assert (one == other).all()
         with pytest.raises(pytest.fail.Exception, match="passed over"):
-            kept_components(again.at_size(center_view(16, 16), 0))
+            kept_components(again.at_size(View.of_size(16, 16), 0))
 
 
 def test_a_rehearsal_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch):
@@ -601,7 +601,7 @@ def test_a_subset_in_memory_is_what_a_copy_of_it_would_be():
 
 def test_decoding_fills_one_array():
     split = ArraySplit(np.zeros((600, 16, 16, 3), np.uint8), np.arange(600) % 2)
-    view = {"name": "center", "resize": 128, "crop": [128, 128], "kernel": "bilinear"}
+    view = View(128, (128, 128))
     tracemalloc.start()
     sized = split.at_size(view, 10**9)
     peak = tracemalloc.get_traced_memory()[1]

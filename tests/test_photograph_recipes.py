@@ -92,10 +92,10 @@ def test_every_recipe_learns_from_photographs(photographs, tmp_path, model, reci
     losses = [record["loss"] for record in run.metrics()]
     assert len(losses) >= 4 and losses[-1] < losses[0]
     card = run.card()
-    assert card.recipe["name"] == recipe and card.view["resize"] > card.view["crop"][0] == overrides["image_size"]
+    assert card.recipe["name"] == recipe and card.view.resize > card.view.crop[0] == overrides["image_size"]
     # What is kept classifies alone: one output, whatever classifiers helped to train it.
     result = training.evaluate(
-        run.model(), training.load_dataset(photographs).at_size(*card.view["crop"], resize=card.view["resize"])
+        run.model(), training.load_dataset(photographs).at_size(*card.view.crop, resize=card.view.resize)
     )
     assert result.n == 8 and run.model().output_shape == (None, 2)
 
@@ -378,8 +378,8 @@ def test_googlenet_learns_ants_and_bees(real_data, tmp_path):
         overrides={"epochs": 1.5, "head_share": 1.0, "holdout": 0},
     )
     card = run.card()
-    data = training.load_dataset(real_data / "ants_bees").at_size(224, 224, resize=card.view["resize"])
-    assert card.view["resize"] == 256 and card.preprocessing.order == "BGR"
+    data = training.load_dataset(real_data / "ants_bees").at_size(224, 224, resize=card.view.resize)
+    assert card.view.resize == 256 and card.preprocessing.order == "BGR"
     result = training.evaluate(run.model(), data)
     # 94 % after the whole recipe; the bound leaves four standard errors of 153 images.
     assert result.n == 153 and result.top1 > 0.85
@@ -417,8 +417,8 @@ def test_evaluate_takes_data_as_they_are_loaded(only_train, tmp_path):
 
     result = training.evaluate(model, data, split="train")
     data, _ = data.without_broken()
-    sized = data.at_size(*view["crop"], resize=view["resize"])
-    assert view["resize"] > 16 and result.n == 24
+    sized = data.at_size(*view.crop, resize=view.resize)
+    assert view.resize > 16 and result.n == 24
     assert (result.confusion == training.evaluate(looking, sized, split="train").confusion).all()
     training.evaluate(Classifier(run.card(), looking), data, split="train")
     assert (seen[0] == seen[1]).all() and seen[0].shape == (24, 16, 16, 3)

@@ -467,10 +467,11 @@ def exported(tmp_path_factory):
     """What an export of a small network holds, with ONNX files of channels last and first."""
     import keras
 
-    from keras_convnets.card import ModelCard, center_view
+    from keras_convnets.card import ModelCard
     from keras_convnets.export.formats.onnx import write_onnx
     from keras_convnets.export.formats.saved_model import write_saved_model
     from keras_convnets.images.preprocessing import Preprocessing
+    from keras_convnets.images.view import View
 
     keras.utils.set_random_seed(0)
     images = keras.Input([32, 32, 3], name="images")
@@ -483,7 +484,7 @@ def exported(tmp_path_factory):
         arguments={"classes": 10, "input_shape": [32, 32, 3]},
         class_names=tuple(f"class {n}" for n in range(10)),
         preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0)),
-        view=center_view(32, 32),
+        view=View.of_size(32, 32),
     )
     folders = []
     for layout in ("nhwc", "nchw"):

@@ -277,7 +277,7 @@ def test_a_folder_of_photographs_trains_at_the_size_asked_for(real_data, tmp_pat
     overrides = {"epochs": 1, "image_size": 24, "batch_size": 32}
     run = training.fit("ResNet20", real_data / "ants_bees", run=tmp_path / "run", overrides=overrides)
     card = run.card()
-    assert card.view["crop"] == [24, 24] and card.class_names == ("ants", "bees")
+    assert card.view.crop == (24, 24) and card.class_names == ("ants", "bees")
     assert card.recipe["flip"] is True
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_convnets.card import view_of_model
 from keras_convnets.errors import UserError
+from keras_convnets.images.view import View
 from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
 from keras_convnets.training.data import DataSet, SizedSplit
@@ -97,7 +98,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     encoded: bool = False,
 ) -> Evaluation:
-    """Measure a classifier on a split by the plain centre view.
+    """Measure a classifier on a split, its images resized and centre cropped.
 
     The images are brought to the classifier's input as they are read, by the view of the run that the model comes from
     (`Run.model`) or of the classifier's card; else, for published ImageNet weights with their 1,000 classes, with the
@@ -169,10 +170,10 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
     """Return a split at a classifier's input size, by the rule that `evaluate` states."""
     images, view = dataset.split(name), _view_of(predictor)
     has_view = isinstance(images, SizedSplit) and images.view is not None
-    if has_view and view is not None and [*images.image_size] != [*view["crop"]]:
+    if has_view and view is not None and images.image_size != view.crop:
         raise UserError(
             f"split {name} of {dataset.name} was brought to {images.image_size[0]} x {images.image_size[1]} pixels and "
-            f"the classifier takes {view['crop'][0]} x {view['crop'][1]}; give the data as load_dataset returns them."
+            f"the classifier takes {view.crop[0]} x {view.crop[1]}; give the data as load_dataset returns them."
         )
     if has_view or (isinstance(images, SizedSplit) and view is None):
         return images
@@ -186,7 +187,7 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
     return alone.in_view(view, memory_limit=0).splits[name]
 
 
-def _view_of(predictor: Predictor | keras.Model) -> Mapping[str, Any] | None:
+def _view_of(predictor: Predictor | keras.Model) -> View | None:
     """Return how an image becomes a classifier's input, or None where that is not known."""
     card = getattr(predictor, "card", None)
     if card is not None:

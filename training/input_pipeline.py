@@ -46,7 +46,7 @@ def training_batches(plan: Plan, preprocessing: Preprocessing | None, first_step
 
 
 def _photographs(plan: Plan, first: int) -> tf.data.Dataset:
-    recipe, size = plan.recipe, plan.view["crop"][0]
+    recipe, size = plan.recipe, plan.view.crop[0]
     encoded = plan.data.split("train").encoded_shuffled(recipe.seed, first, balanced=recipe.balanced)
 
     stream = tf.constant(purpose_seed(recipe.seed, "crops"), tf.int64)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
 from keras_convnets.files import sha256
+from keras_convnets.images.view import View
 from keras_convnets.networks.registry import Architecture, get_architecture
 from keras_convnets.training.data import DataSet, SizedSplit, Split, load_dataset
 from keras_convnets.training.data.dataset import MEMORY_LIMIT
@@ -44,7 +44,7 @@ class Plan:
     architecture: str
     recipe: Recipe
     data: DataSet
-    view: dict[str, Any]
+    view: View
     weights: Weights | None = None
     broken: tuple[tuple[str, str, str], ...] = ()
     sizes: Mapping[str, int] | None = None
@@ -62,10 +62,10 @@ class Plan:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, 3)."""
-        return (*self.view["crop"], 3)
+        return (*self.view.crop, 3)
 
     def sample(self) -> SizedSplit:
-        """Return training images in the plain view, some evenly taken ones where there are very many."""
+        """Return training images resized and centre cropped, some evenly taken ones where there are very many."""
         train = self.data.split("train")
         if train.size > SAMPLED_IMAGES:
             train = train.subset(np.arange(SAMPLED_IMAGES) * train.size // SAMPLED_IMAGES)
@@ -151,7 +151,7 @@ def _hold_out_of_sample(
     return sample.with_holdout(held), {**sizes, "train": images - count, "holdout": count}
 
 
-def _view(recipe: Recipe, architecture: Architecture, data: DataSet, weights: Weights | None) -> dict[str, Any]:
+def _view(recipe: Recipe, architecture: Architecture, data: DataSet, weights: Weights | None) -> View:
     """Return the view of evaluation: at the recipe's input size, else the data's own, else the network's."""
     own = (weights.input_shape if weights else None) or architecture.input_shape
     if recipe.image_size is not None:
@@ -164,4 +164,4 @@ def _view(recipe: Recipe, architecture: Architecture, data: DataSet, weights: We
     if recipe.reads_photographs and resize is None:
         # The papers' 256 for 224, in proportion.
         resize = math.ceil(min(size) * 256 / 224)
-    return center_view(*size, resize=resize)
+    return View.of_size(*size, resize=resize)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,8 +178,7 @@ class Run:
         """Return the best network, compiled for nothing; `evaluate` brings images to it by the view of its card."""
         view = self.card().view
         model = load_keras(self.path / BEST)
-        # Not a dict, which Keras would take for a container of layers.
-        model.evaluation_view = types.MappingProxyType(view)
+        model.evaluation_view = view
         return model
 
     def add_evaluation(self, result: Evaluation) -> None:

@@ -39,7 +39,7 @@ def write_litert(
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    size = tuple(card.view["crop"])
+    size = card.view.crop
     if precision == "int8" and (images is None or len(images) == 0 or images.shape[1:] != (*size, 3)):
         raise UserError(
             f"calibration images are {'none' if images is None else list(images.shape)}; eight bits need images that "

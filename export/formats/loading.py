@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.card import ModelCard, check_view
+from keras_convnets.card import ModelCard
 from keras_convnets.errors import UnreadableImage, UserError
 from keras_convnets.export.repository import EXTRA, SAVED_MODEL, version_folders
 from keras_convnets.files import path_text
 from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.images.view import View
 from keras_convnets.prediction import Classifier
 from keras_convnets.weights.onnx_files import refuse_external_data
 
@@ -168,14 +169,13 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 def _card_of_onnx(facts: dict[str, Any], path: Path) -> ModelCard:
     if not {"architecture", "class_names", "view"} <= facts.keys():
         raise _foreign(path, "has no class names in its metadata")
-    check_view(facts["view"], f"the view of {path}")
-    height, width = facts["view"]["crop"]
+    view = View.from_dict(facts["view"], f"the view of {path}")
     return ModelCard(
         architecture=facts["architecture"],
-        arguments={"classes": len(facts["class_names"]), "input_shape": [height, width, 3]},
+        arguments={"classes": len(facts["class_names"]), "input_shape": [*view.crop, 3]},
         class_names=tuple(facts["class_names"]),
         preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0)),
-        view=facts["view"],
+        view=view,
     )
 
 

@@ -62,14 +62,14 @@ def write_onnx(network: keras.Model, card: ModelCard, path: Path, layout: str = 
     _simplify(converted, arrays)
     _name_batch(converted.graph)
     converted.graph.name = card.architecture
-    height, width = card.view["crop"]
+    height, width = card.view.crop
     shape = {"nhwc": ["batch", height, width, 3], "nchw": ["batch", 3, height, width]}[layout]
     facts = {
         "architecture": card.architecture,
         "class_names": card.class_names,
         "layout": layout,
         "preprocessing": f"inside: images are float32 {shape}, RGB in 0-255",
-        "view": card.view,
+        "view": card.view.to_dict(),
     }
     helper.set_model_props(converted, {key: json.dumps(value) for key, value in facts.items()})
     # While the weights are inputs: the checker would copy them.
@@ -82,7 +82,7 @@ def _converted(network: keras.Model, card: ModelCard, layout: str) -> tuple[onnx
     trainable, others = network.trainable_variables, network.non_trainable_variables
     variables = {f"weight_{number}": variable for number, variable in enumerate((*trainable, *others))}
     signature = [
-        tf.TensorSpec([None, *card.view["crop"], 3], tf.float32, name="images"),
+        tf.TensorSpec([None, *card.view.crop, 3], tf.float32, name="images"),
         *(tf.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in variables.items()),
     ]
 

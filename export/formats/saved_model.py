@@ -44,7 +44,7 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
     # bias, sum and ReLU are fused into one operation either way, and every signature holds copies of its own:
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
     module.weights, infer = _weights_and_inference(network)
-    pixels = tf.TensorSpec([None, *card.view["crop"], 3], tf.uint8, name="images")
+    pixels = tf.TensorSpec([None, *card.view.crop, 3], tf.uint8, name="images")
     # Both are functions of their own, so that the signatures share what is traced of them.
     module.infer = tf.function(infer, input_signature=[pixels], autograph=False)
     module.view = encoded_views(card.view)

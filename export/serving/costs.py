@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.card import DECODED_AT_ONCE
 from keras_convnets.export.serving.limits import NO_LIMITS, Limits, TooLarge, too_large_text
 from keras_convnets.export.serving.status import invalid_argument
+from keras_convnets.images.view import DECODED_AT_ONCE
 
 # Bytes for each byte of JSON text: inflated, twice over; the text, its strings, what base64 stands for, the tensor.
 _TEXT_COPIES = 6

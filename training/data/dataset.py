@@ -8,14 +8,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from keras_convnets.card import center_view, check_view
 from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.files import path_text
+from keras_convnets.images.view import View
 from keras_convnets.numbers import finite_number
 from keras_convnets.training.data.integrity import BROKEN_SHARE, BrokenImage, check_share
 from keras_convnets.training.data.splits import Split, held_out
@@ -122,7 +121,7 @@ class DataSet:
         resize: int | None = None,
         leaving: Mapping[str, Split] | None = None,
     ) -> DataSet:
-        """Return the data set with every image brought to one size by the plain centre view.
+        """Return the data set with every image resized and centre cropped to one size.
 
         Splits are decoded once and held as long as all together fit into the memory limit, "train" and "holdout" first;
         the others are decoded whenever they are read. What is held is held once: neither streams nor subsets nor
@@ -139,13 +138,12 @@ class DataSet:
         Raises:
             UserError: if more than a share of 0.05 of a split is broken.
         """
-        return self.in_view(center_view(height, width, resize), memory_limit, leaving)
+        return self.in_view(View.of_size(height, width, resize), memory_limit, leaving)
 
     def in_view(
-        self, view: Mapping[str, Any], memory_limit: int = MEMORY_LIMIT, leaving: Mapping[str, Split] | None = None
+        self, view: View, memory_limit: int = MEMORY_LIMIT, leaving: Mapping[str, Split] | None = None
     ) -> DataSet:
-        """Return the data set with every image as a model card's view shows it; else as `at_size`."""
-        check_view(view)
+        """Return the data set with every image brought to one size by a view; else as `at_size`."""
         leaving = dict(leaving or {})
         others = {name: split for name, split in self.splits.items() if name not in leaving}
         sound, _ = dataclasses.replace(self, splits=others).without_broken()
@@ -155,7 +153,7 @@ class DataSet:
             sized[name] = sound.splits[name].at_size(view, left)
             left -= sized[name].held_bytes
         splits = {name: leaving.get(name) or sized[name] for name in self.splits}
-        return dataclasses.replace(self, splits=splits, image_size=tuple(view["crop"]))
+        return dataclasses.replace(self, splits=splits, image_size=view.crop)
 
     def with_holdout(self, holdout: float) -> DataSet:
         """Return the data set with a part of "train" moved into a split named "holdout".
