@@ -268,7 +268,7 @@ def test_pictures_show_names_as_they_are(tmp_path):
 
 
 def test_errors_and_evaluations_send_no_escape_sequences_to_the_terminal(tmp_path, capsys):
-    from keras_convnets.commands.main import _print_evaluation
+    from keras_convnets.commands.evaluate import _print_evaluation
 
     assert main(["data", "verify", f"{tmp_path}/no\x1b[2Jthing"]) == 2
     assert r"no\x1b[2Jthing" in capsys.readouterr().err

@@ -792,11 +792,12 @@ def test_flags_that_tensorflow_model_server_cannot_honour(model_server, tmp_path
 
 def test_every_flag_goes_over_or_is_refused():
     """A new flag of `serve` must be given to TensorFlow Serving's server, or be refused for it."""
-    from keras_convnets.commands import main
+    from keras_convnets.commands import serve
+    from keras_convnets.commands.arguments import Parser
     from keras_convnets.export.serving import command
 
-    parser = main.Parser(prog="serve")
-    main._serve_flags(parser)
+    parser = Parser(prog="serve")
+    serve.add_flags(parser)
     names = {action.dest for action in parser._actions} - {"help"}
     chosen = {"repository", "engine", "model_name", "model_base_path", "model_config_file"}
     waits = {"file_system_poll_wait_seconds", "model_config_file_poll_wait_seconds"}

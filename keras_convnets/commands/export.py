@@ -1,0 +1,56 @@
+"""Export a run or a network as SavedModel and ONNX, verified, into a model repository."""
+
+from __future__ import annotations
+
+import argparse
+
+from keras_convnets.commands import PROGRAM
+from keras_convnets.commands.arguments import Command, Parser
+from keras_convnets.commands.sources import is_folder, open_model
+from keras_convnets.commands.startup import load_tensorflow
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("source", metavar="SOURCE", help="a run directory, a .keras file, MODEL or MODEL:WEIGHTS")
+    parser.add_argument("--name", help="the model's name in the repository; default: the run's")
+    parser.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
+    parser.add_argument("--version", type=int, help="default: the highest and one")
+    parser.add_argument(
+        "--formats", default="saved_model,onnx", help="of saved_model,onnx,int8,litert; default: %(default)s"
+    )
+    parser.add_argument("--layout", default="nhwc", help="of the ONNX files' input, nhwc or nchw; default: %(default)s")
+    parser.add_argument(
+        "--images", metavar="DIR", help="to verify with and calibrate int8 on; default: what the run kept"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Publish a version and print what its verification measured."""
+    load_tensorflow()
+    from keras_convnets import export
+
+    source = args.source if is_folder(args.source) else open_model(args.source)
+    if source is args.source:
+        from keras_convnets.training import Run
+
+        Run.existing(source).card()
+    folder = export.publish(
+        source,
+        name=args.name,
+        to=args.to,
+        version=args.version,
+        formats=tuple(part.strip() for part in args.formats.split(",") if part.strip()),
+        layout=args.layout,
+        images=args.images,
+    )
+    facts = export.load(folder).card.export
+    for way, difference in facts["differences"].items():
+        print(f"verified {way}: differs from Keras by at most {difference:.1e} (allowed: {facts['tolerances'][way]:g})")
+    for artifact, figures in facts.get("accuracy", {}).items():
+        accuracy = f"top-1 {figures['top1']:.1%}, float32 {figures['float32_top1']:.1%}; " if "top1" in figures else ""
+        print(f"measured {artifact}: {accuracy}the same answer on {figures['agreement']:.1%} of {figures['n']} images")
+    print(f"published {folder}; next: {PROGRAM} serve {args.to}")
+
+
+COMMAND = Command(__doc__, add_flags, run)
