@@ -32,7 +32,7 @@ wheel: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serving,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
 # JAX and PyTorch, which only the heavy tests of Keras' other backends need: several GB where PyTorch brings CUDA.
@@ -43,7 +43,7 @@ wheel: .venv/installed
 # After editing setup.cfg: install the newest versions it allows and write them down.
 constraints:
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[serving,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
 	{ echo "# The versions that the two commands install, on Python 3.11 to 3.13. Made by: make constraints"; \
 	  $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
 	@touch .venv/installed

@@ -71,7 +71,7 @@ def test_a_clean_environment_with_the_wheel_alone_does_the_main_job(wheel, tmp_p
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     pip = [str(environment / "bin" / "pip"), "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, f"{wheel}[serving]"], check=True, capture_output=True)
+    subprocess.run([*pip, f"{wheel}[all]"], check=True, capture_output=True)
     command = [str(environment / "bin" / "keras-convnets"), "quickstart"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from keras_convnets.extras import require
+
 if TYPE_CHECKING:
     from keras_convnets.training.data import DataSet as DataSet
     from keras_convnets.training.data import load_dataset as load_dataset
@@ -36,6 +38,7 @@ __all__ = list(_HOMES)
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("train", "training")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from keras_convnets.display import printable
 from keras_convnets.files import whole_file, writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Above this many classes the cells are too small for numbers and names.
 MOST_NUMBERED, MOST_NAMED = 20, 60
@@ -26,6 +28,8 @@ def learning_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
         path: the PNG to write.
         title: above the picture.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     error, loss = figure.subplots(1, 2)
     steps = [record["step"] for record in records]
@@ -60,6 +64,8 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path,
     """
     classes = len(class_names)
     side = min(max(4.5, 0.5 * classes), 16)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     # Shares of the true class, so that rare classes are seen as well as common ones.

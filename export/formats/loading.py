@@ -14,6 +14,7 @@ import numpy as np
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UnreadableImage, UserError
 from keras_convnets.export.repository import EXTRA, SAVED_MODEL, version_folders
+from keras_convnets.extras import require
 from keras_convnets.files import path_text
 from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.images.view import View
@@ -95,6 +96,7 @@ def load_onnx(path: Path, card: ModelCard | None = None) -> Classifier:
     Raises:
         UserError: if it is no ONNX file, keeps tensors in other files, or was not exported by this package.
     """
+    require("export", "an ONNX file", "onnxruntime")
     import onnxruntime
 
     refuse_external_data(path, "a model that ONNX Runtime loads")

@@ -20,6 +20,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from keras_convnets.extras import require
+
 if TYPE_CHECKING:
     from keras_convnets.export.serving.server import ModelServer, serve_forever
 
@@ -28,5 +30,6 @@ __all__ = ["ModelServer", "serve_forever"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
+        require("serving", "the local server")
         return getattr(importlib.import_module("keras_convnets.export.serving.server"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@ from keras_convnets.commands.startup import load_tensorflow
 from keras_convnets.commands.terminal import escaped, print_json
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
+from keras_convnets.extras import require
 
 if TYPE_CHECKING:
     from keras_convnets.card import ModelCard
@@ -45,6 +46,7 @@ def add_flags(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure one after the other; print tables or JSON."""
+    require("train", "evaluation")
     check_endpoint_flags(args, list(filter(is_url, args.source)))
     load_tensorflow()
     from rich.console import Console

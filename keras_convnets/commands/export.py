@@ -8,6 +8,7 @@ from keras_convnets.commands import PROGRAM
 from keras_convnets.commands.arguments import Command, Parser
 from keras_convnets.commands.sources import is_folder, open_model
 from keras_convnets.commands.startup import load_tensorflow
+from keras_convnets.extras import require
 
 
 def add_flags(parser: Parser) -> None:
@@ -27,12 +28,13 @@ def add_flags(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Publish a version and print what its verification measured."""
+    require("export", "exporting")
     load_tensorflow()
     from keras_convnets import export
 
     source = args.source if is_folder(args.source) else open_model(args.source)
     if source is args.source:
-        from keras_convnets.training import Run
+        from keras_convnets.training.run import Run
 
         Run.existing(source).card()
     folder = export.publish(

@@ -81,7 +81,7 @@ def _answering(args: argparse.Namespace) -> Iterator[Callable[[Sequence[bytes]],
             yield client.top_k
         return
     if args.run:
-        from keras_convnets.training import Run
+        from keras_convnets.training.run import Run
 
         Run.existing(args.run)
     check_has_weights(args.run or args.model, "predict")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from keras_convnets.commands.arguments import Command, Parser
+from keras_convnets.extras import EXTRAS, require
 
 NAME = "digits"
 SETTINGS = ("epochs=40", "batch_size=64", "holdout=0.1")
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         SystemExit: with a step's exit status, if it fails.
     """
+    for extra in EXTRAS:
+        require(extra, "the quickstart")
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     _step(["train", "--model", "ResNet20", "--dataset", NAME, "--run", args.run, *settings])
     _step(["evaluate", args.run])

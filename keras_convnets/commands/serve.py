@@ -9,6 +9,7 @@ import sys
 
 from keras_convnets.commands.arguments import Command, Parser, count, not_negative, positive, switch
 from keras_convnets.commands.startup import load_tensorflow
+from keras_convnets.extras import require
 
 
 def add_flags(parser: Parser) -> None:
@@ -62,6 +63,7 @@ def _add_limit_flags(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve until asked to stop: with TensorFlow Serving's program where it is found, else in this process."""
+    require("serving", "the local server")
     from keras_convnets.export.serving import command
 
     flags = vars(args)

@@ -42,7 +42,7 @@ def opened(source: str) -> Iterator[tuple[Classifier, Run | None]]:
 
     path = Path(source)
     if (path / "config.json").is_file():
-        from keras_convnets.training import Run
+        from keras_convnets.training.run import Run
 
         run = Run.existing(path)
         yield keras_classifier(run.model(), run.card()), run

@@ -9,6 +9,7 @@ from keras_convnets.commands import PROGRAM
 from keras_convnets.commands.arguments import Command, Parser, add_data_flags
 from keras_convnets.commands.startup import load_tensorflow
 from keras_convnets.errors import Diverged, UserError
+from keras_convnets.extras import require
 from keras_convnets.networks.registry import get_architecture
 
 
@@ -28,6 +29,7 @@ def add_flags(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, or say what a training would be."""
+    require("train", "training")
     overrides = dict(_assignment(text) for text in args.set)
     get_architecture(args.model.partition(":")[0])
     load_tensorflow()
