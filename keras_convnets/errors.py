@@ -1,4 +1,4 @@
-"""The error that is the user's to mend, and the sentence that suggests the nearest valid name."""
+"""Errors: those that the user can mend, and the sentence that suggests the nearest valid name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class UnreadableImage(UserError):
 
 
 class Interrupted(Exception):
-    """Work that was asked to stop and can be gone on with; the command line exits with status 130."""
+    """Work that was asked to stop and can be resumed; the command line exits with status 130."""
 
 
 class Diverged(FloatingPointError):

@@ -1,4 +1,4 @@
-"""A classifier in hand: a network, or what a runtime loaded, with its card; images in, names out."""
+"""`Classifier`: a network, or what a runtime loaded, with its model card; images in, class names out."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import (
+    UNFINISHED,
     only_one,
     path_text,
     read_json,
@@ -260,12 +261,12 @@ class Run:
     def _sweep(self) -> None:
         """Remove what a killed process left half-written; the lock is held, so nobody is writing."""
         for folder in (self.path, self.checkpoints):
-            for left in folder.glob(".writing-*"):
+            for left in folder.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _ours(entry: Path) -> bool:
-    return entry.name == ".lock" or entry.name.startswith(".writing-")
+    return entry.name == ".lock" or entry.name.startswith(UNFINISHED)
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> None:
     from keras_convnets import training
 
     if args.dry_run or args.synthetic or args.input_only:
-        _rehearse(args, overrides)
+        _dry_run(args, overrides)
         return
     if args.run is None:
-        raise UserError("train got no --run; name the run directory to write or to go on with.")
+        raise UserError("train got no --run; name the run directory to write or to resume.")
     finished_before = training.Run(args.run).finished
     try:
         run = training.fit(
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"run {run.path} is finished; next: {PROGRAM} evaluate {run.path}, or {PROGRAM} export {run.path}")
 
 
-def _rehearse(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+def _dry_run(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Print what a training would be and take; nothing is written."""
     from keras_convnets.training.dry_run import describe, rehearse
     from keras_convnets.training.plan import make_plan

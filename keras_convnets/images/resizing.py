@@ -1,4 +1,4 @@
-"""Resizing and cropping: TensorFlow ops, alike in training, in evaluation and inside an exported SavedModel."""
+"""Resizing and cropping: TensorFlow operations, the same in training, evaluation and an exported SavedModel."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _rows_of_kernel(
     if kernel == "nearest":
         nearest = tf.cast(tf.floor((places + 0.5) / scale), tf.int32)
         return tf.cast(tf.gather(rows, tf.clip_by_value(nearest, 0, height - 1)), tf.float32)
-    # Area: what share of each row of the source lies in a row of the result.
+    # Area: the fraction of each row of the source that lies in a row of the result.
     source = tf.cast(tf.range(height), tf.float64)
     low, high = places[:, None] / scale, (places[:, None] + 1.0) / scale
     overlap = tf.maximum(tf.minimum(high, source + 1.0) - tf.maximum(low, source), 0.0)
