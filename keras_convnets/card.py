@@ -17,7 +17,7 @@ from keras_convnets.classes import check_class_names, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
 from keras_convnets.images.preprocessing import Preprocessing
-from keras_convnets.networks.registry import ARCHITECTURES
+from keras_convnets.networks.registry import BUILDERS, get_builder
 from keras_convnets.numbers import whole_number
 
 if TYPE_CHECKING:
@@ -131,13 +131,11 @@ class ModelCard:
         Raises:
             UserError: if no builder of this package made it, or the card's arguments are none of its.
         """
-        import keras_convnets
-
-        if self.architecture not in (*ARCHITECTURES, "CIFARPlainNet", "CIFARResNet") or not self.arguments:
+        if self.architecture not in BUILDERS or not self.arguments:
             raise UserError(f"{self.architecture} was made by no builder of this package; load its file instead.")
         given = {"preprocessing": self.preprocessing} if self.arguments.get("include_preprocessing", True) else {}
         try:
-            return getattr(keras_convnets, self.architecture)(**{**given, **self.arguments, **arguments})
+            return get_builder(self.architecture)(**{**given, **self.arguments, **arguments})
         except TypeError as error:
             raise UserError(f"the model card's arguments are none of {self.architecture}'s ({error}).") from error
 

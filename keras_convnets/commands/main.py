@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from keras_convnets.commands.arguments import Parser
 from keras_convnets.display import printable
 from keras_convnets.errors import Diverged, UnreadableImage, UserError, unknown_name
-from keras_convnets.networks.registry import ARCHITECTURES, PublishedError, get_architecture, get_model, list_models
+from keras_convnets.networks.architecture import PublishedError
+from keras_convnets.networks.registry import ARCHITECTURES, get_architecture, get_model, list_models
 from keras_convnets.version import __version__
 
 if TYPE_CHECKING:

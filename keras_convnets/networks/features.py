@@ -11,16 +11,10 @@ import keras
 from keras import layers
 
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.networks.table import FAMILIES
 
 # A layer whose name matches ends the stage of the second column; of several the last one does.
-STAGE_ENDS = (
-    (re.compile(r"(conv\d)_block\d+_out"), "{}_x"),  # residual and plain networks
-    (re.compile(r"(conv\d)_blocks\d+_\d+"), "{}_x"),  # the same, nested
-    (re.compile(r"(conv1)_relu"), "{}"),
-    (re.compile(r"(conv\d)"), "{}"),  # AlexNet, GoogLeNet's stem
-    (re.compile(r"(block\d)_conv\d"), "{}"),  # VGG
-    (re.compile(r"(inception_\d[a-e])"), "{}"),
-)
+STAGE_ENDS = tuple(dict.fromkeys((re.compile(pattern), name) for family in FAMILIES for pattern, name in family.stages))
 # What stands between the last pooling or flattening and the probabilities; not the auxiliary heads.
 HIDDEN = ("fc1", "fc1_dropout", "fc2", "fc2_dropout", "fc6", "fc6_dropout", "fc7", "fc7_dropout", "dropout")
 CLASSIFIER = (*HIDDEN, "predictions", "probabilities")

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.errors import UserError
 from keras_convnets.files import path_text, sha256
-from keras_convnets.images.preprocessing import BGR_MEANS, CAFFE_MEANS, UNIT_SCALED, Preprocessing
-from keras_convnets.networks.registry import ARCHITECTURES
+from keras_convnets.images import preprocessing
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.networks.architecture import Convention
+from keras_convnets.networks.registry import ARCHITECTURES, BUILDERS
 from keras_convnets.weights import graph_comparison, keras_reader, onnx_reader
 from keras_convnets.weights.pretrained import WeightsRecord, get_record, list_weights, record_of_file
 
@@ -31,17 +33,6 @@ KINDS = {
 }
 SUFFIXES = tuple(KINDS)
 TAKES = "None, the name of published weights, a WeightsRecord, or the path of a .onnx, .keras, .weights.h5 or .h5 file"
-# What a file that no record knows was trained on, by the network's module and the file's kind.
-CONVENTIONS = {
-    ("keras_convnets.networks.alexnet", ".onnx"): BGR_MEANS,
-    ("keras_convnets.networks.googlenet", ".onnx"): BGR_MEANS,
-    ("keras_convnets.networks.vgg", ".onnx"): UNIT_SCALED,
-    ("keras_convnets.networks.resnet", ".onnx"): UNIT_SCALED,
-    ("keras_convnets.networks.vgg", ".h5"): CAFFE_MEANS,
-    ("keras_convnets.networks.resnet", ".h5"): CAFFE_MEANS,
-}
-# Caffe's AlexNet takes crops of this size; the paper's 224 needs padding.
-CAFFE_ALEXNET_INPUT = (227, 227, 3)
 log = logging.getLogger("keras_convnets")
 
 
@@ -74,7 +65,7 @@ class Weights:
             found = [config["preprocessing"] for kind, config in layers if kind == "ImageNormalization"]
             if found:
                 return Preprocessing.from_dict(found[0])
-        return CONVENTIONS.get((self._module, self.suffix))
+        return getattr(preprocessing, self._convention.preprocessing) if self._convention else None
 
     @functools.cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -88,13 +79,12 @@ class Weights:
         """The size of the images they were trained on, where it is not the paper's."""
         if self.record is not None:
             return self.record.input_shape
-        alexnet = (self._module, self.suffix) == ("keras_convnets.networks.alexnet", ".onnx")
-        return CAFFE_ALEXNET_INPUT if alexnet else None
+        return self._convention.input_shape if self._convention else None
 
     @property
     def in_imagenet_order(self) -> bool:
         """Whether 1,000 outputs are ImageNet's classes: of records and of the kinds of files that publish them."""
-        return self.record is not None or (self._module, self.suffix) in CONVENTIONS
+        return self.record is not None or self._convention is not None
 
     def load_into(self, model: keras.Model, chosen: Collection[str] = ()) -> bool:
         """Put the weights into a network; returns whether its classifier was among them.
@@ -183,9 +173,10 @@ class Weights:
         return fitting(model, self.architecture, weighted, lambda relative: self._values(relative, ("lrn",)))
 
     @property
-    def _module(self) -> str | None:
-        known = ARCHITECTURES.get(self.architecture)
-        return known.module if known else None
+    def _convention(self) -> Convention | None:
+        """How files of this kind are known to have been trained that no record describes."""
+        family = BUILDERS.get(self.architecture)
+        return family.conventions.get(self.suffix) if family else None
 
     @functools.cached_property
     def _onnx(self) -> onnx_reader.OnnxWeights | None:
@@ -217,6 +208,10 @@ class Weights:
                 f"{self.path} does not hold weights for {model.name}, as its layers are those of another network: "
                 f"{differing}{hint}."
             )
+
+
+# What builders take as weights=.
+WeightsArgument = str | os.PathLike[str] | WeightsRecord | Weights | None
 
 
 def _largest(layer: keras.layers.Layer) -> int:
