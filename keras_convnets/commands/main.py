@@ -21,7 +21,8 @@ from keras_convnets.commands.arguments import Parser
 from keras_convnets.display import printable
 from keras_convnets.errors import Diverged, UnreadableImage, UserError, unknown_name
 from keras_convnets.networks.architecture import PublishedError
-from keras_convnets.networks.registry import ARCHITECTURES, get_architecture, get_model, list_models
+from keras_convnets.networks.registry import ARCHITECTURES, builder_name, list_models
+from keras_convnets.networks.spec import ModelSpec, model_name, read_settings, split_weights, with_settings
 from keras_convnets.version import __version__
 
 if TYPE_CHECKING:
@@ -184,30 +185,26 @@ def _models_flags(parser: Parser) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     """Show what is known of a network and its layers, also at another input size or class count."""
-    known = get_architecture(args.model)
-    facts = {
-        "name": known.name,
-        "paper": known.paper,
-        "section": known.section,
-        "depth": known.depth,
-        "parameters": known.parameters,
-        "multiply_adds": known.multiply_adds,
-        "input_shape": known.input_shape,
-        "classes": known.classes,
-    }
+    builder_name(args.model.partition("(")[0])
     _load_tensorflow()
     from keras_convnets.display import record_plain, record_rows
     from keras_convnets.networks.profile import layer_table, model_info
     from keras_convnets.weights.pretrained import list_weights
 
-    facts["classes"] = known.classes if args.classes is None else args.classes
-    shape = known.input_shape if args.image_size is None else (args.image_size, args.image_size, 3)
-    model = get_model(known.name, classes=facts["classes"], input_shape=shape)
+    spec = ModelSpec.of(args.model, read_settings(args.set_model, "--set-model"))
+    known = ARCHITECTURES.get(spec.architecture)
+    published = known.published if known else ()
+    sizes = {} if args.classes is None else {"classes": args.classes}
+    if args.image_size is not None:
+        sizes["input_shape"] = (args.image_size, args.image_size, 3)
+    model = spec.build(**sizes)
     counted = model_info(model)
+    facts = {"name": str(spec), "paper": spec.family.paper, "section": spec.family.section}
     facts |= {name: getattr(counted, name) for name in ("depth", "parameters", "multiply_adds", "input_shape")}
-    rows, records = layer_table(model), list_weights(known.name)
+    facts["classes"] = model.built_as.arguments["classes"]
+    rows, records = layer_table(model), list_weights(spec.architecture)
     if args.json:
-        facts["published"] = [vars(item) for item in known.published]
+        facts["published"] = [vars(item) for item in published]
         facts["weights"] = [record_plain(record) for record in records]
         _print_json({**facts, "layers": [vars(row) for row in rows]})
         return
@@ -216,7 +213,7 @@ def _info(args: argparse.Namespace) -> None:
             "x".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}" if isinstance(value, int) else value
         )
         print(f"{name.replace('_', ' '):<14} {shown}")
-    for item in known.published:
+    for item in published:
         note = f", {item.note}" if item.note else ""
         print(f"{'published':<14} {_shown_error(item)}{note}; {item.source}")
     for record in records:
@@ -239,18 +236,27 @@ def _shown_error(item: PublishedError) -> str:
 
 
 def _info_flags(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a name that models lists")
+    parser.add_argument("model", metavar="MODEL", help="a name that models lists, or 'CIFARResNet(26)'")
+    _model_flags(parser)
     parser.add_argument("--classes", type=int, help="count for so many classes")
     parser.add_argument("--image_size", type=int, help="count for a square input of this side, in pixels")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _model_flags(parser: Parser) -> None:
+    what = "set an argument of the network's builder, such as shortcut=A"
+    parser.add_argument("--set_model", action="append", default=[], metavar="FIELD=VALUE", help=what)
+
+
 def _train(args: argparse.Namespace) -> None:
     """Train a network by a paper's recipe; the same command again goes on where it stopped."""
     overrides = dict(_assignment(text) for text in args.set)
-    get_architecture(args.model.partition(":")[0])
+    settings = read_settings(args.set_model, "--set-model")
+    builder_name(split_weights(args.model)[0].partition("(")[0])
     _load_tensorflow()
     from keras_convnets import training
+
+    args.model = with_settings(args.model, settings)
 
     if args.dry_run or args.synthetic or args.input_only:
         _rehearse(args, overrides)
@@ -293,6 +299,7 @@ def _rehearse(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 def _train_flags(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="MODEL", help="a name that models lists, or MODEL:WEIGHTS")
+    _model_flags(parser)
     _data_flags(parser, required=True)
     parser.add_argument("--run", metavar="DIR", help="the run directory to write or to go on with")
     parser.add_argument("--weights", metavar="WEIGHTS", help="what to start from: a name that info lists, or a file")
@@ -529,7 +536,7 @@ def _is_url(source: str) -> bool:
 def _is_folder(source: str) -> bool:
     """Whether a SOURCE is a folder. A network's name is that, unless a run or an exported version bears it."""
     path = Path(source)
-    if not path.is_dir() or _name_of(source) is None:
+    if not path.is_dir() or model_name(source) is None:
         return path.is_dir()
     from keras_convnets.export.repository import SAVED_MODEL, versions
 
@@ -568,18 +575,18 @@ def _open_model(source: str):
         if not Path(source).is_file():
             raise UserError(f"there is no file {source}; give an existing .keras file.")
         return load_keras(source)
-    name = _name_of(source)
+    name = model_name(source)
     if name is None and (os.sep in source or Path(source).exists()):
         state = (
             "is no run directory, exported version, .keras or .onnx file" if Path(source).exists() else "does not exist"
         )
         raise UserError(f"{source} {state}; give one of these, MODEL, MODEL:WEIGHTS or a URL.")
-    return get_model(name or source, weights=weights)
+    return ModelSpec.of(name or source).build(weights=weights)
 
 
 def _check_has_weights(source: str, doing: str) -> None:
     """Refuse a network's bare name where answers are wanted: an untrained network's are chance."""
-    if _name_of(source) is not None and _weights_of(source) is None and not _is_folder(source):
+    if model_name(source) is not None and _weights_of(source) is None and not _is_folder(source):
         raise UserError(
             f"{source} names a network without weights, whose answers are chance, so there is nothing to {doing}; give "
             f"{source}:WEIGHTS (a name that info lists, or a file), a run directory or an exported version."
@@ -588,14 +595,7 @@ def _check_has_weights(source: str, doing: str) -> None:
 
 def _weights_of(source: str) -> str | None:
     """Return the WEIGHTS of MODEL:WEIGHTS; None of any other source."""
-    _, colon, weights = source.partition(":")
-    return weights if colon and _name_of(source) is not None else None
-
-
-def _name_of(source: str) -> str | None:
-    """Return the MODEL of MODEL or MODEL:WEIGHTS; None of any other source."""
-    name = source.partition(":")[0]
-    return name if name.lower() in map(str.lower, ARCHITECTURES) else None
+    return split_weights(source)[1] if model_name(source) is not None else None
 
 
 def _predict(args: argparse.Namespace) -> int | None:
@@ -710,7 +710,12 @@ def _export(args: argparse.Namespace) -> None:
     _load_tensorflow()
     from keras_convnets import export
 
-    source = args.source if _is_folder(args.source) else _open_model(args.source)
+    source = args.source
+    if args.set_model:
+        if _is_folder(source) or model_name(source) is None:
+            raise UserError(f"--set-model came with {source}, whose network is made already; leave it out.")
+        source = with_settings(source, read_settings(args.set_model, "--set-model"))
+    source = source if _is_folder(source) else _open_model(source)
     if source is args.source:
         from keras_convnets.training import Run
 
@@ -735,6 +740,7 @@ def _export(args: argparse.Namespace) -> None:
 
 def _export_flags(parser: Parser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="a run directory, a .keras file, MODEL or MODEL:WEIGHTS")
+    _model_flags(parser)
     parser.add_argument("--name", help="the model's name in the repository; default: the run's")
     parser.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
     parser.add_argument("--version", type=int, help="default: the highest and one")

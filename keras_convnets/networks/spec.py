@@ -133,6 +133,27 @@ def split_weights(text: str) -> tuple[str, str | None]:
     return model, weights if colon else None
 
 
+def with_settings(source: str, settings: Mapping[str, Any]) -> str:
+    """Return MODEL or MODEL:WEIGHTS in its canonical text, with arguments besides its own.
+
+    Raises:
+        UserError: as `ModelSpec.of`.
+
+    Example:
+        >>> with_settings("resnet34:mine.onnx", {"shortcut": "A"})
+        "ResNet34(shortcut='A'):mine.onnx"
+    """
+    model, weights = split_weights(source)
+    spec = ModelSpec.of(model, settings)
+    return str(spec) if weights is None else f"{spec}:{weights}"
+
+
+def model_name(source: str) -> str | None:
+    """Return the MODEL of MODEL or MODEL:WEIGHTS, with its arguments; None of what names no builder. Needs no Keras."""
+    model = split_weights(source)[0]
+    return model if model.partition("(")[0].lower() in map(str.lower, BUILDERS) else None
+
+
 def read_settings(texts: Sequence[str], flag: str) -> dict[str, Any]:
     """Return arguments that come as texts of the form FIELD=VALUE; a value is JSON, a Python literal, or text.
 
