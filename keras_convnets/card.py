@@ -207,7 +207,7 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         raise UserError(
             f"{model.name} has {outputs[1]} classes and {len(class_names)} class names came; give one for each."
         )
-    from keras_convnets.weights.assignment import leaves
+    from keras_convnets.networks.graph import leaves
 
     meaning(model)
     first = next((layer for layer in leaves(model) if hasattr(layer, "preprocessing")), None)

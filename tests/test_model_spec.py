@@ -30,7 +30,7 @@ from keras_convnets.training.plan import make_plan
         ("cifarresnet(26)", None, "CIFARResNet(depth=26)"),
         ("CIFARResNet", {"depth": 26}, "CIFARResNet(depth=26)"),
         ("CIFARPlainNet( depth = 8 )", {"classes": 3}, "CIFARPlainNet(depth=8, classes=3)"),
-        ("CIFARResNet(26, pooling=avg)", {"include_top": False}, "CIFARResNet(depth=26, include_top=False, pooling='avg')"),
+        ("CIFARResNet(8, pooling=avg)", {"classes": 3}, "CIFARResNet(depth=8, pooling='avg', classes=3)"),
         ("AlexNet(lrn={'k': 1, 'alpha': 2e-5})", None, "AlexNet(lrn={'k': 1.0, 'alpha': 2e-05})"),
         ("GoogLeNet(auxiliary=true)", None, "GoogLeNet(auxiliary=True)"),
         ("ResNet18(input_shape=(None, 32, 3))", None, "ResNet18(input_shape=[None, 32, 3])"),

@@ -187,9 +187,9 @@ def _info(args: argparse.Namespace) -> None:
     """Show what is known of a network and its layers, also at another input size or class count."""
     builder_name(args.model.partition("(")[0])
     _load_tensorflow()
-    from keras_convnets.display import record_plain, record_rows
     from keras_convnets.networks.profile import layer_table, model_info
     from keras_convnets.weights.pretrained import list_weights
+    from keras_convnets.weights.record_text import record_plain, record_rows
 
     spec = ModelSpec.of(args.model, read_settings(args.set_model, "--set-model"))
     known = ARCHITECTURES.get(spec.architecture)

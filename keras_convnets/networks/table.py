@@ -85,7 +85,6 @@ _RESNET_CIFAR = Family(
     stages=(_CONV1, _BLOCK, (r"(conv\d)_blocks\d+_\d+", "{}_x")),
     any_depth=("CIFARResNet", "CIFARPlainNet"),
 )
-FAMILIES = (_ALEXNET, _VGG, _GOOGLENET, _RESNET, _RESNET_CIFAR)
 
 _TEN_CROP, _ONE_VIEW, _WHOLE = "ten crops", "one crop", "single view of the 32x32 image"
 _SCALES = "fully convolutional at scales 224, 256, 384, 480, 640"
@@ -171,3 +170,4 @@ def _architecture(
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType({row[1]: _architecture(*row) for row in _ROWS})
+FAMILIES: tuple[Family, ...] = tuple({row.family: None for row in ARCHITECTURES.values()})

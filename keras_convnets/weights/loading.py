@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from keras_convnets.weights import assignment
 
 # How files may end, in small or capital letters, and the kind of file that it stands for.
-KINDS = {
+FILE_KINDS = {
     **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5")},
     ".weights.hdf5": ".weights.h5",
     ".hdf5": ".h5",
 }
-SUFFIXES = tuple(KINDS)
+WEIGHT_SUFFIXES = tuple(FILE_KINDS)
 TAKES = "None, the name of published weights, a WeightsRecord, or the path of a .onnx, .keras, .weights.h5 or .h5 file"
 log = logging.getLogger("keras_convnets")
 
@@ -52,8 +52,8 @@ class Weights:
 
     @property
     def suffix(self) -> str:
-        """The kind of the file: one of the values of `KINDS`."""
-        return next(kind for suffix, kind in KINDS.items() if str(self.path).lower().endswith(suffix))
+        """The kind of the file: one of the values of `FILE_KINDS`."""
+        return next(kind for suffix, kind in FILE_KINDS.items() if str(self.path).lower().endswith(suffix))
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -104,7 +104,7 @@ class Weights:
             if fitting is None:
                 raise
             raise UserError(f"{str(error).removesuffix('.')}; {fitting} takes it.") from error
-        from keras_convnets.weights import assignment
+        from keras_convnets.networks.graph import leaves
 
         self._say_what_is_not_known(model)
         # A network keeps these facts about its weights, not the file's numbers besides its own.
@@ -112,7 +112,7 @@ class Weights:
         for layer, arrays in values:
             layer.set_weights(arrays)
         loaded = {layer.name for layer, _ in values}
-        left = [layer.name for layer in assignment.leaves(model) if layer.weights and layer.name not in loaded]
+        left = [layer.name for layer in leaves(model) if layer.weights and layer.name not in loaded]
         if left:
             log.warning(
                 "%s: loaded all but %s, which the file has for other classes or not at all: untrained",
@@ -123,6 +123,7 @@ class Weights:
 
     def _values(self, model: keras.Model, chosen: Collection[str] = ()) -> assignment.Values:
         """Return what each layer of a network gets. Arguments and errors as of `load_into`."""
+        from keras_convnets.networks.graph import leaves
         from keras_convnets.weights import assignment
 
         steps: Iterable[graph_comparison.Step] | None
@@ -132,7 +133,7 @@ class Weights:
                 onnx = onnx_reader.with_normalizations(onnx)
             pairs, steps = assignment.in_order(model, onnx.layers, self.path), onnx.steps
         else:
-            sizes = {layer.name: _largest(layer) for layer in assignment.leaves(model)}
+            sizes = {layer.name: _largest(layer) for layer in leaves(model)}
             pairs = assignment.by_name(model, keras_reader.read_h5(self.path, sizes), self.path)
             config = keras_reader.configuration(self.path)
             steps = None if config is None else graph_comparison.keras_steps(config)
@@ -240,7 +241,7 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
         if architecture not in ARCHITECTURES:
             raise UserError(
                 f"weights is {text!r}; {architecture} has no published weights: give None or the path of a "
-                f"{', '.join(SUFFIXES)} file."
+                f"{', '.join(WEIGHT_SUFFIXES)} file."
             )
         weights = get_record(architecture, text)
     if weights.architecture != architecture:
@@ -254,12 +255,12 @@ def _is_path(text: str) -> bool:
     """Whether a text names a file: names that any network's weights have come first."""
     if text.lower() in {record.name.lower() for record in list_weights()}:
         return False
-    return text.lower().endswith(SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
+    return text.lower().endswith(WEIGHT_SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
 
 
 def _of_file(path: Path, architecture: str) -> Weights:
-    if not str(path).lower().endswith(SUFFIXES):
-        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(SUFFIXES)} file, or None.")
+    if not str(path).lower().endswith(WEIGHT_SUFFIXES):
+        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(WEIGHT_SUFFIXES)} file, or None.")
     if not path.is_file():
         raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
     return Weights(path, architecture, record_of_file(architecture, sha256(path)))
