@@ -17,7 +17,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
 from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.images.view import View
-from keras_convnets.networks.registry import ARCHITECTURES
+from keras_convnets.networks.registry import BUILDERS, get_builder
 
 if TYPE_CHECKING:
     import keras
@@ -123,13 +123,11 @@ class ModelCard:
         Raises:
             UserError: if no builder of this package made it, or the card's arguments are none of its.
         """
-        import keras_convnets
-
-        if self.architecture not in (*ARCHITECTURES, "CIFARPlainNet", "CIFARResNet") or not self.arguments:
+        if self.architecture not in BUILDERS or not self.arguments:
             raise UserError(f"{self.architecture} was made by no builder of this package; load its file instead.")
         given = {"preprocessing": self.preprocessing} if self.arguments.get("include_preprocessing", True) else {}
         try:
-            return getattr(keras_convnets, self.architecture)(**{**given, **self.arguments, **arguments})
+            return get_builder(self.architecture)(**{**given, **self.arguments, **arguments})
         except TypeError as error:
             raise UserError(f"the model card's arguments are none of {self.architecture}'s ({error}).") from error
 
@@ -201,7 +199,7 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         raise UserError(
             f"{model.name} has {outputs[1]} classes and {len(class_names)} class names came; give one for each."
         )
-    from keras_convnets.weights.assignment import leaves
+    from keras_convnets.networks.graph import leaves
 
     meaning(model)
     first = next((layer for layer in leaves(model) if hasattr(layer, "preprocessing")), None)

@@ -21,7 +21,7 @@ from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, ResNet1202, expor
 from keras_convnets.errors import UserError
 from keras_convnets.export import model_config
 from keras_convnets.export.formats import artifacts
-from keras_convnets.weights.assignment import leaves
+from keras_convnets.networks.graph import leaves
 
 # Sums in another order, in float32; the same bound the exporter holds itself to.
 TOLERANCE = 1e-5

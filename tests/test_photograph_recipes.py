@@ -13,12 +13,12 @@ from PIL import Image
 
 from keras_convnets import CIFARResNet, GoogLeNet, ResNet20, training
 from keras_convnets.errors import UserError
+from keras_convnets.networks.graph import leaves
 from keras_convnets.prediction import Classifier
 from keras_convnets.training import trainer
 from keras_convnets.training.plan import make_plan
 from keras_convnets.training.recipes import RECIPES, default_recipe, get_recipe
 from keras_convnets.training.train_step import make_optimizer, make_step
-from keras_convnets.weights.assignment import leaves
 
 
 @pytest.fixture(scope="module")

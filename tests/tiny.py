@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import keras
 
 from keras_convnets.images.preprocessing import Preprocessing
-from keras_convnets.networks.functional import BuiltAs, Functional
+from keras_convnets.networks.functional import Functional
 from keras_convnets.networks.layers import ImageNormalization
+from keras_convnets.networks.spec import ModelSpec
 from keras_convnets.training import trainer
 from keras_convnets.training.holdout import HoldoutWatch
 from keras_convnets.weights.loading import choose_preprocessing
@@ -22,7 +23,7 @@ def network(name, *, classes, input_shape, weights=None, preprocessing=None, **a
     x = keras.layers.BatchNormalization(momentum=0.9, name="bn")(x)
     x = keras.layers.Dense(classes, name="predictions")(keras.layers.Flatten()(x))
     model = Functional(images, keras.layers.Softmax(name="probabilities")(x), name=name.lower())
-    model.built_as = BuiltAs(name, {"classes": classes, "input_shape": list(input_shape)})
+    model.built_as = ModelSpec(name, {"classes": classes, "input_shape": list(input_shape)})
     return model
 
 

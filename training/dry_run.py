@@ -133,7 +133,7 @@ def describe(plan: Plan, rehearsal: Rehearsal) -> list[tuple[str, str]]:
     rates = {"input alone": rehearsal.input_rate, "compute alone": rehearsal.compute_rate}
     peak = rehearsal.memory
     return [
-        ("model", f"{plan.architecture}, {'x'.join(map(str, plan.input_shape))}, {len(data.class_names)} classes"),
+        ("model", f"{plan.model}, {'x'.join(map(str, plan.input_shape))}, {len(data.class_names)} classes"),
         ("weights", str(plan.weights.path) if plan.weights else "random, as the paper draws them"),
         ("recipe", recipe.name),
         *((f"  {key}", str(value)) for key, value in fields.items()),

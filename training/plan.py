@@ -13,7 +13,8 @@ import numpy as np
 from keras_convnets.errors import UserError
 from keras_convnets.files import sha256
 from keras_convnets.images.view import View
-from keras_convnets.networks.registry import Architecture, get_architecture
+from keras_convnets.networks.application import COMMON
+from keras_convnets.networks.spec import ModelSpec, split_weights
 from keras_convnets.training.data import DataSet, SizedSplit, Split, load_dataset
 from keras_convnets.training.data.dataset import MEMORY_LIMIT
 from keras_convnets.training.data.sequential import StreamSplit
@@ -25,6 +26,12 @@ from keras_convnets.weights.loading import Weights, find_weights
 SAMPLED_IMAGES = 10_000
 # A rehearsal looks at so many images of each split.
 REHEARSED_IMAGES = 2_000
+# Arguments of builders that a training settles, and by what.
+SETTLED = {
+    "classes": "it is the number of the data set's classes",
+    "input_shape": "the data and the recipe give it: set image_size of the recipe, as in --set image_size=224",
+    "auxiliary": "the recipe googlenet gives it: set auxiliary of the recipe, as in --set auxiliary=0.3",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Plan:
     """A training that is settled but not begun.
 
     Attributes:
-        architecture: the registered name.
+        model: the network.
         recipe: with everything settled that depends on the network and the data.
         data: the holdout split off, and every split that is looked at plainly at the network's input size.
         view: how an image becomes an input in evaluation.
@@ -41,13 +48,18 @@ class Plan:
         sizes: number of images of each split where `data` holds a sample of them, as for a rehearsal.
     """
 
-    architecture: str
+    model: ModelSpec
     recipe: Recipe
     data: DataSet
     view: View
     weights: Weights | None = None
     broken: tuple[tuple[str, str, str], ...] = ()
     sizes: Mapping[str, int] | None = None
+
+    @property
+    def architecture(self) -> str:
+        """The name of the network's builder."""
+        return self.model.architecture
 
     @property
     def images(self) -> dict[str, int]:
@@ -83,7 +95,7 @@ class Plan:
             {"weights": {"file": self.weights.path.name, "sha256": sha256(self.weights.path)}} if self.weights else {}
         )
         return {
-            "model": self.architecture,
+            "model": str(self.model),
             **start,
             "input_shape": list(self.input_shape),
             "data": self.data_facts(),
@@ -92,7 +104,7 @@ class Plan:
 
 
 def make_plan(
-    model: str,
+    model: str | ModelSpec,
     dataset: str | os.PathLike | DataSet,
     recipe: str | Recipe | None,
     overrides: dict[str, Any] | None,
@@ -104,28 +116,40 @@ def make_plan(
 
     With `sampled` at most `REHEARSED_IMAGES` of each split are looked at: nothing passes over all of them.
     """
-    name, colon, text = model.partition(":")
-    named = text if colon else None
-    architecture = get_architecture(name)
+    name, named = split_weights(model) if isinstance(model, str) else (model, None)
+    spec = ModelSpec.of(name)
+    _check_own_arguments(spec)
     if named is not None and weights is not None:
         raise UserError(f"model is {model!r} and weights is {str(weights)!r}; give the weights once.")
-    found = find_weights(named if weights is None else weights, architecture.name)
-    chosen = get_recipe(recipe or default_recipe(architecture, found), overrides)
+    found = find_weights(named if weights is None else weights, spec.architecture)
+    chosen = get_recipe(recipe or default_recipe(spec, found), overrides)
     whole = load_dataset(dataset, data_dir)
     sizes = {name: split.size for name, split in whole.splits.items()}
     data, broken = (_sample(whole) if sampled else whole).without_broken(chosen.broken_images)
     images = sizes["train"] if sampled else data.split("train").size
-    settled = chosen.for_network(architecture.depth).for_data(images)
+    settled = chosen.for_network(spec.depth).for_data(images)
     if sampled:
         data, sizes = _hold_out_of_sample(whole, data, settled.holdout, sizes)
     else:
         data = data.with_holdout(settled.holdout)
-    view = _view(settled, architecture, data, found)
+    view = _view(settled, spec, data, found)
     kept = {"train": data.split("train")} if settled.reads_photographs else {}
     # What would not fit into memory as a whole is not measured from memory either.
     share = sum(split.size for split in data.splits.values()) / sum(sizes.values()) if sampled else 1.0
     sized = data.in_view(view, int(MEMORY_LIMIT * share), leaving=kept)
-    return Plan(architecture.name, settled, sized, view, found, tuple(broken), sizes if sampled else None)
+    return Plan(spec, settled, sized, view, found, tuple(broken), sizes if sampled else None)
+
+
+def _check_own_arguments(model: ModelSpec) -> None:
+    """Refuse arguments of a network that data, recipe and weights settle.
+
+    Raises:
+        UserError: the sentence says where the argument comes from.
+    """
+    for key in model.arguments:
+        if key in SETTLED or key in COMMON:
+            why = SETTLED.get(key, "training takes the whole classifier: leave it out")
+            raise UserError(f"{key} can't be set on a network that is to be trained; {why}.")
 
 
 def _sample(data: DataSet) -> DataSet:
@@ -151,9 +175,9 @@ def _hold_out_of_sample(
     return sample.with_holdout(held), {**sizes, "train": images - count, "holdout": count}
 
 
-def _view(recipe: Recipe, architecture: Architecture, data: DataSet, weights: Weights | None) -> View:
+def _view(recipe: Recipe, model: ModelSpec, data: DataSet, weights: Weights | None) -> View:
     """Return the view of evaluation: at the recipe's input size, else the data's own, else the network's."""
-    own = (weights.input_shape if weights else None) or architecture.input_shape
+    own = (weights.input_shape if weights else None) or model.family.input_shape
     if recipe.image_size is not None:
         size = (recipe.image_size, recipe.image_size)
     elif recipe.reads_photographs:

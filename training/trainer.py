@@ -24,6 +24,7 @@ from keras_convnets.errors import Diverged, Interrupted, UserError
 from keras_convnets.files import sha256, writing
 from keras_convnets.networks.googlenet import without_auxiliary
 from keras_convnets.networks.registry import get_model
+from keras_convnets.networks.spec import ModelSpec
 from keras_convnets.training.data import DataSet
 from keras_convnets.training.data.cached_passes import reporting
 from keras_convnets.training.evaluation import mean_loss, predict_split, top_k_accuracy
@@ -50,7 +51,7 @@ MOST_SKIPPED = 20
 
 
 def fit(
-    model: str,
+    model: str | ModelSpec,
     dataset: str | os.PathLike | DataSet,
     *,
     run: str | os.PathLike,
@@ -63,7 +64,8 @@ def fit(
     """Train a network by a recipe; go on where an earlier call with the same arguments was stopped.
 
     Args:
-        model: a registered name, such as "ResNet20", or MODEL:WEIGHTS.
+        model: a network's name, such as "ResNet20", with arguments of its own, such as "ResNet34(shortcut=A)", or a
+            `ModelSpec`; also MODEL:WEIGHTS.
         dataset: what `load_dataset` takes.
         run: the run directory.
         recipe: a recipe or its name; by default "finetune" where there are weights to start from, else that of the
@@ -128,7 +130,7 @@ class _Training:
                 weights=plan.weights,
                 # Weights bring the preprocessing that they were trained with.
                 preprocessing=None if plan.weights else recipe.preprocessing(plan.sample()),
-                **recipe.builder_arguments(plan.architecture),
+                **{**plan.model.arguments, **recipe.builder_arguments(plan.architecture)},
             )
             self.preprocessing = self.whole.get_layer("preprocessing").preprocessing
             recipe.prepare(self.whole)
@@ -394,7 +396,7 @@ class _Training:
         )
         run.save_samples(plan.data)
         card.write(run.path)
-        title = f"{plan.architecture} on {plan.data.name}"
+        title = f"{plan.model} on {plan.data.name}"
         learning_curves(self.records, run.path / "plots" / "learning_curves.png", title)
         run.save_model(self.model, FINAL)
 

@@ -83,6 +83,12 @@ def add_data_flags(parser: Parser, required: bool = False) -> None:
     parser.add_argument("--data_dir", metavar="DIR", help="where prepared TFDS directories are (else TFDS_DATA_DIR)")
 
 
+def add_model_flags(parser: Parser) -> None:
+    """Add the flag that sets arguments of a network's builder."""
+    what = "set an argument of the network's builder, such as shortcut=A"
+    parser.add_argument("--set_model", action="append", default=[], metavar="FIELD=VALUE", help=what)
+
+
 def positive(text: str) -> int:
     """Return a whole number of at least 1."""
     value = int(text)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 
 from keras_convnets.commands import PROGRAM
-from keras_convnets.commands.arguments import Command, Parser
+from keras_convnets.commands.arguments import Command, Parser, add_model_flags
 from keras_convnets.commands.sources import is_folder, open_model
 from keras_convnets.commands.startup import load_tensorflow
+from keras_convnets.errors import UserError
 from keras_convnets.extras import require
+from keras_convnets.networks.spec import model_name, read_settings, with_settings
 
 
 def add_flags(parser: Parser) -> None:
     """Add the command's arguments."""
     parser.add_argument("source", metavar="SOURCE", help="a run directory, a .keras file, MODEL or MODEL:WEIGHTS")
+    add_model_flags(parser)
     parser.add_argument("--name", help="the model's name in the repository; default: the run's")
     parser.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
     parser.add_argument("--version", type=int, help="default: the highest and one")
@@ -32,7 +35,12 @@ def run(args: argparse.Namespace) -> None:
     load_tensorflow()
     from keras_convnets import export
 
-    source = args.source if is_folder(args.source) else open_model(args.source)
+    source = args.source
+    if args.set_model:
+        if is_folder(source) or model_name(source) is None:
+            raise UserError(f"--set-model came with {source}, whose network is made already; leave it out.")
+        source = with_settings(source, read_settings(args.set_model, "--set-model"))
+    source = source if is_folder(source) else open_model(source)
     if source is args.source:
         from keras_convnets.training.run import Run
 

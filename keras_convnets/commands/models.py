@@ -8,7 +8,8 @@ from keras_convnets.commands import PROGRAM
 from keras_convnets.commands.arguments import Command, Parser
 from keras_convnets.commands.terminal import print_json
 from keras_convnets.errors import UserError
-from keras_convnets.networks.registry import ARCHITECTURES, PublishedError, list_models
+from keras_convnets.networks.architecture import PublishedError
+from keras_convnets.networks.registry import ARCHITECTURES, list_models
 
 
 def add_flags(parser: Parser) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keras_convnets.errors import UserError
-from keras_convnets.networks.registry import ARCHITECTURES, get_model
+from keras_convnets.networks.spec import ModelSpec, model_name, split_weights
 
 if TYPE_CHECKING:
     import keras
@@ -26,7 +26,7 @@ def is_url(source: str) -> bool:
 def is_folder(source: str) -> bool:
     """Whether a SOURCE is a folder. A network's name is that, unless a run or an exported version bears it."""
     path = Path(source)
-    if not path.is_dir() or _name_of(source) is None:
+    if not path.is_dir() or model_name(source) is None:
         return path.is_dir()
     from keras_convnets.export.repository import SAVED_MODEL, versions
 
@@ -62,18 +62,18 @@ def open_model(source: str) -> keras.Model:
         if not Path(source).is_file():
             raise UserError(f"there is no file {source}; give an existing .keras file.")
         return load_keras(source)
-    name = _name_of(source)
+    name = model_name(source)
     if name is None and (os.sep in source or Path(source).exists()):
         state = (
             "is no run directory, exported version, .keras or .onnx file" if Path(source).exists() else "does not exist"
         )
         raise UserError(f"{source} {state}; give one of these, MODEL, MODEL:WEIGHTS or a URL.")
-    return get_model(name or source, weights=weights)
+    return ModelSpec.of(name or source).build(weights=weights)
 
 
 def check_has_weights(source: str, doing: str) -> None:
     """Refuse a network's bare name where answers are wanted: an untrained network's are chance."""
-    if _name_of(source) is not None and _weights_of(source) is None and not is_folder(source):
+    if model_name(source) is not None and _weights_of(source) is None and not is_folder(source):
         raise UserError(
             f"{source} names a network without weights, whose answers are chance, so there is nothing to {doing}; give "
             f"{source}:WEIGHTS (a name that info lists, or a file), a run directory or an exported version."
@@ -82,11 +82,4 @@ def check_has_weights(source: str, doing: str) -> None:
 
 def _weights_of(source: str) -> str | None:
     """Return the WEIGHTS of MODEL:WEIGHTS; None of any other source."""
-    _, colon, weights = source.partition(":")
-    return weights if colon and _name_of(source) is not None else None
-
-
-def _name_of(source: str) -> str | None:
-    """Return the MODEL of MODEL or MODEL:WEIGHTS; None of any other source."""
-    name = source.partition(":")[0]
-    return name if name.lower() in map(str.lower, ARCHITECTURES) else None
+    return split_weights(source)[1] if model_name(source) is not None else None

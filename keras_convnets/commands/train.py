@@ -6,16 +6,18 @@ import argparse
 import shlex
 
 from keras_convnets.commands import PROGRAM
-from keras_convnets.commands.arguments import Command, Parser, add_data_flags
+from keras_convnets.commands.arguments import Command, Parser, add_data_flags, add_model_flags
 from keras_convnets.commands.startup import load_tensorflow
 from keras_convnets.errors import Diverged, UserError
 from keras_convnets.extras import require
-from keras_convnets.networks.registry import get_architecture
+from keras_convnets.networks.registry import builder_name
+from keras_convnets.networks.spec import read_settings, split_weights, with_settings
 
 
 def add_flags(parser: Parser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--model", required=True, metavar="MODEL", help="a name that models lists, or MODEL:WEIGHTS")
+    add_model_flags(parser)
     add_data_flags(parser, required=True)
     parser.add_argument("--run", metavar="DIR", help="the run directory to write or to resume")
     parser.add_argument("--weights", metavar="WEIGHTS", help="what to start from: a name that info lists, or a file")
@@ -31,12 +33,14 @@ def run(args: argparse.Namespace) -> None:
     """Train, or say what a training would be."""
     require("train", "training")
     overrides = dict(_assignment(text) for text in args.set)
-    get_architecture(args.model.partition(":")[0])
+    settings = read_settings(args.set_model, "--set-model")
+    builder_name(split_weights(args.model)[0].partition("(")[0])
     load_tensorflow()
     from rich.console import Console
 
     from keras_convnets import training
 
+    args.model = with_settings(args.model, settings)
     if args.dry_run or args.synthetic or args.input_only:
         _dry_run(args, overrides)
         return

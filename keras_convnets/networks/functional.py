@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,13 @@ import keras
 import numpy as np
 
 from keras_convnets.files import check_room, writing
+from keras_convnets.networks.spec import ModelSpec
 from keras_convnets.weights.keras_reader import check_archive, refusing, write_configuration
 
 # What HDF5 and the configuration need beside the numbers, in bytes: 1 MB for a network of a thousand weights.
 HDF5_OVERHEAD = 2**20
 # What loads a saved network; Keras imports no packages but its own.
 HINT = "made by keras-convnets: 'import keras_convnets' before loading it (pip install keras-convnets)"
-
-
-@dataclass(frozen=True)
-class BuiltAs:
-    """The call that makes a network.
-
-    Attributes:
-        architecture: the builder's name, such as "ResNet34".
-        arguments: what it took that is not its default, `classes` and `input_shape` always; plain data for JSON. Not
-            among them are weights, an input tensor, and the preprocessing, which is the first layer's.
-    """
-
-    architecture: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 # The name is Keras' own: of a whole model the legacy .h5 format keeps the class's bare name, not the registered one.
@@ -47,15 +33,15 @@ class Functional(keras.Model):
     A model that is made of its layers, such as `keras.Model(network.input, ...)`, is Keras' own and has no such note.
 
     Attributes:
-        built_as: the call that makes it, or None of a copy that may be another network.
+        built_as: the call that makes it, `classes` and `input_shape` always among its arguments; the preprocessing is
+            the first layer's. None of a copy that may be another network.
     """
 
-    built_as: BuiltAs | None = None
+    built_as: ModelSpec | None = None
 
     def get_config(self) -> dict[str, Any]:
         """Return the configuration, with the note and the hint of what loads it."""
-        note = self.built_as
-        plain = None if note is None else {"architecture": note.architecture, "arguments": dict(note.arguments)}
+        plain = None if self.built_as is None else self.built_as.to_dict()
         # The hint comes first: where this package is not imported, Keras' error begins with what the file says.
         return {"hint": HINT, **super().get_config(), "built_as": plain}
 
@@ -66,7 +52,7 @@ class Functional(keras.Model):
         rest = {key: value for key, value in config.items() if key not in ("built_as", "hint")}
         model = super().from_config(rest, custom_objects=custom_objects)
         if note is not None:
-            model.built_as = BuiltAs(note["architecture"], dict(note["arguments"]))
+            model.built_as = ModelSpec.from_dict(note)
         return model
 
     def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.errors import UserError
+from keras_convnets.networks.graph import leaves
 from keras_convnets.weights.onnx_reader import StoredLayer, in_graph_order
 
 # The layers whose width is the number of classes.
@@ -157,15 +158,6 @@ def _misfit(model: keras.Model, layer: keras.layers.Layer, theirs: StoredLayer, 
         f"{path} does not fit {model.name}: {layer.name} has shapes {_shapes(wanted)} and the file's "
         f"{theirs.name} has {_shapes(given)}."
     )
-
-
-def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yield the layers of a model, nested models opened."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from leaves(layer)
-        else:
-            yield layer
 
 
 def _check_settings(model: keras.Model, layer: keras.layers.Layer, theirs: StoredLayer, path: Path) -> None:

@@ -21,7 +21,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.weights.onnx_reader import StoredLayer
 
 # What a layer's arrays are, by their number and the rank of the first.
-KINDS = {
+LAYER_KINDS = {
     (1, 4): ("Conv2D", ("kernel",)),
     (2, 4): ("Conv2D", ("kernel", "bias")),
     (1, 2): ("Dense", ("kernel",)),
@@ -314,7 +314,9 @@ def _named(file: Any, sizes: Mapping[str, int] | None) -> Iterator[StoredLayer]:
 
 def _stored(name: str, arrays: list[np.ndarray], epsilon: float | None) -> StoredLayer:
     arrays = [array if array.strides == (0,) * array.ndim else np.asarray(array, np.float32) for array in arrays]
-    kind, names = KINDS.get((len(arrays), arrays[0].ndim), ("unknown", [str(index) for index in range(len(arrays))]))
+    kind, names = LAYER_KINDS.get(
+        (len(arrays), arrays[0].ndim), ("unknown", [str(index) for index in range(len(arrays))])
+    )
     settings = {"epsilon": epsilon} if epsilon is not None and kind == "BatchNormalization" else {}
     return StoredLayer(printable(name, 200), kind, dict(zip(names, arrays, strict=True)), settings)
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.errors import UserError
 from keras_convnets.files import path_text, sha256
-from keras_convnets.images.preprocessing import BGR_MEANS, CAFFE_MEANS, UNIT_SCALED, Preprocessing
-from keras_convnets.networks.registry import ARCHITECTURES
+from keras_convnets.images import preprocessing
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.networks.architecture import Convention
+from keras_convnets.networks.registry import ARCHITECTURES, BUILDERS
 from keras_convnets.weights import graph_comparison, keras_reader, onnx_reader
 from keras_convnets.weights.pretrained import WeightsRecord, get_record, list_weights, record_of_file
 
@@ -24,24 +26,13 @@ if TYPE_CHECKING:
     from keras_convnets.weights import assignment
 
 # How files may end, in small or capital letters, and the kind of file that it stands for.
-KINDS = {
+FILE_KINDS = {
     **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5")},
     ".weights.hdf5": ".weights.h5",
     ".hdf5": ".h5",
 }
-SUFFIXES = tuple(KINDS)
+WEIGHT_SUFFIXES = tuple(FILE_KINDS)
 TAKES = "None, the name of published weights, a WeightsRecord, or the path of a .onnx, .keras, .weights.h5 or .h5 file"
-# What a file that no record knows was trained on, by the network's module and the file's kind.
-CONVENTIONS = {
-    ("keras_convnets.networks.alexnet", ".onnx"): BGR_MEANS,
-    ("keras_convnets.networks.googlenet", ".onnx"): BGR_MEANS,
-    ("keras_convnets.networks.vgg", ".onnx"): UNIT_SCALED,
-    ("keras_convnets.networks.resnet", ".onnx"): UNIT_SCALED,
-    ("keras_convnets.networks.vgg", ".h5"): CAFFE_MEANS,
-    ("keras_convnets.networks.resnet", ".h5"): CAFFE_MEANS,
-}
-# Caffe's AlexNet takes crops of this size; the paper's 224 needs padding.
-CAFFE_ALEXNET_INPUT = (227, 227, 3)
 log = logging.getLogger("keras_convnets")
 
 
@@ -61,8 +52,8 @@ class Weights:
 
     @property
     def suffix(self) -> str:
-        """The kind of the file: one of the values of `KINDS`."""
-        return next(kind for suffix, kind in KINDS.items() if str(self.path).lower().endswith(suffix))
+        """The kind of the file: one of the values of `FILE_KINDS`."""
+        return next(kind for suffix, kind in FILE_KINDS.items() if str(self.path).lower().endswith(suffix))
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -74,7 +65,7 @@ class Weights:
             found = [config["preprocessing"] for kind, config in layers if kind == "ImageNormalization"]
             if found:
                 return Preprocessing.from_dict(found[0])
-        return CONVENTIONS.get((self._module, self.suffix))
+        return getattr(preprocessing, self._convention.preprocessing) if self._convention else None
 
     @functools.cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -88,13 +79,12 @@ class Weights:
         """The size of the images they were trained on, where it is not the paper's."""
         if self.record is not None:
             return self.record.input_shape
-        alexnet = (self._module, self.suffix) == ("keras_convnets.networks.alexnet", ".onnx")
-        return CAFFE_ALEXNET_INPUT if alexnet else None
+        return self._convention.input_shape if self._convention else None
 
     @property
     def in_imagenet_order(self) -> bool:
         """Whether 1,000 outputs are ImageNet's classes: of records and of the kinds of files that publish them."""
-        return self.record is not None or (self._module, self.suffix) in CONVENTIONS
+        return self.record is not None or self._convention is not None
 
     def load_into(self, model: keras.Model, chosen: Collection[str] = ()) -> bool:
         """Put the weights into a network; returns whether its classifier was among them.
@@ -114,7 +104,7 @@ class Weights:
             if fitting is None:
                 raise
             raise UserError(f"{str(error).removesuffix('.')}; {fitting} takes it.") from error
-        from keras_convnets.weights import assignment
+        from keras_convnets.networks.graph import leaves
 
         self._say_what_is_not_known(model)
         # A network keeps these facts about its weights, not the file's numbers besides its own.
@@ -122,7 +112,7 @@ class Weights:
         for layer, arrays in values:
             layer.set_weights(arrays)
         loaded = {layer.name for layer, _ in values}
-        left = [layer.name for layer in assignment.leaves(model) if layer.weights and layer.name not in loaded]
+        left = [layer.name for layer in leaves(model) if layer.weights and layer.name not in loaded]
         if left:
             log.warning(
                 "%s: loaded all but %s, which the file has for other classes or not at all: untrained",
@@ -133,6 +123,7 @@ class Weights:
 
     def _values(self, model: keras.Model, chosen: Collection[str] = ()) -> assignment.Values:
         """Return what each layer of a network gets. Arguments and errors as of `load_into`."""
+        from keras_convnets.networks.graph import leaves
         from keras_convnets.weights import assignment
 
         steps: Iterable[graph_comparison.Step] | None
@@ -142,7 +133,7 @@ class Weights:
                 onnx = onnx_reader.with_normalizations(onnx)
             pairs, steps = assignment.in_order(model, onnx.layers, self.path), onnx.steps
         else:
-            sizes = {layer.name: _largest(layer) for layer in assignment.leaves(model)}
+            sizes = {layer.name: _largest(layer) for layer in leaves(model)}
             pairs = assignment.by_name(model, keras_reader.read_h5(self.path, sizes), self.path)
             config = keras_reader.configuration(self.path)
             steps = None if config is None else graph_comparison.keras_steps(config)
@@ -183,9 +174,10 @@ class Weights:
         return fitting(model, self.architecture, weighted, lambda relative: self._values(relative, ("lrn",)))
 
     @property
-    def _module(self) -> str | None:
-        known = ARCHITECTURES.get(self.architecture)
-        return known.module if known else None
+    def _convention(self) -> Convention | None:
+        """How files of this kind are known to have been trained that no record describes."""
+        family = BUILDERS.get(self.architecture)
+        return family.conventions.get(self.suffix) if family else None
 
     @functools.cached_property
     def _onnx(self) -> onnx_reader.OnnxWeights | None:
@@ -219,6 +211,10 @@ class Weights:
             )
 
 
+# What builders take as weights=.
+WeightsArgument = str | os.PathLike[str] | WeightsRecord | Weights | None
+
+
 def _largest(layer: keras.layers.Layer) -> int:
     """Return how many numbers the largest array of a layer has."""
     return max((math.prod(weight.shape) for weight in layer.weights), default=0)
@@ -245,7 +241,7 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
         if architecture not in ARCHITECTURES:
             raise UserError(
                 f"weights is {text!r}; {architecture} has no published weights: give None or the path of a "
-                f"{', '.join(SUFFIXES)} file."
+                f"{', '.join(WEIGHT_SUFFIXES)} file."
             )
         weights = get_record(architecture, text)
     if weights.architecture != architecture:
@@ -259,12 +255,12 @@ def _is_path(text: str) -> bool:
     """Whether a text names a file: names that any network's weights have come first."""
     if text.lower() in {record.name.lower() for record in list_weights()}:
         return False
-    return text.lower().endswith(SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
+    return text.lower().endswith(WEIGHT_SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
 
 
 def _of_file(path: Path, architecture: str) -> Weights:
-    if not str(path).lower().endswith(SUFFIXES):
-        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(SUFFIXES)} file, or None.")
+    if not str(path).lower().endswith(WEIGHT_SUFFIXES):
+        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(WEIGHT_SUFFIXES)} file, or None.")
     if not path.is_file():
         raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
     return Weights(path, architecture, record_of_file(architecture, sha256(path)))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import importlib
 import inspect
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
-from keras_convnets.networks.registry import ARCHITECTURES
-from keras_convnets.networks.residual import SHORTCUTS
+from keras_convnets.networks.registry import ARCHITECTURES, get_builder
 
 
 def fitting(model: keras.Model, architecture: str, weighted: int, check: Callable[[keras.Model], Any]) -> str | None:
@@ -51,21 +50,17 @@ def _relatives(architecture: str, weighted: int) -> Iterator[tuple[str, dict[str
     likely = [
         other.name
         for other in ARCHITECTURES.values()
-        if other.module == known.module and other.depth <= weighted <= other.depth * 3 // 2
+        if other.family is known.family and other.depth <= weighted <= other.depth * 3 // 2
     ]
     yield from ((name, {}) for name in likely if name != architecture)
     for name in likely:
-        own = inspect.signature(_builder(name)).parameters.get("shortcut")
+        own = inspect.signature(get_builder(name)).parameters.get("shortcut")
         if own is not None:
-            others = [shortcut for shortcut in SHORTCUTS if name == architecture or shortcut != own.default]
-            yield from ((name, {"shortcut": shortcut}) for shortcut in others)
-
-
-def _builder(name: str) -> Callable[..., keras.Model]:
-    return getattr(importlib.import_module(ARCHITECTURES[name].module), name)
+            others = [kind for kind in typing.get_args(own.annotation) if name == architecture or kind != own.default]
+            yield from ((name, {"shortcut": kind}) for kind in others)
 
 
 def _shapes_of(name: str, arguments: dict[str, Any]) -> keras.Model:
     """Return a network whose weights have no values: it takes no memory, and a quarter of the time to build."""
     with keras.StatelessScope(initialize_variables=False):
-        return _builder(name)(**arguments)
+        return get_builder(name)(**arguments)

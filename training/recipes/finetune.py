@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from keras_convnets.networks.graph import leaves
 from keras_convnets.training.random_crops import random_area_crop
 from keras_convnets.training.recipes.base import option
 from keras_convnets.training.recipes.photographs import Photographs
-from keras_convnets.weights.assignment import leaves
 
 # 12 passes over 250 images; fewer over more, though never fewer than 3, and 20 at most.
 PASSES, PASSES_FOR, PASSES_EXPONENT, PASSES_RANGE = 12, 250, 0.4, (3, 20)
