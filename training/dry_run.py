@@ -15,6 +15,7 @@ from keras_convnets.images.preprocessing import IMAGENET, Preprocessing
 from keras_convnets.training.input_pipeline import training_batches
 from keras_convnets.training.plan import Plan
 from keras_convnets.training.run import Run
+from keras_convnets.training.trainer import Trainer
 from keras_convnets.weights.loading import choose_preprocessing
 
 # As long as a steady rate takes to show; one step where a step takes longer.
@@ -68,10 +69,8 @@ def rehearse(plan: Plan, *, with_input: bool = True, with_compute: bool = True, 
     input_rate = _rate_of_input(plan, _preprocessing(plan), seconds) if with_input else None
     compute_rate = None
     if with_compute:
-        from keras_convnets.training.trainer import _Training
-
         with tempfile.TemporaryDirectory() as nowhere:
-            compute_rate = _rate_of_steps(plan, _Training(plan, Run(nowhere), None), seconds)
+            compute_rate = _rate_of_steps(plan, Trainer(plan, Run(nowhere)), seconds)
     return Rehearsal(input_rate, compute_rate, _memory())
 
 
@@ -87,16 +86,15 @@ def _rate_of_input(plan: Plan, preprocessing: Any, seconds: float) -> float:
     return plan.recipe.batch_size * _per_second(lambda: next(batches), seconds)
 
 
-def _rate_of_steps(plan: Plan, part: Any, seconds: float) -> float:
+def _rate_of_steps(plan: Plan, trainer: Trainer, seconds: float) -> float:
     size = (plan.recipe.batch_size, *plan.input_shape)
     images = tf.random.stateless_uniform(size, [0, 1], 0, 255)
     labels = tf.random.stateless_uniform(size[:1], [0, 2], 0, len(plan.data.class_names), tf.int64)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     stream = tf.data.Dataset.from_tensors((images, labels)).repeat().with_options(options)
-    batch = next(iter(part.strategy.experimental_distribute_dataset(stream)))
-    step = part.steps()[False]
-    return plan.recipe.batch_size * _per_second(lambda: float(step(*batch)[0]), seconds)
+    batch = next(iter(trainer.strategy.experimental_distribute_dataset(stream)))
+    return plan.recipe.batch_size * _per_second(lambda: float(trainer.whole_step(*batch)[0]), seconds)
 
 
 def _per_second(call: Callable[[], Any], seconds: float) -> float:

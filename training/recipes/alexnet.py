@@ -24,13 +24,13 @@ import tensorflow as tf
 
 from keras_convnets.training.random_crops import random_square_crop
 from keras_convnets.training.recipes.base import option
-from keras_convnets.training.recipes.photographs import Photographs, Plateau
+from keras_convnets.training.recipes.photographs import DividedOnPlateaus, Photographs
 
 SQUARE = 256
 
 
 @dataclass(frozen=True)
-class AlexNet(Photographs, Plateau):
+class AlexNet(Photographs, DividedOnPlateaus):
     """The recipe; see the module for the paper's words, the command and the expected result.
 
     `learning_rate` is 0.01 * batch_size / 128 unless it is set.

@@ -26,6 +26,7 @@ import tensorflow as tf
 from keras_convnets.training.random_crops import random_area_crop
 from keras_convnets.training.recipes.base import option
 from keras_convnets.training.recipes.photographs import Photographs
+from keras_convnets.training.schedules import EarlyStopping
 from keras_convnets.weights.assignment import leaves
 
 # 12 passes over 250 images; fewer over more, though never fewer than 3, and 20 at most.
@@ -71,9 +72,14 @@ class Finetune(Photographs):
         """What the best network is chosen by: the loss, which tells more than the accuracy on few images."""
         return "val_loss"
 
-    def head_only(self, step: int, total_steps: int) -> bool:
-        """Whether only the classifier is trained at a step."""
-        return step < self.head_share * total_steps
+    @property
+    def head_only_fraction(self) -> float:
+        """Fraction of the run in which only the classifier is trained: the field."""
+        return self.head_share
+
+    def early_stopping(self) -> EarlyStopping | None:
+        """Return what ends the run: `stop_patience` reports without a better holdout."""
+        return None if self.stop_patience is None else EarlyStopping(self.stop_patience)
 
     def prepare(self, model: keras.Model) -> None:
         """Keep batch normalisation in inference mode: Keras' frozen layers use their moving statistics."""

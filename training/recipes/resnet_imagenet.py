@@ -23,13 +23,13 @@ import tensorflow as tf
 
 from keras_convnets.training.random_crops import random_scale_crop
 from keras_convnets.training.recipes.base import option
-from keras_convnets.training.recipes.photographs import Photographs, Plateau
+from keras_convnets.training.recipes.photographs import DividedOnPlateaus, Photographs
 
 SHORTER = (256, 480)
 
 
 @dataclass(frozen=True)
-class ResNetImageNet(Photographs, Plateau):
+class ResNetImageNet(Photographs, DividedOnPlateaus):
     """The recipe; see the module for the paper's words, the command and the expected result.
 
     `learning_rate` is 0.1 * batch_size / 256 unless it is set.

@@ -24,13 +24,13 @@ import tensorflow as tf
 
 from keras_convnets.training.random_crops import random_scale_crop
 from keras_convnets.training.recipes.base import option
-from keras_convnets.training.recipes.photographs import Photographs, Plateau
+from keras_convnets.training.recipes.photographs import DividedOnPlateaus, Photographs
 
 SHORTER = (256, 512)
 
 
 @dataclass(frozen=True)
-class VGG(Photographs, Plateau):
+class VGG(Photographs, DividedOnPlateaus):
     """The recipe; see the module for the paper's words, the command and the expected result.
 
     `learning_rate` is 0.01 * batch_size / 256 unless it is set.
