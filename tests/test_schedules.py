@@ -104,8 +104,8 @@ def test_two_warm_ups_are_refused(values):
 
 
 @pytest.mark.parametrize("name, overrides", [
-    ("resnet_imagenet", {"plateau_patience": 0.1}), ("alexnet", {"warmup_share": 0.2}), ("resnet_cifar", {"warmup": True}),
-    ("finetune", {"stop_patience": 3}), ("googlenet", {}),
+    ("resnet_imagenet", {"plateau_patience": 0.1}), ("alexnet", {"warmup_share": 0.2}), ("googlenet", {}),
+    ("resnet_cifar", {"warmup": True}), ("finetune", {"stop_patience": 3}),
 ])  # fmt: skip
 def test_a_schedule_restored_at_any_step_continues_as_the_unbroken_one(name, overrides):
     """Also from a checkpoint that carried the state as "watch", "warming" and "running_error"."""

@@ -23,7 +23,8 @@ from keras_convnets.networks.registry import get_model
 from keras_convnets.training.data import DataSet
 from keras_convnets.training.data.cached_passes import reporting
 from keras_convnets.training.divergence import DivergenceCheck
-from keras_convnets.training.evaluation import mean_loss, predict_split, top_k_accuracy
+from keras_convnets.training.evaluation.metrics import mean_loss, top_k_accuracy
+from keras_convnets.training.evaluation.prediction import predict_split
 from keras_convnets.training.input_pipeline import training_batches
 from keras_convnets.training.plan import Plan, make_plan
 from keras_convnets.training.progress import PassProgress, TrainingProgress
