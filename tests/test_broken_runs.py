@@ -120,7 +120,11 @@ def test_the_command_that_is_named_works_as_typed(quick, tmp_path, monkeypatch, 
     command = "train --model ResNet20 --dataset digits --run 'my runs/one' --set iterations=6 --set learning_rate=1e30"
     assert main(shlex.split(command)) == 1
     sentence = capsys.readouterr().err
-    assert "the training diverged" in sentence and "begins anew" in sentence and "Traceback" not in sentence
+    assert (
+        "the training diverged" in sentence
+        and "starts again from the beginning" in sentence
+        and "Traceback" not in sentence
+    )
     typed = shlex.split(sentence.partition(" Type: ")[2])
     assert typed == ["keras-convnets", *shlex.split(command), "--set", "learning_rate=0.1"]
     assert main(typed[1:]) == 0, capsys.readouterr().err
@@ -131,7 +135,7 @@ def test_the_command_that_is_named_works_as_typed(quick, tmp_path, monkeypatch, 
 def test_checkpoints_worse_than_the_beginning_are_not_gone_on_from(quick, monkeypatch, tmp_path):
     """The loss climbs for some steps before it is none: what was written then leads to the same end at any rate."""
     spoiling(monkeypatch, {2: 1e6, 3: 1e6, 4: 1e6, 5: NAN}, weights=NAN)
-    with pytest.raises(Diverged, match="begins anew") as error:
+    with pytest.raises(Diverged, match="starts again from the beginning") as error:
         fit(tmp_path / "run")
     assert training.Run(tmp_path / "run").checkpoint_steps() == []
     monkeypatch.undo()

@@ -50,7 +50,7 @@ class DivergenceCheck:
         return float(self._first_loss)
 
     def restore(self, step: int, first_loss: float) -> None:
-        """Go on from a checkpoint of so many steps."""
+        """Resume from a checkpoint written when so many steps were done."""
         self._first_loss, self._losses_after = first_loss, {step: None}
 
     def check(self, step: int, losses: Sequence[float], is_recorded: bool, variables: Sequence[Any]) -> None:
@@ -65,14 +65,14 @@ class DivergenceCheck:
         Raises:
             Diverged: the sentence says what to do.
         """
-        strange = [loss for loss in losses if not math.isfinite(loss)]
+        not_finite = [loss for loss in losses if not math.isfinite(loss)]
         if self._plan.recipe.precision == "mixed_float16":
             last = losses[-MOST_SKIPPED:]
-            never = step == self._plan.total_steps and not is_recorded
-            hopeless = len(last) == MOST_SKIPPED or never
-            strange = list(last) if hopeless and last and not any(map(math.isfinite, last)) else []
-        if strange:
-            self._end(step, f"the loss is {strange[0]}")
+            never_finite = step == self._plan.total_steps and not is_recorded
+            hopeless = len(last) == MOST_SKIPPED or never_finite
+            not_finite = list(last) if hopeless and last and not any(map(math.isfinite, last)) else []
+        if not_finite:
+            self._end(step, f"the loss is {not_finite[0]}")
         if not _all_finite(variables):
             self._end(step, "the weights are not finite")
 
@@ -88,7 +88,7 @@ class DivergenceCheck:
         present = recipe.base_learning_rate()
         usual = dataclasses.replace(recipe, learning_rate=type(recipe).learning_rate).base_learning_rate()
         mended = float(f"{usual if usual < present else present / 10:.3g}")
-        back = f"resumes from step {begin}" if begin else "begins anew"
+        back = f"resumes from step {begin}" if begin else "starts again from the beginning"
         raise Diverged(
             f"{what} at step {step} of {self._plan.total_steps}: the training diverged, and nothing that is not finite "
             f"was kept; try a lower learning_rate: the same command with --set learning_rate={mended:g} {back}.",

@@ -188,7 +188,7 @@ class Patience:
             self.waited += 1
 
     def renew(self, step: int) -> None:
-        """Begin to wait anew."""
+        """Start waiting again."""
         self.waited, self.since = 0, step
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -229,7 +229,7 @@ class Plateau(Curve):
         return self._base * self._factor ** max(self.divisions, self._overdue(step))
 
     def observe_holdout(self, step: int, figure: float) -> None:
-        """Let the rate fall where the figure has not improved for the patience, which begins anew with each fall."""
+        """Let the rate fall where the figure has not improved for the patience, which starts again with each fall."""
         overdue = self._overdue(step - 1)
         if overdue > self.divisions:
             self.divisions = overdue
@@ -322,8 +322,8 @@ class Schedule:
         warmup: a low rate at the start until the training error falls, or None.
         early_stopping: when the run ends before its length, or None.
         head_only_steps: for how many steps the classifier alone is trained.
-        patient_steps: for how many steps reports on the holdout try nobody's patience: those of the classifier trained
-            alone and of a rising learning rate. Those of `warmup` don't either.
+        patient_steps: for how many steps reports on the holdout do not count as waiting: while the classifier is
+            trained alone or the learning rate rises linearly. Nor do they while `warmup` is active.
 
     Example:
         >>> get_recipe("resnet_cifar").make_schedule(64_000).rate(32_000)
@@ -402,9 +402,9 @@ class Schedule:
 
 
 def schedule_state(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what `Schedule.restore` takes of a checkpoint's state, also of one written before 0.1.0 was finished.
+    """Return what `Schedule.restore` takes of a checkpoint's state, also of one of an earlier version.
 
-    Those have "watch", "warming" and "running_error" in place of "schedule".
+    Those had "watch", "warming" and "running_error" in place of "schedule".
     """
     if "schedule" in checkpoint:
         return checkpoint["schedule"]

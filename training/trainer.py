@@ -106,11 +106,11 @@ def dataset_place(dataset: str | os.PathLike | DataSet) -> str | None:
 class Trainer:
     """A training on all local devices: built from a plan, resumed from the newest checkpoint, and run to its end.
 
-    `fit` is a thin layer over it. Whoever wants single steps, as a measurement does, calls `train_step`.
+    `fit` is a thin layer over it. Single steps, as for a measurement, are taken with `train_step`.
 
     Args:
-        plan: from `make_plan`.
-        directory: the run directory, which `fit` has claimed; nothing is written before the first checkpoint.
+        plan: what to train, from `training.plan.make_plan`.
+        directory: the run directory. `run` needs it claimed, as in `with directory.claimed(plan.config(), {})`.
         console: where progress is shown; None shows nothing.
 
     Attributes:
@@ -128,7 +128,7 @@ class Trainer:
         progress: the speed of `run`.
 
     Example:
-        >>> trainer = Trainer(make_plan("ResNet20", "digits"), Run("runs/digits"))
+        >>> trainer = Trainer(make_plan("ResNet20", "digits", overrides={"holdout": 100}), Run("runs/digits"))
         >>> loss, right = trainer.train_step(next(trainer.batches()))
         >>> trainer.evaluate_holdout()
         {'val_top1': 0.1, 'val_loss': 2.4}

@@ -245,17 +245,17 @@ def _info_flags(parser: Parser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    """Train a network by a paper's recipe; the same command again goes on where it stopped."""
+    """Train a network by a paper's recipe; the same command again resumes it."""
     overrides = dict(_assignment(text) for text in args.set)
     get_architecture(args.model.partition(":")[0])
     _load_tensorflow()
     from keras_convnets import training
 
     if args.dry_run or args.synthetic or args.input_only:
-        _rehearse(args, overrides)
+        _dry_run(args, overrides)
         return
     if args.run is None:
-        raise UserError("train got no --run; name the run directory to write or to go on with.")
+        raise UserError("train got no --run; name the run directory to write or to resume.")
     finished_before = training.Run(args.run).finished
     try:
         run = training.fit(
@@ -277,14 +277,14 @@ def _train(args: argparse.Namespace) -> None:
         print(f"run {run.path} is finished; next: {PROGRAM} evaluate {run.path}, or {PROGRAM} export {run.path}")
 
 
-def _rehearse(args: argparse.Namespace, overrides: dict[str, str]) -> None:
+def _dry_run(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Print what a training would be and take; nothing is written."""
-    from keras_convnets.training.dry_run import describe, rehearse
+    from keras_convnets.training.dry_run import describe, measure
     from keras_convnets.training.plan import make_plan
 
     plan = make_plan(args.model, args.dataset, args.recipe, overrides, args.data_dir, args.weights, sampled=True)
     # Asked for one alone, the other is not measured.
-    found = rehearse(plan, with_input=not args.synthetic, with_compute=not args.input_only)
+    found = measure(plan, with_input=not args.synthetic, with_compute=not args.input_only)
     rows = describe(plan, found)
     for name, text in rows:
         print(f"{name:<{max(len(name) for name, _ in rows)}}  {text}")
@@ -293,7 +293,7 @@ def _rehearse(args: argparse.Namespace, overrides: dict[str, str]) -> None:
 def _train_flags(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="MODEL", help="a name that models lists, or MODEL:WEIGHTS")
     _data_flags(parser, required=True)
-    parser.add_argument("--run", metavar="DIR", help="the run directory to write or to go on with")
+    parser.add_argument("--run", metavar="DIR", help="the run directory to write or to resume")
     parser.add_argument("--weights", metavar="WEIGHTS", help="what to start from: a name that info lists, or a file")
     parser.add_argument("--recipe", help="default: finetune with weights, else that of the network's paper")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field of the recipe")

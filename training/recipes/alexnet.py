@@ -39,7 +39,7 @@ class AlexNet(Photographs, DividedOnPlateaus):
     epochs: float | None = option(90, "length in passes over the training images", low=0)
     weight_decay: float = option(5e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("kernels", "which weights decay: all, or kernels", choices=("all", "kernels"))
-    holdout: float = option(0.04, "training images held out to see the plateau: a number, or a share below 1", low=0)
+    holdout: float = option(0.04, "training images held out to see the plateau: a number, or a fraction below 1", low=0)
     colour_shift: float = option(0.1, "standard deviation of the shift along the colours' principal components", low=0)
 
     def base_learning_rate(self) -> float:

@@ -75,21 +75,23 @@ class Recipe:
     nesterov: bool = option(False, "Nesterov's form of the momentum")
     weight_decay: float = option(0.0, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("all", "which weights decay: all, or kernels", choices=("all", "kernels"))
-    holdout: float = option(0, "training images held out to choose the best epoch: a number, or a share below 1", low=0)
+    holdout: float = option(
+        0, "training images held out to choose the best epoch: a number, or a fraction below 1", low=0
+    )
     image_size: int | None = option(None, "side of the square input; none: the data's own size", low=1)
     schedule: str = option("paper", "of the learning rate: paper, cosine or one_cycle", choices=SCHEDULES)
-    warmup_share: float = option(0.0, "share of the run in which the rate rises", low=0, high=0.9)
-    label_smoothing: float = option(0.0, "share of the target that all classes divide between them", low=0, high=0.9)
+    warmup_share: float = option(0.0, "fraction of the run in which the rate rises", low=0, high=0.9)
+    label_smoothing: float = option(0.0, "fraction of the target spread evenly over all classes", low=0, high=0.9)
     clip_norm: float | None = option(None, "largest norm of the whole gradient; none: any", low=1e-9)
-    ema: float | None = option(None, "most decay a step of the weights' average, the final network", low=0, below=1)
+    ema: float | None = option(None, "largest decay a step of the weights' average, the final network", low=0, below=1)
     precision: str = option("float32", "of the network's computations", choices=PRECISIONS)
     balanced: bool = option(False, "draw every class equally often")
-    broken_images: float = option(0.05, "share of a split's images that may be unreadable", low=0, high=1)
+    broken_images: float = option(0.05, "fraction of a split's images that may be unreadable", low=0, high=1)
     seed: int = option(0, "of initialisation, order and augmentation", low=0, high=2**31 - 1)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = _settled(field, _hints(type(self))[field.name], getattr(self, field.name))
+            value = _checked(field, _hints(type(self))[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if (self.iterations is None) == (self.epochs is None) and (self.iterations or not self.has_length):
             raise UserError(
@@ -206,7 +208,7 @@ class Recipe:
 
     @property
     def reads_photographs(self) -> bool:
-        """Whether each image is cropped from its encoded file, by `read`, instead of from the plain view."""
+        """Whether each image is cropped from its encoded file, by `read`, instead of resized and centre-cropped."""
         return False
 
     def read(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
@@ -225,16 +227,16 @@ class Recipe:
         Args:
             data: says whether flips keep labels.
             preprocessing: what the network's first layer does.
-            sample: gives training images in the plain view, for what is computed from them.
+            sample: gives training images, resized and centre-cropped, for what is computed from them.
         """
         return lambda images, seed: tf.cast(images, tf.float32)
 
     def for_network(self, depth: int) -> Recipe:
-        """Return the recipe with what it makes depend on the network settled."""
+        """Return the recipe with the fields resolved that depend on the network."""
         return self
 
     def for_data(self, train_images: int) -> Recipe:
-        """Return the recipe with what it makes depend on the number of training images settled."""
+        """Return the recipe with the fields resolved that depend on the number of training images."""
         return self
 
 
@@ -267,7 +269,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _settled(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     """Return a field's value as plain Python; refuse one of another type or outside the field's range."""
     rules = field.metadata
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

@@ -47,7 +47,9 @@ class GoogLeNet(Photographs):
     epochs: float | None = option(64, "length in passes over the training images", low=0)
     weight_decay: float = option(2e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("kernels", "which weights decay: all, or kernels", choices=("all", "kernels"))
-    ema: float | None = option(0.9999, "most decay a step of the weights' average, the final network", low=0, below=1)
+    ema: float | None = option(
+        0.9999, "largest decay a step of the weights' average, the final network", low=0, below=1
+    )
     auxiliary: float = option(0.3, "weight of each auxiliary classifier's loss; 0: none of them", low=0)
     drop_factor: float = option(
         0.96, "what the learning rate is multiplied by at every eighth of the run", low=0, high=1

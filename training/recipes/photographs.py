@@ -18,7 +18,7 @@ from keras_convnets.training.recipes.base import Augmentation, Recipe, option
 from keras_convnets.training.schedules import Curve, EvenDivision, Plateau
 from keras_convnets.training.seeds import folded
 
-# How many images are looked at together for means and colour components.
+# Images in a batch, when channel means and colour components are measured.
 SAMPLE_BATCH = 64
 
 
