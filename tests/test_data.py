@@ -232,7 +232,7 @@ def test_broken_images_are_left_out_and_named_up_to_a_share(folder, caplog):
     truncate(folder / "green" / "2.png")
     with pytest.raises(UserError, match=r"1 of the 10 images of split train .*green/2.png: truncated.*data verify"):
         load_dataset(folder).at_size(8, 8)
-    with pytest.raises(UserError, match=r"a share of 0.09 may be"):
+    with pytest.raises(UserError, match=r"a fraction of 0.09 may be"):
         load_dataset(folder).without_broken(0.09)
     assert not caplog.records
     data, broken = load_dataset(folder).without_broken(0.1)
@@ -309,8 +309,8 @@ def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeyp
             kept_components(again.at_size(View.of_size(16, 16), 0))
 
 
-def test_a_rehearsal_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch):
-    monkeypatch.setattr(plan, "REHEARSED_IMAGES", 4)
+def test_a_dry_run_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch):
+    monkeypatch.setattr(plan, "DRY_RUN_IMAGES", 4)
     monkeypatch.setattr(cached_passes, "KEPT_FROM", 10**9)
     told = {}
     with cached_passes.reporting(lambda doing, done, total: told.update({(doing, total): done})):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from keras_convnets.training.recipes import Recipe as Recipe
     from keras_convnets.training.recipes import get_recipe as get_recipe
     from keras_convnets.training.run import Run as Run
+    from keras_convnets.training.trainer import Trainer as Trainer
     from keras_convnets.training.trainer import fit as fit
 
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "Recipe": "recipes",
     "Run": "run",
+    "Trainer": "trainer",
     "evaluate": "evaluation",
     "fit": "trainer",
     "get_recipe": "recipes",

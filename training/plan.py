@@ -1,4 +1,4 @@
-"""What a training is to be, settled before anything is built or written."""
+"""The plan of a training: names, fields, input size and splits, resolved before anything is built or written."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from keras_convnets.weights.loading import Weights, find_weights
 # Channel means and colour components are those of so many training images, evenly taken; more change no digit that
 # matters and take hours on ImageNet.
 SAMPLED_IMAGES = 10_000
-# A rehearsal looks at so many images of each split.
-REHEARSED_IMAGES = 2_000
-# Arguments of builders that a training settles, and by what.
-SETTLED = {
+# A dry run looks at so many images of each split.
+DRY_RUN_IMAGES = 2_000
+# Arguments of builders that a training determines, and by what.
+DETERMINED = {
     "classes": "it is the number of the data set's classes",
     "input_shape": "the data and the recipe give it: set image_size of the recipe, as in --set image_size=224",
     "auxiliary": "the recipe googlenet gives it: set auxiliary of the recipe, as in --set auxiliary=0.3",
@@ -36,16 +36,16 @@ SETTLED = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that is settled but not begun.
+    """A training that is resolved but not begun.
 
     Attributes:
         model: the network.
-        recipe: with everything settled that depends on the network and the data.
-        data: the holdout split off, and every split that is looked at plainly at the network's input size.
+        recipe: with the fields resolved that depend on the network and the data.
+        data: the holdout split off; every split that is resized and centre-cropped is at the network's input size.
         view: how an image becomes an input in evaluation.
         weights: what the network starts from, or None.
         broken: images that can't be read and are left out: (split, file, reason).
-        sizes: number of images of each split where `data` holds a sample of them, as for a rehearsal.
+        sizes: number of images of each split where `data` holds a sample of them, as for a dry run.
     """
 
     model: ModelSpec
@@ -77,7 +77,7 @@ class Plan:
         return (*self.view.crop, 3)
 
     def sample(self) -> SizedSplit:
-        """Return training images resized and centre cropped, some evenly taken ones where there are very many."""
+        """Return training images, resized and centre-cropped; evenly spaced ones where there are very many."""
         train = self.data.split("train")
         if train.size > SAMPLED_IMAGES:
             train = train.subset(np.arange(SAMPLED_IMAGES) * train.size // SAMPLED_IMAGES)
@@ -106,15 +106,15 @@ class Plan:
 def make_plan(
     model: str | ModelSpec,
     dataset: str | os.PathLike | DataSet,
-    recipe: str | Recipe | None,
-    overrides: dict[str, Any] | None,
-    data_dir: str | os.PathLike | None,
+    recipe: str | Recipe | None = None,
+    overrides: dict[str, Any] | None = None,
+    data_dir: str | os.PathLike | None = None,
     weights: Any = None,
     sampled: bool = False,
 ) -> Plan:
-    """Settle names, fields, input size and splits; nothing is built or written. Arguments as of `fit`.
+    """Resolve names, fields, input size and splits; nothing is built or written. Arguments as of `fit`.
 
-    With `sampled` at most `REHEARSED_IMAGES` of each split are looked at: nothing passes over all of them.
+    With `sampled` at most `DRY_RUN_IMAGES` of each split are looked at: nothing passes over all of them.
     """
     name, named = split_weights(model) if isinstance(model, str) else (model, None)
     spec = ModelSpec.of(name)
@@ -135,20 +135,20 @@ def make_plan(
     view = _view(settled, spec, data, found)
     kept = {"train": data.split("train")} if settled.reads_photographs else {}
     # What would not fit into memory as a whole is not measured from memory either.
-    share = sum(split.size for split in data.splits.values()) / sum(sizes.values()) if sampled else 1.0
-    sized = data.in_view(view, int(MEMORY_LIMIT * share), leaving=kept)
+    fraction = sum(split.size for split in data.splits.values()) / sum(sizes.values()) if sampled else 1.0
+    sized = data.in_view(view, int(MEMORY_LIMIT * fraction), leaving=kept)
     return Plan(spec, settled, sized, view, found, tuple(broken), sizes if sampled else None)
 
 
 def _check_own_arguments(model: ModelSpec) -> None:
-    """Refuse arguments of a network that data, recipe and weights settle.
+    """Refuse arguments of a network that data, recipe and weights determine.
 
     Raises:
         UserError: the sentence says where the argument comes from.
     """
     for key in model.arguments:
-        if key in SETTLED or key in COMMON:
-            why = SETTLED.get(key, "training takes the whole classifier: leave it out")
+        if key in DETERMINED or key in COMMON:
+            why = DETERMINED.get(key, "training takes the whole classifier: leave it out")
             raise UserError(f"{key} can't be set on a network that is to be trained; {why}.")
 
 
@@ -156,7 +156,7 @@ def _sample(data: DataSet) -> DataSet:
     """Return some images of each split: evenly taken, of records the first, which are read one after the other."""
 
     def positions(split: Split) -> np.ndarray:
-        count = min(split.size, REHEARSED_IMAGES)
+        count = min(split.size, DRY_RUN_IMAGES)
         return np.arange(count) if isinstance(split, StreamSplit) else np.arange(count) * split.size // count
 
     return replace(data, splits={name: split.subset(positions(split)) for name, split in data.splits.items()})
@@ -165,7 +165,7 @@ def _sample(data: DataSet) -> DataSet:
 def _hold_out_of_sample(
     whole: DataSet, sample: DataSet, holdout: float, sizes: dict[str, int]
 ) -> tuple[DataSet, dict[str, int]]:
-    """Hold the share of a sample out that is held out of all images, and return all splits' own sizes with it."""
+    """Hold out of a sample the fraction that is held out of all images; return it with all splits' own sizes."""
     images = sizes["train"]
     count = round(holdout if holdout >= 1 else holdout * images)
     if not holdout or not 0 < count < images:

@@ -68,9 +68,9 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path,
 
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    # Shares of the true class, so that rare classes are seen as well as common ones.
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # Fractions of the true class, so that rare classes are seen as well as common ones.
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="answer", ylabel="truth")
     axes.set_title(_label(title), parse_math=False)
     if classes <= MOST_NAMED:
@@ -80,7 +80,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path,
         axes.set_yticks(range(classes), labels, parse_math=False)
     if classes <= MOST_NUMBERED:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if fractions[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
     _save(figure, path)
 

@@ -69,12 +69,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _dry_run(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     """Print what a training would be and take; nothing is written."""
-    from keras_convnets.training.dry_run import describe, rehearse
+    from keras_convnets.training.dry_run import describe, measure
     from keras_convnets.training.plan import make_plan
 
     plan = make_plan(args.model, args.dataset, args.recipe, overrides, args.data_dir, args.weights, sampled=True)
     # Asked for one alone, the other is not measured.
-    found = rehearse(plan, with_input=not args.synthetic, with_compute=not args.input_only)
+    found = measure(plan, with_input=not args.synthetic, with_compute=not args.input_only)
     rows = describe(plan, found)
     for name, text in rows:
         print(f"{name:<{max(len(name) for name, _ in rows)}}  {text}")

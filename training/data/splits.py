@@ -74,8 +74,8 @@ class Split(abc.ABC):
     def encoded_shuffled(self, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
         """Return an endless stream of single images as they are encoded, each of them once an epoch.
 
-        The order is a function of the seed and the epoch alone, so that a resumed run goes on with just the images
-        the unbroken one would have seen next.
+        The order is a function of the seed and the epoch alone, so that a resumed run sees just the images that
+        the uninterrupted one would have seen next.
 
         Args:
             seed: of the permutations.
@@ -494,7 +494,7 @@ def _file_state(path: Path) -> str:
 
 
 def held_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose `count` positions, evenly spaced within each class, each class by its share.
+    """Choose `count` positions, evenly spaced within each class, each class by its fraction.
 
     Args:
         labels: integers [n].
