@@ -4,9 +4,9 @@
 
 Each recipe trains its paper's network for some steps on the folder of photographs, the CIFAR recipes on random images
 of 32x32. Printed and appended to results/input_wait.csv: that fraction, the training's images/s, and the images/s of
-input alone and of the step alone, as `train --dry_run` measures them. Batches are small where a step of the paper's size
-would take a CPU a minute; the fraction hardly depends on it. With weights, those of a GoogLeNet, `finetune` is measured
-too.
+input alone and of the step alone, as `train --dry_run` measures them. Batches are small where a step of the paper's
+size would take a CPU a minute; the fraction hardly depends on it. With weights, those of a GoogLeNet, `finetune` is
+measured too.
 """
 
 from __future__ import annotations

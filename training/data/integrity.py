@@ -124,8 +124,8 @@ def check_fraction(split: str, size: int, broken: Sequence[BrokenImage], fractio
         raise UserError(
             f"{len(broken)} of the {size} images of split {split} can't be read ({first}"
             f"{'; ...' if len(broken) > 3 else ''}), and a fraction of {fraction:g} may be; mend or remove them, allow "
-            "more with broken_images, or run keras-convnets data verify FOLDER --quarantine, which lists them all and has "
-            "them left out."
+            "more with broken_images, or run keras-convnets data verify FOLDER --quarantine, which lists them all and "
+            "has them left out."
         )
     for image in broken:
         log.warning("left out of %s: %s (%s)", split, printable(image.file), image.reason)

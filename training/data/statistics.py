@@ -41,8 +41,9 @@ def data_statistics(data: DataSet | Survey, progress: Callable[[int, int], None]
         "images", "broken" and, where images decode, "classes" (name -> count), "empty", "tiny" and "extreme" (names of
         classes without images, of images whose shorter side is below 16 pixels, and of those more than ten times as
         long as wide), "class_counts", "width" and "height" in pixels (each min, median, max), "formats" (name ->
-        fraction of the images), "mean" and "std" of the channels RGB in 0-255, "components" (principal components of the pixels
-        scaled to 0-1, one a row, that of the largest variance first) and "eigenvalues" (their variances); "identical",
+        fraction of the images), "mean" and "std" of the channels RGB in 0-255, "components" (principal components of
+        the pixels scaled to 0-1, one a row, that of the largest variance first) and "eigenvalues" (their variances);
+        "identical",
         groups of images with the same pixels; "similar", groups of others whose 8 x 8 average hash is the same, which
         are worth a look. A group is a list of [split, image].
     """
