@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from keras_convnets.export.client import Client as Client
-    from keras_convnets.export.formats.loading import load as load
+    from keras_convnets.export.loading import load as load
     from keras_convnets.export.publishing import publish as publish
 
-_HOMES = {"Client": "client", "load": "formats.loading", "publish": "publishing"}
+_HOMES = {"Client": "client", "load": "loading", "publish": "publishing"}
 __all__ = list(_HOMES)
 
 

@@ -20,7 +20,7 @@ from memory import peak_of
 from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, ResNet1202, export, model_info, training
 from keras_convnets.errors import UserError
 from keras_convnets.export import model_config
-from keras_convnets.export.formats import artifacts
+from keras_convnets.export.formats.format import Artifact
 from keras_convnets.weights.assignment import leaves
 
 # Sums in another order, in float32; the same bound the exporter holds itself to.
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path, arguments, se
 
 
 def test_a_mismatch_publishes_nothing(tmp_path, monkeypatch, verified_here):
-    monkeypatch.setattr(artifacts, "FLOAT32_TOLERANCE", -1.0)
+    monkeypatch.setattr(Artifact, "tolerance", lambda artifact, trained: -1.0)
     with pytest.raises(RuntimeError, match="differs from Keras by .* nothing is published"):
         export.publish(CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3), name="plain", to=tmp_path)
     assert not list((tmp_path / "plain").iterdir())

@@ -17,7 +17,8 @@ import numpy as np
 from keras_convnets import tensorflow_errors
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
-from keras_convnets.export.repository import EXTRA, ONNX
+from keras_convnets.export.formats.onnx import FILE as ONNX
+from keras_convnets.export.repository import EXTRA
 from keras_convnets.export.serving.admission import Admission
 from keras_convnets.export.serving.batching import Batching, graph_of
 from keras_convnets.export.serving.concurrency import Turns

@@ -8,8 +8,8 @@ from typing import Any
 
 from keras_convnets.export.serving.engine import Engine
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
+from keras_convnets.export.warmup import PLACE
 
-PLACE = Path("assets.extra", "tf_serving_warmup_requests")
 MOST_RECORDS = 1000
 
 
