@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
-from keras_convnets.export.formats import VERSION_FORMAT, format_of_file
+from keras_convnets.export.formats import VERSION_FORMAT, format_of_file, get_format
 from keras_convnets.export.repository import EXTRA, SAVED_MODEL, version_folders
 from keras_convnets.files import path_text
 from keras_convnets.prediction import Classifier
@@ -42,4 +42,4 @@ def load(path: str | os.PathLike) -> Classifier:
         path = found[max(found)]
     if not (path / SAVED_MODEL).is_file():
         raise UserError(f"{path} is not an exported version (no {SAVED_MODEL}); give <repository>/<model>/<version>.")
-    return VERSION_FORMAT.load(path, ModelCard.read(path / EXTRA))
+    return get_format(VERSION_FORMAT).load(path, ModelCard.read(path / EXTRA))

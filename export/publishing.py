@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_convnets.card import ModelCard, card_of_model
-from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.errors import UserError
 from keras_convnets.export import model_config
-from keras_convnets.export.formats import DEFAULT_FORMATS, FORMATS, VERSION_FORMAT
+from keras_convnets.export.formats import DEFAULT_FORMATS, FORMATS, VERSION_FORMAT, get_format
 from keras_convnets.export.formats.format import Format, Job, check_layout
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.repository import EXTRA, new_version
@@ -106,12 +106,10 @@ def _place(temporary: Path, to: str | os.PathLike, name: str, version: int | Non
 
 def _chosen(formats: Sequence[str]) -> list[Format]:
     """Return the formats of these names and those that they require, in the order in which they are written."""
-    names = {VERSION_FORMAT.name}
+    names = {VERSION_FORMAT}
     for wanted in formats:
-        if wanted not in FORMATS:
-            raise unknown_name("format", wanted, tuple(FORMATS))
-        names.update((wanted, *FORMATS[wanted].requires))
-    return [form for form in FORMATS.values() if form.name in names]
+        names.update((wanted, *get_format(wanted).requires))
+    return [get_format(name) for name in FORMATS if name in names]
 
 
 def _opened(place: Path) -> tuple[keras.Model, ModelCard]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.export.formats import FORMATS
+from keras_convnets.export.formats import all_formats
 from keras_convnets.export.formats.format import Artifact
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.samples import Samples
@@ -162,7 +162,7 @@ def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
     images = np.load(exchange / "images.npy")
     exact = images[np.arange(max(BATCHES)) % len(images)]
     encoded = [(exchange / f"{position}.encoded").read_bytes() for position in range(max(BATCHES))]
-    chosen = ((form, artifact) for form in FORMATS.values() for artifact in form.artifacts if artifact.key in keys)
+    chosen = ((form, artifact) for form in all_formats() for artifact in form.artifacts if artifact.key in keys)
     for form, artifact in chosen:
         for way, predict in _ways(form.load(folder / artifact.file, None)).items():
             name = f"{artifact.key}:{way}" if way else artifact.key

@@ -19,7 +19,7 @@ from memory import peak_of
 
 from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, ResNet1202, export, model_info, training
 from keras_convnets.errors import UserError
-from keras_convnets.export import model_config
+from keras_convnets.export import formats, model_config
 from keras_convnets.export.formats.format import Artifact
 from keras_convnets.weights.assignment import leaves
 
@@ -146,6 +146,29 @@ def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path, arguments, se
     with pytest.raises(UserError, match=sentence):
         export.publish(model, to=tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_format_is_a_file_and_a_row():
+    """Each module of the folder that holds a format is listed once, behind those whose files its writer reads."""
+    folder = Path(formats.__file__).parent
+    assert sorted(formats.FORMATS.values()) == sorted(
+        path.stem for path in folder.glob("*.py") if "\nFORMAT = " in path.read_text()
+    )
+    found = dict(zip(formats.FORMATS, formats.all_formats(), strict=True))
+    keys = [artifact.key for form in found.values() for artifact in form.artifacts]
+    assert len(set(keys)) == len(keys) and formats.VERSION_FORMAT in found
+    for place, form in enumerate(found.values()):
+        assert set(form.requires) <= set(list(found)[:place])
+        assert {Path(artifact.file).suffix for artifact in form.artifacts} == {form.suffix}
+
+
+def test_the_names_of_formats_need_no_runtime():
+    code = (
+        "import sys; from keras_convnets.export import formats; from keras_convnets.export.formats import format; "
+        "formats.all_formats(); "
+        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'onnx', 'onnxruntime')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_mismatch_publishes_nothing(tmp_path, monkeypatch, verified_here):

@@ -79,7 +79,6 @@ class Format:
     """One of the formats that a network is exported in.
 
     Attributes:
-        name: what `--formats` calls it.
         artifacts: what it puts into a version.
         write: writes one of its artifacts into a version's folder.
         load: loads an artifact by its path; the card is what is known of it, None to look for it. The classifier's
@@ -88,7 +87,6 @@ class Format:
         requires: the formats that its writer reads in the same folder, by name.
     """
 
-    name: str
     artifacts: tuple[Artifact, ...]
     write: Callable[[Job, Artifact, Path], None]
     load: Callable[[Path, ModelCard | None], Classifier]

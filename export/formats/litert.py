@@ -148,4 +148,4 @@ def _write(job: Job, artifact: Artifact, folder: Path) -> None:
     write_litert(job.network, job.card, folder / artifact.file, artifact.precision, job.calibration)
 
 
-FORMAT = Format("litert", ARTIFACTS, _write, load_litert, suffix=".tflite")
+FORMAT = Format(ARTIFACTS, _write, load_litert, suffix=".tflite")

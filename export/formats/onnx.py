@@ -122,7 +122,6 @@ def _write(job: Job, artifact: Artifact, folder: Path) -> None:
 
 
 FORMAT = Format(
-    "onnx",
     (Artifact("onnx", FILE, "onnxruntime", "float32", FLOAT32_TOLERANCE),),
     _write,
     load_onnx,

@@ -10,9 +10,7 @@ import numpy as np
 
 from keras_convnets.errors import UserError
 from keras_convnets.export.formats.format import INT8_TOLERANCE, Artifact, Format, Job
-from keras_convnets.export.formats.onnx import FILE as FLOAT32_FILE
-from keras_convnets.export.formats.onnx import FORMAT as FLOAT32_FORMAT
-from keras_convnets.export.formats.onnx import load_onnx
+from keras_convnets.export.formats.onnx import FILE, load_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -147,14 +145,13 @@ def _square_roots(x: str, result: str, name: str) -> list[onnx.NodeProto]:
 
 
 def _write(job: Job, artifact: Artifact, folder: Path) -> None:
-    quantize_onnx(folder / FLOAT32_FILE, folder / artifact.file, job.calibration)
+    quantize_onnx(folder / FILE, folder / artifact.file, job.calibration)
 
 
 FORMAT = Format(
-    "int8",
     (Artifact("onnx int8", "model.int8.onnx", "onnxruntime", "int8", INT8_TOLERANCE),),
     _write,
     load_onnx,
     suffix=".onnx",
-    requires=(FLOAT32_FORMAT.name,),
+    requires=("onnx",),
 )

@@ -154,7 +154,6 @@ def _write(job: Job, artifact: Artifact, folder: Path) -> None:
 
 
 FORMAT = Format(
-    "saved_model",
     (Artifact("saved_model", "", "tensorflow", "float32", FLOAT32_TOLERANCE),),
     _write,
     load_saved_model,
