@@ -33,7 +33,7 @@ def test_the_wheel_holds_the_rooms_and_nothing_else(wheel):
         "keras_convnets/py.typed",
         "keras_convnets/imagenet_classes.txt",
         "keras_convnets/training/trainer.py",
-        "keras_convnets/export/serving/rest.py",
+        "keras_convnets/export/serving/rest/app.py",
     } <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert len(tops) == 2 and "keras_convnets" in tops  # the package and its dist-info

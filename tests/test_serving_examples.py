@@ -29,7 +29,7 @@ from tensorflow_serving.apis import (  # noqa: E402
 )
 
 from keras_convnets.export.serving import classify_regress  # noqa: E402
-from keras_convnets.export.serving.engine import SavedModelEngine  # noqa: E402
+from keras_convnets.export.serving.engines.saved_model import SavedModelEngine  # noqa: E402
 
 
 @pytest.fixture(scope="module")

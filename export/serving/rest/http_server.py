@@ -1,5 +1,5 @@
-"""uvicorn's HTTP protocol, mended: limits for headers that do not come or do not end, for connections, for requests
-sent without waiting and for answers that nobody takes; and no upgrades.
+"""uvicorn in a thread, with its HTTP protocol mended: limits for headers that do not come or do not end, for
+connections, for requests sent without waiting and for answers that nobody takes; and no upgrades.
 
 A client that offers HTTP/2 (`curl --http2`, Java's HttpClient) sends "Upgrade: h2c" with its request, which an HTTP/1.1
 server ignores. uvicorn's parser takes it for the end of HTTP instead, and the body would be lost.
@@ -12,9 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import threading
+from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+# Between two requests on a connection.
+KEEP_ALIVE_SECONDS = 75
 HEADER_SECONDS = 30.0
 MAX_HEADER_BYTES = 2**16
 # Requests on one connection that wait for the answer to the one before.
@@ -150,3 +156,47 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             # The request before is still being answered.
             self._start_timer()
+
+
+class RestServer:
+    """uvicorn, in a thread, on a socket that is bound already.
+
+    Args:
+        app: the ASGI application.
+        bound: the socket; it is made to listen by `start` and closed by `stop`.
+        max_connections: at a time; 0 for any number.
+    """
+
+    def __init__(self, app: Any, bound: socket.socket, max_connections: int = 0):
+        protocol = type("Protocol", (LimitedProtocol,), {"max_connections": max_connections})
+
+        self._socket = bound
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            log_level="warning",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+        self._config = config
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [bound]}, name="rest-server", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start to answer."""
+        self._thread.start()
+
+    def stop(self, grace_seconds: float) -> None:
+        """Take no more requests and return when those under way are answered, or when the grace is over."""
+        self._config.timeout_graceful_shutdown = grace_seconds
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join(grace_seconds + 5)
+        self._socket.close()

@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
-from keras_convnets.export.serving.dtypes import NAMES, NUMBERS, TensorInfo, dtype_name
-from keras_convnets.export.serving.limits import NO_LIMITS, Limits
+from keras_convnets.export.serving.admission.limits import NO_LIMITS, Limits
+from keras_convnets.export.serving.signatures import NAMES, NUMBERS, TensorInfo, dtype_name
 from keras_convnets.export.serving.status import invalid_argument
 
 # Fields whose wire form is the array's own memory: the field's number by type.

@@ -19,10 +19,11 @@ from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.export.formats.onnx import FILE as ONNX
 from keras_convnets.export.repository import EXTRA
-from keras_convnets.export.serving.admission import Admission
-from keras_convnets.export.serving.batching import Batching, graph_of
-from keras_convnets.export.serving.concurrency import Turns
-from keras_convnets.export.serving.engine import Engine, load_error, read_signature_defs, run_error
+from keras_convnets.export.serving.admission.admission import Admission
+from keras_convnets.export.serving.engines.engine import Engine, load_error, run_error
+from keras_convnets.export.serving.engines.saved_model import read_signature_defs
+from keras_convnets.export.serving.scheduling.batching import graph_of
+from keras_convnets.export.serving.scheduling.scheduler import Scheduler
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 from keras_convnets.images import resizing
 from keras_convnets.weights.onnx_files import refuse_external_data
@@ -37,7 +38,7 @@ class OnnxEngine(Engine):
 
     Args:
         path: the version's directory.
-        scheduler: gives requests their turns.
+        scheduler: runs the requests; by default each by itself, a few at once.
         admission: bounds the pixels that are decoded at a time.
 
     Raises:
@@ -52,7 +53,7 @@ class OnnxEngine(Engine):
     def __init__(
         self,
         path: str | os.PathLike[str],
-        scheduler: Turns | Batching | None = None,
+        scheduler: Scheduler | None = None,
         admission: Admission | None = None,
     ):
         import onnxruntime

@@ -14,22 +14,23 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving.concurrency import Execute, Tensors, Turns, check_deadline
-from keras_convnets.export.serving.dtypes import NUMBERS
+from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimit
+from keras_convnets.export.serving.scheduling.deadline import check_deadline
+from keras_convnets.export.serving.scheduling.scheduler import Execute, Graph, Tensors
+from keras_convnets.export.serving.signatures import NUMBERS, Signature
 from keras_convnets.export.serving.status import Code, ServingError
-
-if TYPE_CHECKING:
-    from keras_convnets.export.serving.engine import Signature
 
 _log = logging.getLogger(__name__)
 
 # What TensorFlow's scheduler says of a request that it does not take, and of outputs that it can't divide.
 _FULL, _TOO_LARGE, _NOT_IN_ROWS = "batch scheduling queue", "maximum input batch size", "Batched output tensor"
+# Each takes a thread of its own.
+MOST_REQUESTS = 1000
 _numbers = itertools.count()
 
 
@@ -85,7 +86,7 @@ class BatchingParameters:
 
 
 class Batching:
-    """Lets the requests to a signature be run together.
+    """The scheduler that runs requests to a signature together.
 
     Args:
         parameters: how large batches become and how long they wait.
@@ -93,12 +94,17 @@ class Batching:
 
     def __init__(self, parameters: BatchingParameters):
         self.parameters = parameters
-        # What can't be run in a batch takes turns.
-        self.turns = Turns(parameters.num_batch_threads)
+        # What can't be run in a batch runs by itself.
+        self.alone = ConcurrencyLimit(parameters.num_batch_threads)
         self._name = f"keras_convnets_batching_{next(_numbers)}"
         self._free: collections.deque[str] = collections.deque()
 
-    def queue(self, execute: Execute, signature: Signature, graph: Callable[..., Mapping[str, Any]]) -> Execute:
+    @property
+    def requests_at_once(self) -> int:
+        """How many requests fill two batches, the one that runs and the one that is filled."""
+        return min(2 * self.parameters.max_batch_size, MOST_REQUESTS)
+
+    def queue(self, execute: Execute, signature: Signature, graph: Graph) -> Execute:
         """Return a function that runs requests together with others that come at the same time.
 
         Args:
@@ -107,7 +113,7 @@ class Batching:
             graph: does the same with tensors, by alias, inside a tf.function.
         """
         batched = _Queue(self, execute, signature, graph).run
-        return batched if _is_in_rows(signature) else self.turns.queue(execute)
+        return batched if _is_in_rows(signature) else self.alone.queue(execute)
 
     def queue_name(self, owner: object) -> str:
         """Return the name of a queue of TensorFlow's that nobody else has, as long as its owner lives.
@@ -150,7 +156,7 @@ class Batching:
 class _Queue:
     """The requests to one signature of one version."""
 
-    def __init__(self, batching: Batching, execute: Execute, signature: Signature, graph: Callable):
+    def __init__(self, batching: Batching, execute: Execute, signature: Signature, graph: Graph):
         self._batching = batching
         self._execute = execute
         self._signature = signature
@@ -168,14 +174,14 @@ class _Queue:
         # A batch is compiled for the shapes of the signature; others are run by themselves.
         if self._in_rows and all(info.fits(inputs[alias].shape) for alias, info in self._signature.inputs.items()):
             try:
-                outputs = self._compiled()(*(tf.constant(inputs[alias]) for alias in sorted(inputs)))
+                outputs = self._batched()(*(tf.constant(inputs[alias]) for alias in sorted(inputs)))
                 check_deadline()
                 return {alias: array.numpy() for alias, array in zip(self._signature.outputs, outputs, strict=True)}
             except (tf.errors.OpError, ValueError, TypeError) as error:
                 # One bad image must not spoil the answers of the others: each is run again by itself.
                 self._check(str(error))
                 always = True
-        with self._batching.turns.turn(always=always):
+        with self._batching.alone.slot(always=always):
             return self._execute(inputs)
 
     def _check(self, message: str) -> None:
@@ -186,7 +192,7 @@ class _Queue:
         if _NOT_IN_ROWS in message:
             self._in_rows = False
 
-    def _compiled(self) -> Callable:
+    def _batched(self) -> Callable:
         with self._lock:
             if self._together is None:
                 self._together = self._compile()
@@ -216,7 +222,7 @@ class _Queue:
         return together.get_concrete_function()
 
 
-def graph_of(execute: Execute, signature: Signature) -> Callable[..., Mapping[str, Any]]:
+def graph_of(execute: Execute, signature: Signature) -> Graph:
     """Return a function of tensors, by alias, that calls one of arrays, which must not use TensorFlow itself."""
     import tensorflow as tf
 

@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.export.repository import version_folders
-from keras_convnets.export.serving import configuration
-from keras_convnets.export.serving.engine import Engine, SavedModelEngine
-from keras_convnets.export.serving.names import printable
-from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
+from keras_convnets.export.serving.engines.engine import Engine
+from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
+from keras_convnets.export.serving.models import configuration
+from keras_convnets.export.serving.status import MAX_NAME, Code, ServingError, invalid_argument
 
 _log = logging.getLogger(__name__)
 
@@ -427,7 +428,7 @@ class Servables:
             version.in_use -= 1
             ended = self._end_if_idle(version)
         if ended:
-            _log.info("Unloaded version %d of model %s", version.number, printable(model))
+            _log.info("Unloaded version %d of model %s", version.number, printable(model, MAX_NAME))
 
     def _end_if_idle(self, version: _Version) -> bool:
         """Drop an unloading version's engine when no request uses it any more; called with the lock held."""
@@ -518,7 +519,7 @@ class Servables:
         except Exception as caught:
             error = caught
             if not isinstance(error, ServingError):
-                name = printable(model.name)
+                name = printable(model.name, MAX_NAME)
                 _log.exception("Loading version %d of model %s failed in a way that it should not", number, name)
                 error = ServingError(Code.UNKNOWN, f"{type(caught).__name__}: {caught}")
             with self._changed:
@@ -533,7 +534,7 @@ class Servables:
             version.attempts = 0
             version.state = State.AVAILABLE
             self._changed.notify_all()
-        _log.info("Loaded version %d of model %s", number, printable(model.name))
+        _log.info("Loaded version %d of model %s", number, printable(model.name, MAX_NAME))
         return None
 
     def _unload(self, model: _Model, version: _Version) -> None:
@@ -541,7 +542,7 @@ class Servables:
             version.state = State.UNLOADING
             ended = self._end_if_idle(version)
         if ended:
-            _log.info("Unloaded version %d of model %s", version.number, printable(model.name))
+            _log.info("Unloaded version %d of model %s", version.number, printable(model.name, MAX_NAME))
 
 
 def _does_not_load(model: _Model, number: int, error: ServingError) -> UserError:
@@ -553,7 +554,7 @@ def _does_not_load(model: _Model, number: int, error: ServingError) -> UserError
 
 def _log_failure(model: _Model, number: int, error: ServingError) -> None:
     message = printable(error.message, MAX_LOGGED)
-    _log.error("Loading version %d of model %s failed: %s", number, printable(model.name), message)
+    _log.error("Loading version %d of model %s failed: %s", number, printable(model.name, MAX_NAME), message)
 
 
 def _given_up(model: _Model) -> _Version | None:

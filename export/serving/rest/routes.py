@@ -11,12 +11,14 @@ import re
 from urllib.parse import unquote_to_bytes
 
 from keras_convnets.export.repository import MAX_VERSION
+from keras_convnets.export.serving.rest.verbs import STATUS, VERBS, Asked
 
+_POSTED = [name for name, verb in VERBS.items() if verb.runs_model]
+_GOT = [name for name, verb in VERBS.items() if not verb.runs_model and name != STATUS]
 _VERSION_OR_LABEL = r"(?:(?:/versions/([0-9]+))|(?:/labels/([^/:]+)))?"
-_POST = re.compile(rf"/v1/models/([^/:]+){_VERSION_OR_LABEL}:(classify|regress|predict)", re.IGNORECASE | re.DOTALL)
-_GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION_OR_LABEL}(?:/(metadata))?", re.IGNORECASE | re.DOTALL)
+_POST = re.compile(rf"/v1/models/([^/:]+){_VERSION_OR_LABEL}:({'|'.join(_POSTED)})", re.IGNORECASE | re.DOTALL)
+_GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION_OR_LABEL}(?:/({'|'.join(_GOT)}))?", re.IGNORECASE | re.DOTALL)
 _HANDLED = re.compile(r"/v1/.*", re.IGNORECASE)
-_VERBS = ("classify", "regress", "predict")
 
 
 class VersionOverflow(Exception):
@@ -33,20 +35,19 @@ class VersionOverflow(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """What a request asks for.
+    """What a request line asks for.
 
     Attributes:
-        action: "classify", "regress", "predict", "status" or "metadata"; "" for a verb that is not in lower case, which
-            is malformed but counts for the model.
-        model: the model's name, percent-decoded; "" when the URL names none.
-        version: the version number asked for, or None.
-        label: the version label asked for, percent-decoded, or None.
+        verb: its name in the table; "" where it matches nothing, or for a verb that is not in lower case, which is
+            malformed but counts for the model.
+        asked: the model.
     """
 
-    action: str
-    model: str
-    version: int | None = None
-    label: str | None = None
+    verb: str
+    asked: Asked
+
+
+NO_ROUTE = Route("", Asked(""))
 
 
 def is_handled(target: str) -> bool:
@@ -54,8 +55,8 @@ def is_handled(target: str) -> bool:
     return _HANDLED.fullmatch(target) is not None
 
 
-def parse(method: str, target: str) -> Route | None:
-    """Return what a request line asks for, or None when it matches nothing.
+def parse(method: str, target: str) -> Route:
+    """Return what a request line asks for.
 
     The pattern ignores case but the verb and "metadata" count in lower case only: `:PREDICT` is malformed and
     `/METADATA` asks for the status.
@@ -69,22 +70,22 @@ def parse(method: str, target: str) -> Route | None:
 
     Example:
         >>> parse("POST", "/v1/models/resnet50/versions/2:predict")
-        Route(action='predict', model='resnet50', version=2, label=None)
+        Route(verb='predict', asked=Asked(model='resnet50', version=2, label=None))
     """
     if method == "POST" and (match := _POST.fullmatch(target)):
         model, version, label, verb = match.groups()
-        action = verb if verb in _VERBS else ""
+        verb = verb if verb in VERBS else ""
     elif method == "GET" and (match := _GET.fullmatch(target)):
         model, version, label, subresource = match.groups()
-        action = "metadata" if subresource == "metadata" else "status"
+        verb = subresource if subresource in VERBS else STATUS
     else:
-        return None
+        return NO_ROUTE
     name = _decoded(model or "")
     # Python refuses to convert thousands of digits; twenty are enough to see that there are too many.
     number = int(version.lstrip("0")[:20] or "0") if version else None
     if number is not None and number > MAX_VERSION:
         raise VersionOverflow(name)
-    return Route(action, name, number, _decoded(label) if label else None)
+    return Route(verb, Asked(name, number, _decoded(label) if label else None))
 
 
 def _decoded(text: str) -> str:

@@ -8,12 +8,14 @@ from typing import Any
 
 from tensorflow_serving.apis import classification_pb2, inference_pb2, model_pb2, predict_pb2, regression_pb2
 
-from keras_convnets.export.serving import classify_regress, costs, tensor_protos
-from keras_convnets.export.serving.admission import Admission
-from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE
-from keras_convnets.export.serving.limits import NO_LIMITS, Limits
+from keras_convnets.export.serving import classify_regress
+from keras_convnets.export.serving.admission import costs
+from keras_convnets.export.serving.admission.admission import Admission
+from keras_convnets.export.serving.admission.limits import NO_LIMITS, Limits
 from keras_convnets.export.serving.metrics import Metrics
-from keras_convnets.export.serving.servables import Servable
+from keras_convnets.export.serving.models.servables import Servable
+from keras_convnets.export.serving.rpc import tensor_protos
+from keras_convnets.export.serving.signatures import DEFAULT_SIGNATURE
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"

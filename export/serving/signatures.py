@@ -1,12 +1,14 @@
-"""The tensor types, under the names that TensorFlow Serving prints, and what a signature says of a tensor."""
+"""What a signature takes and gives: its inputs and outputs, and the tensor types as TensorFlow Serving prints them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+
+from keras_convnets.export.serving.status import invalid_argument
 
 # DataType's numbers in TensorFlow's protocol buffers and the names that its messages print.
 NAMES = {
@@ -34,6 +36,7 @@ NAMES = {
     22: "uint32",
     23: "uint64",
 }
+DEFAULT_SIGNATURE = "serving_default"
 NUMBERS = {name: number for number, name in NAMES.items()}
 _FROM_NUMPY = {"float32": "float", "float64": "double", "float16": "half", "object": "string"}
 
@@ -82,6 +85,60 @@ class TensorInfo:
         return "?" if self.shape is None else f"[{','.join('?' if n is None else str(n) for n in self.shape)}]"
 
 
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """A way to call the model.
+
+    Attributes:
+        name: the signature's key.
+        inputs: the inputs by alias.
+        outputs: the outputs by alias, sorted.
+        defaults: values for inputs that a request may leave out, by alias.
+    """
+
+    name: str
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
+    defaults: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def check_input_names(self, names: Collection[str]) -> None:
+        """Check that the inputs that came are the signature's.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT, with what is missing and what is too much.
+        """
+        expected, sent = set(self.inputs), set(names)
+        extra, missing = sent - expected, expected - sent - set(self.defaults)
+        if len(sent) > len(expected) or (len(sent) < len(expected) and missing):
+            raise invalid_argument(
+                f"input size does not match signature: {len(sent)}!={len(expected)} "
+                f"len({{{_joined(sent)}}}) != len({{{_joined(expected)}}}). Sent extra: {{{_joined(extra)}}}. "
+                f"Missing but required: {{{_joined(expected - sent)}}}."
+            )
+        if missing or extra:
+            what, name = ("Signature input", min(missing)) if missing else ("Request's input", min(extra))
+            raise invalid_argument(
+                f"{what} {name} has no counterpart. Inputs expected to be in the set {{{_joined(expected)}}}."
+            )
+
+    def check_outputs(self, names: Collection[str]) -> None:
+        """Check the outputs that a request asks for.
+
+        Raises:
+            ServingError: INVALID_ARGUMENT for an unknown or a repeated one.
+        """
+        seen = set()
+        for name in names:
+            if name not in self.outputs:
+                raise invalid_argument(
+                    f"output tensor alias not found in signature: {name} "
+                    f"Outputs expected to be in the set {{{_joined(self.outputs)}}}."
+                )
+            if name in seen:
+                raise invalid_argument(f"duplicate output tensor alias: {name}")
+            seen.add(name)
+
+
 def dtype_name(array: np.ndarray) -> str:
     """Return TensorFlow's printed name for an array's type; object arrays hold strings.
 
@@ -92,3 +149,7 @@ def dtype_name(array: np.ndarray) -> str:
     if array.dtype.kind in "SU":
         return "string"
     return _FROM_NUMPY.get(array.dtype.name, array.dtype.name)
+
+
+def _joined(names: Collection[str]) -> str:
+    return ",".join(sorted(names))

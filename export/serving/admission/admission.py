@@ -1,4 +1,4 @@
-"""Who may work now: requests are let in, by what they will cost, before anything is made of them."""
+"""Admission: requests are let in by what they will cost, before anything is made of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from keras_convnets.export.serving import costs
-from keras_convnets.export.serving.concurrency import check_deadline, seconds_left
-from keras_convnets.export.serving.limits import Limits, TooLarge, too_large_text
+from keras_convnets.export.serving.admission import costs
+from keras_convnets.export.serving.admission.limits import Limits, TooLarge, too_large_text
+from keras_convnets.export.serving.scheduling.deadline import check_deadline, seconds_left
 from keras_convnets.export.serving.status import Code, ServingError
 
 # Requests of less are never held up: all that there are threads for need less than 300 MiB together.
 SMALL_BYTES = 2**21
-# A message that takes longer to come is given up where others wait for their turn to be received.
+# A message that takes longer to come is given up where others wait to be received.
 RECEIVE_SECONDS = 20.0
 
 
@@ -135,7 +135,7 @@ class Admission:
         Args:
             cancel: ends the call; used where the message does not come and others wait.
         """
-        return self._receivers.turn(cancel)
+        return self._receivers.place(cancel)
 
     def working(self, amount: int) -> contextlib.AbstractContextManager[None]:
         """Wait until a request that takes so many bytes to be read may be, and hold them."""
@@ -166,7 +166,7 @@ class _Receivers:
         self._condition = threading.Condition()
 
     @contextlib.contextmanager
-    def turn(self, cancel: Callable[[], object]) -> Iterator[None]:
+    def place(self, cancel: Callable[[], object]) -> Iterator[None]:
         if self._most is None:
             yield
             return
