@@ -634,7 +634,7 @@ BAD_BODIES = [
     ("  \n", "JSON Parse error: The document is empty. at offset: 3"),
     ("{,}", "JSON Parse error: Missing a name for object member. at offset: 1"),
     ('{"instances": [1, x]}', "JSON Parse error: Invalid value. at offset: 18"),
-    ('{"instances": nul}', "JSON Parse error: Invalid value. at offset: 17"),
+    ('{"instances": nul}', "JSON Parse error: Invalid value. at offset: 14"),
     ('{"instances" [1]}', "JSON Parse error: Missing a colon after a name of object member. at offset: 13"),
     ('{"instances": [1 2]}', "JSON Parse error: Missing a comma or ] after an array element. at offset: 17"),
     ('{"instances": [1]', "JSON Parse error: Missing a comma or } after an object member. at offset: 17"),

@@ -1,9 +1,11 @@
 """JSON text as TensorFlow Serving reads it, with its error messages.
 
-TensorFlow Serving parses with rapidjson's iterative parser, stops after the first value, and accepts NaN and
-Infinity. Python's own decoder reads the same documents and is much faster, so it goes first; what it refuses, and
-the few things it accepts and rapidjson does not, go through the small parser below, which either reads the text or
-says what is wrong and at which byte.
+TensorFlow Serving parses with rapidjson, stops after the first value, keeps the first of duplicate keys, accepts NaN
+and Infinity, and nests without a limit. Python's own decoder reads the same documents and goes first. What it refuses
+is read again here, value by value: containers in a loop, because the decoder would recurse into them, and strings and
+numbers by the decoder, after which what it accepts and rapidjson does not is refused: halves of surrogate pairs, which
+are no text that could be answered, and numbers beyond a double, which Python takes for infinity without a word. The
+texts of errors are rapidjson's; their offsets may differ by what is left of a word.
 """
 
 from __future__ import annotations
@@ -15,27 +17,31 @@ from typing import Any
 
 from keras_convnets.export.serving.status import ServingError, invalid_argument
 
-_BOM = b"\xef\xbb\xbf"
-_SPACE = re.compile(rb"[ \t\n\r]*")
-_PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
-_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:(\.)([0-9]*))?(?:([eE])[+-]?([0-9]*))?")
-_HEX4 = re.compile(rb"[0-9a-fA-F]{4}")
+_BOM = "\ufeff"
+_SPACE = re.compile(r"[ \t\n\r]*")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Escapes in a string, of which the last kind is half a surrogate pair.
+_ESCAPES = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]|u(?![dD][89a-fA-F])|[^u]|(?P<half>u))", re.DOTALL)
+# What begins the part of a number that is missing.
+_UNFINISHED = {".": "Miss fraction part in number.", "e": "Miss exponent in number.", "E": "Miss exponent in number."}
 # Maps every digit to 0 and the exponent's letter to e, after which numbers of a kind are found by plain searches.
 _NUMBER_KINDS = bytes.maketrans(b"123456789E", b"000000000e")
-_LITERALS = {
-    b"true": True,
-    b"false": False,
-    b"null": None,
-    b"NaN": math.nan,
-    b"Infinity": math.inf,
-    b"Inf": math.inf,
-    b"-Infinity": -math.inf,
-    b"-Inf": -math.inf,
+# As many digits are too many for a double, or nearly; Python converts no integer of thousands.
+_MOST_DIGITS = 300
+_SHORT_INFINITIES = re.compile(r"-?Inf(?!inity)")
+# What Python's messages begin with, and rapidjson's for the same.
+_REASONS = {
+    "Unterminated string": "Missing a closing quotation mark in string.",
+    "Invalid control character": "Invalid encoding in string.",
+    "Invalid \\escape": "Invalid escape character in string.",
+    "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
 }
-_ESCAPES = {b'"': '"', b"\\": "\\", b"/": "/", b"b": "\b", b"f": "\f", b"n": "\n", b"r": "\r", b"t": "\t"}
-_EMPTY = "The document is empty."
+_NO_COMMA = {
+    "]": "Missing a comma or ] after an array element.",
+    "}": "Missing a comma or } after an object member.",
+}
 _BAD_VALUE = "Invalid value."
+_TOO_BIG = "Number too big to be stored in double."
 _DUMP_LIMIT = 256
 
 
@@ -62,14 +68,14 @@ def parse(body: bytes) -> Any:
     """
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
-    start = len(_BOM) if body.startswith(_BOM) else 0
-    start = _SPACE.match(body, start).end()
+    text = body.decode("utf-8", "surrogateescape")
+    start = _SPACE.match(text, len(_BOM) if text.startswith(_BOM) else 0).end()
     if not _needs_care(body):
         try:
-            return _DECODER.raw_decode(body[start:].decode("utf-8", "surrogateescape"))[0]
+            return _DECODER.raw_decode(text, start)[0]
         except (ValueError, RecursionError):
             pass
-    return _Parser(body, start).parse()
+    return _Reader(text, start).read()
 
 
 def _needs_care(body: bytes) -> bool:
@@ -80,7 +86,7 @@ def _needs_care(body: bytes) -> bool:
     if b"\\" in body and _SURROGATE.search(body):
         return True
     kinds = body.translate(_NUMBER_KINDS)
-    return any(kind in kinds for kind in (b"e000", b"e+000", b"0" * 300))
+    return any(kind in kinds for kind in (b"e000", b"e+000", b"0" * _MOST_DIGITS))
 
 
 def dump(value: Any) -> str:
@@ -119,173 +125,101 @@ def _dump_into(value: Any, depth: int, parts: list[str]) -> None:
         parts.append(json.dumps(value))
 
 
-class _Parser:
-    """A parser without recursion: nesting costs heap, never the interpreter's stack."""
+class _Reader:
+    """Reads a text without recursion: nesting costs heap, never the interpreter's stack."""
 
-    def __init__(self, body: bytes, start: int):
-        self._body = body
+    def __init__(self, text: str, start: int):
+        self._text = text
         self._at = start
 
-    def parse(self) -> Any:
+    def read(self) -> Any:
         """Return the first value of the text."""
-        first = self._peek()
-        if first in (b"", b"\x00", b"}", b"]", b",", b":"):
-            raise self._error(_EMPTY)
-        if first not in (b"{", b"["):
-            return self._scalar()
-        root = self._open()
-        # Containers still open, innermost last. A key waits beside its object until its value is whole.
-        stack: list[tuple[list | dict, str | None]] = [(root, None)]
-        while stack:
-            container, key = stack.pop()
-            if isinstance(container, dict):
-                key = self._next_key(container)
-                if key is None:
-                    continue
-            elif not self._next_item(container):
+        if self._peek() in ("", "\0", "}", "]", ",", ":"):
+            raise self._error("The document is empty.")
+        root = self._value()
+        # Containers that are still open, innermost last.
+        opened = [root] if isinstance(root, (list, dict)) else []
+        is_first = True
+        while opened:
+            container = opened[-1]
+            closing = "]" if isinstance(container, list) else "}"
+            symbol = self._peek()
+            if symbol == closing:
+                self._at += 1
+                opened.pop()
+                is_first = False
                 continue
-            stack.append((container, key))
-            value = self._open() if self._peek() in (b"{", b"[") else self._scalar()
+            if not is_first:
+                if symbol != ",":
+                    raise self._error(_NO_COMMA[closing])
+                self._at += 1
             if isinstance(container, list):
+                value = self._value()
                 container.append(value)
             else:
+                key = self._key()
+                value = self._value()
                 container.setdefault(key, value)
-            if isinstance(value, (list, dict)):
-                stack.append((value, None))
-            self._first = isinstance(value, (list, dict))
+            is_first = isinstance(value, (list, dict))
+            opened += [value] if is_first else []
         return root
 
-    def _open(self) -> list | dict:
-        opened: list | dict = {} if self._peek() == b"{" else []
-        self._at += 1
-        self._first = True
-        return opened
-
-    def _next_item(self, container: list) -> bool:
-        """Move to the array's next element; False when the array is closed instead."""
-        symbol = self._peek()
-        if symbol == b"]":
-            return self._close()
-        if not self._first:
-            if symbol != b",":
-                raise self._error("Missing a comma or ] after an array element.")
-            self._at += 1
-        if self._peek() in (b",", b":", b"}", b"]"):
-            raise self._error(_BAD_VALUE)
-        return True
-
-    def _next_key(self, container: dict) -> str | None:
-        """Move to the object's next value and return its key; None when the object is closed instead."""
-        symbol = self._peek()
-        if symbol == b"}":
-            self._close()
-            return None
-        if not self._first:
-            if symbol != b",":
-                raise self._error("Missing a comma or } after an object member.")
-            self._at += 1
-        if self._peek() != b'"':
+    def _key(self) -> str:
+        if self._peek() != '"':
             raise self._error("Missing a name for object member.")
-        key = self._string()
-        if self._peek() != b":":
+        key = self._scalar()
+        if self._peek() != ":":
             raise self._error("Missing a colon after a name of object member.")
         self._at += 1
-        if self._peek() in (b",", b":", b"}", b"]"):
-            raise self._error(_BAD_VALUE)
         return key
 
-    def _close(self) -> bool:
-        self._at += 1
-        self._first = False
-        return False
-
-    def _peek(self) -> bytes:
-        self._at = _SPACE.match(self._body, self._at).end()
-        return self._body[self._at : self._at + 1]
-
-    def _error(self, text: str, at: int | None = None) -> ServingError:
-        return invalid_argument(f"JSON Parse error: {text} at offset: {self._at if at is None else at}")
+    def _value(self) -> Any:
+        """Return the value that comes next; of a container, an empty one whose members follow."""
+        symbol = self._peek()
+        if symbol in ("[", "{"):
+            self._at += 1
+            return [] if symbol == "[" else {}
+        return self._scalar()
 
     def _scalar(self) -> Any:
-        symbol = self._peek()
-        if symbol == b'"':
-            return self._string()
-        if symbol.isdigit():
-            return self._number()
-        for word, value in _LITERALS.items():
-            if self._body.startswith(word, self._at):
-                self._at += len(word)
-                return value
-        return self._number()
+        start = self._at
+        if short := _SHORT_INFINITIES.match(self._text, start):
+            self._at = short.end()
+            return float(short.group())
+        try:
+            value, self._at = _DECODER.raw_decode(self._text, start)
+        except json.JSONDecodeError as error:
+            reason = next((text for begin, text in _REASONS.items() if error.msg.startswith(begin)), _BAD_VALUE)
+            # Python gives where a string without an end begins.
+            raise self._error(reason, len(self._text) if "Unterminated" in error.msg else error.pos) from None
+        except ValueError:  # an integer of thousands of digits
+            raise self._error(_TOO_BIG, start) from None
+        if isinstance(value, str):
+            self._check_pairs(start)
+        elif isinstance(value, (int, float)) and self._text[self._at - 1].isdigit():
+            value = self._number(value, start)
+        return value
 
-    def _number(self) -> int | float:
-        match = _NUMBER.match(self._body, self._at)
-        if match is None:
-            raise self._error(_BAD_VALUE, self._bad_value_offset())
-        point, fraction, exponent, power = match.groups()
-        if point and not fraction:
-            raise self._error("Miss fraction part in number.", match.end(2))
-        if exponent and not power:
-            raise self._error("Miss exponent in number.", match.end())
-        text = match.group()
-        # Python converts no integer of thousands of digits; one that long is too big for a double anyway.
-        if not point and not exponent and len(text) < 300:
-            number: int | float = int(text)
-        else:
-            number = float(text)
-            if math.isinf(number):
-                raise self._error("Number too big to be stored in double.")
-        self._at = match.end()
-        return number
+    def _check_pairs(self, start: int) -> None:
+        """Check that the string which was just read has no half of a surrogate pair among its escapes."""
+        for escape in _ESCAPES.finditer(self._text, start, self._at):
+            if escape["half"]:
+                raise self._error("The surrogate pair in string is invalid.", escape.start())
 
-    def _bad_value_offset(self) -> int:
-        """Return where a word stops being the literal that it starts as."""
-        for word in _LITERALS:
-            if self._body[self._at : self._at + 1] == word[:1]:
-                common = 1
-                while self._body[self._at + common : self._at + common + 1] == word[common : common + 1]:
-                    common += 1
-                return self._at + common
-        return self._at
+    def _number(self, value: int | float, start: int) -> int | float:
+        """Return the number that was just read, if it is whole and a double can hold it."""
+        if reason := _UNFINISHED.get(self._text[self._at : self._at + 1]):
+            raise self._error(reason, self._at + 1)
+        if isinstance(value, int) and self._at - start >= _MOST_DIGITS:
+            value = float(self._text[start : self._at])
+        if isinstance(value, float) and math.isinf(value):
+            raise self._error(_TOO_BIG, start)
+        return value
 
-    def _string(self) -> str:
-        self._at += 1
-        parts: list[str] = []
-        while True:
-            plain = _PLAIN.match(self._body, self._at)
-            parts.append(plain.group().decode("utf-8", "surrogateescape"))
-            self._at = plain.end()
-            symbol = self._body[self._at : self._at + 1]
-            if symbol == b'"':
-                self._at += 1
-                return "".join(parts)
-            if symbol != b"\\":
-                missing = symbol in (b"", b"\x00")
-                raise self._error(
-                    "Missing a closing quotation mark in string." if missing else "Invalid encoding in string."
-                )
-            parts.append(self._escape())
+    def _peek(self) -> str:
+        self._at = _SPACE.match(self._text, self._at).end()
+        return self._text[self._at : self._at + 1]
 
-    def _escape(self) -> str:
-        symbol = self._body[self._at + 1 : self._at + 2]
-        if symbol in _ESCAPES:
-            self._at += 2
-            return _ESCAPES[symbol]
-        if symbol != b"u":
-            raise self._error("Invalid escape character in string.")
-        code, end = self._hex(self._at + 2)
-        if 0xD800 <= code <= 0xDFFF:
-            if code > 0xDBFF or self._body[end : end + 2] != b"\\u":
-                raise self._error("The surrogate pair in string is invalid.")
-            low, end = self._hex(end + 2)
-            if not 0xDC00 <= low <= 0xDFFF:
-                raise self._error("The surrogate pair in string is invalid.")
-            code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
-        self._at = end
-        return chr(code)
-
-    def _hex(self, at: int) -> tuple[int, int]:
-        match = _HEX4.match(self._body, at)
-        if match is None:
-            raise self._error("Incorrect hex digit after \\u escape in string.")
-        return int(match.group(), 16), match.end()
+    def _error(self, reason: str, at: int | None = None) -> ServingError:
+        before = self._text[: self._at if at is None else at].encode("utf-8", "surrogateescape")
+        return invalid_argument(f"JSON Parse error: {reason} at offset: {len(before)}")
