@@ -68,7 +68,7 @@ class Models:
         yield Servable(model, 1, self.engines[model])
 
     def status(self, model, version=None):
-        from keras_convnets.export.serving.models.servables import State, VersionStatus
+        from keras_convnets.export.serving.models.model import State, VersionStatus
         from keras_convnets.export.serving.status import Code, ServingError
 
         if model not in self.engines:

@@ -25,6 +25,8 @@ from keras_convnets.errors import UserError
 from keras_convnets.export.serving import ModelServer
 from keras_convnets.export.serving.admission.limits import Limits
 from keras_convnets.export.serving.rest import body as rest_body
+from keras_convnets.export.serving.rest import routes
+from keras_convnets.export.serving.rest.verbs import STATUS, VERBS, Asked
 from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimit
 from keras_convnets.export.serving.signatures import Signature, TensorInfo
 from keras_convnets.export.serving.status import Code, ServingError
@@ -598,6 +600,16 @@ def test_metadata_over_grpc(stubs):
     assert response.metadata["signature_def"].Unpack(signatures)
     assert signatures.signature_def["serving_default"].inputs["x"].name == "x:0"
     assert set(signatures.signature_def) == {"serving_default"}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_is_a_row_of_the_table(name):
+    """Each is reached by the one URL that its row gives it, and by the other method not at all."""
+    path = f"/v1/models/m/versions/2:{name}" if VERBS[name].runs_model else f"/v1/models/m/versions/2/{name}"
+    path = path.removesuffix(f"/{STATUS}")
+    method, other = ("POST", "GET") if VERBS[name].runs_model else ("GET", "POST")
+    assert routes.parse(method, path) == routes.Route(name, Asked("m", 2))
+    assert routes.parse(other, path) == routes.NO_ROUTE
 
 
 # Section 5: lookup
@@ -1182,7 +1194,8 @@ class FakeEngine:
 
 
 def test_a_version_in_use_is_unloaded_after_its_request(tmp_path):
-    from keras_convnets.export.serving.models.servables import Servables, State
+    from keras_convnets.export.serving.models.model import State
+    from keras_convnets.export.serving.models.servables import Servables
 
     (tmp_path / "1").mkdir()
     servables = Servables({"m": tmp_path}, load=FakeEngine)
@@ -1198,7 +1211,8 @@ def test_a_version_in_use_is_unloaded_after_its_request(tmp_path):
 
 
 def test_a_failed_load_is_tried_again_and_then_reported(tmp_path):
-    from keras_convnets.export.serving.models.servables import Servables, State
+    from keras_convnets.export.serving.models.model import State
+    from keras_convnets.export.serving.models.servables import Servables
 
     (tmp_path / "1").mkdir()
     options = {"max_num_load_retries": 1, "load_retry_interval_seconds": 0.0}

@@ -101,6 +101,22 @@ def test_at_most_so_many_run_and_so_many_wait():
     assert run(rows(1))["y"].tolist() == [2.0], "a full queue empties again"
 
 
+@pytest.mark.parametrize("scheduler, requests, rows_run", [
+    (ConcurrencyLimit(at_once=3), 3, {1}),
+    (Batching(BatchingParameters(max_batch_size=4, batch_timeout_micros=10**6)), 8, {4}),
+    (Batching(BatchingParameters(max_batch_size=4000)), 1000, {1}),
+], ids=["by itself", "in batches", "in large batches"])  # fmt: skip
+def test_what_a_scheduler_says_of_itself_and_does(scheduler, requests, rows_run):
+    model = Model()
+    run = queue(scheduler, model)
+    assert scheduler.requests_at_once == requests
+    count = max(rows_run)
+    with at_once(count) as pool:
+        answers = list(pool.map(lambda n: run(rows(n))["y"].tolist(), range(count)))
+    assert answers == [[2.0 * n] for n in range(count)]
+    assert set(model.runs) == rows_run
+
+
 def test_what_nobody_waits_for_any_more_is_not_run():
     model = Model()
     model.held.clear()

@@ -38,7 +38,8 @@ from tensorflow_serving.config import model_server_config_pb2  # noqa: E402
 
 from keras_convnets.export.serving import ModelServer, flag_files, warmup  # noqa: E402
 from keras_convnets.export.serving.models import configuration  # noqa: E402
-from keras_convnets.export.serving.models.servables import Servables, State  # noqa: E402
+from keras_convnets.export.serving.models.model import State  # noqa: E402
+from keras_convnets.export.serving.models.servables import Servables  # noqa: E402
 from keras_convnets.export.serving.rpc.server import make_server  # noqa: E402
 
 

@@ -81,12 +81,12 @@ def _converted(
 def _without_weights(infer: Any, inputs_as_nchw: Sequence[str]) -> onnx.ModelProto:
     """Convert a function that holds no weights: tf2onnx's `from_function`, but for copies of the graph.
 
-    Before each of its passes over the graph `from_function` copies it, to go on without the pass if it fails. That took
-    longer than the passes themselves; here a pass that fails ends the conversion.
+    Before each of its passes over the graph `from_function` copies it, to continue without the pass if it fails. That
+    took longer than the passes themselves; here a pass that fails ends the conversion.
     """
     from tf2onnx import optimizer, tf_loader, tfonnx
 
-    # tf2onnx logs what it could not convert and goes on all the same; `_check_operators` raises instead.
+    # tf2onnx logs what it could not convert and continues all the same; `_check_operators` raises instead.
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     inputs, outputs = [tensor.name for tensor in infer.inputs], [tensor.name for tensor in infer.outputs]
     specifications = tf.nest.flatten(infer.structured_input_signature)

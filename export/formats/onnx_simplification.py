@@ -93,7 +93,7 @@ class _Graph:
         return names[0] if names and names[0] in self.arrays else None
 
     def take_sum(self, node: onnx.NodeProto, bias: str) -> None:
-        """Let a node add a constant by itself and give what the sum behind it gave, which then gives nothing."""
+        """Let a node add a constant itself, in place of the sum behind it, which is then unused."""
         (addition,) = self.users[node.output[0]]
         node.input.append(bias)
         node.output[0] = addition.output[0]

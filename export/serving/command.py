@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from keras_convnets.export.serving.server import ModelServer
 
 MODEL_SERVER = "tensorflow_model_server"
-# Flags that both servers have and whose values go over as they are.
+# Flags that both servers have, whose values are passed on as they are.
 _SHARED = (
     "port",
     "rest_api_port",

@@ -1,1 +1,1 @@
-"""How much clients may ask for, what a request will take, and which requests are let in."""
+"""Admission: the limits for one client, what a request will cost, and waiting for free memory before it is read."""

@@ -1,4 +1,4 @@
-"""Admission: requests are let in by what they will cost, before anything is made of them."""
+"""Admission: a request waits until what it will cost is free, before anything is made of it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from keras_convnets.export.serving.admission.limits import Limits, TooLarge, too
 from keras_convnets.export.serving.scheduling.deadline import check_deadline, seconds_left
 from keras_convnets.export.serving.status import Code, ServingError
 
-# Requests of less are never held up: all that there are threads for need less than 300 MiB together.
+# Smaller requests never wait: all that there are threads for need less than 300 MiB together.
 SMALL_BYTES = 2**21
 # A message that takes longer to come is given up where others wait to be received.
 RECEIVE_SECONDS = 20.0
 
 
 class Budget:
-    """So much of something at a time, in the order in which it is asked for.
+    """An amount that requests share, granted in the order in which they ask.
 
     Args:
         limit: how much there is; 0 for any amount.
@@ -38,10 +38,10 @@ class Budget:
 
     @contextlib.contextmanager
     def hold(self, amount: int) -> Iterator[None]:
-        """Wait until so much is free, and hold it.
+        """Wait until an amount is free, and hold it.
 
         Raises:
-            ServingError: RESOURCE_EXHAUSTED for more than there ever is; DEADLINE_EXCEEDED when the request's deadline
+            ServingError: RESOURCE_EXHAUSTED for more than the limit; DEADLINE_EXCEEDED when the request's deadline
                 passed.
         """
         if not self._limit or not amount:
@@ -66,7 +66,7 @@ class Budget:
             self.give(amount)
 
     def take(self, amount: int) -> None:
-        """Take so much now; `give` it back.
+        """Take an amount now or not at all; `give` it back.
 
         Raises:
             ServingError: RESOURCE_EXHAUSTED where that is not free.
@@ -88,13 +88,13 @@ class Budget:
 
 
 class Admission:
-    """Lets requests in, to be received, counted, converted and decoded, within a server's limits.
+    """Admits requests to being received, parsed, converted and decoded, within a server's limits.
 
-    What a request holds it gets in this order, so that none waits for what another that waits holds.
+    A request acquires what it holds in this order, so that no two wait for each other.
 
     Args:
         limits: the limits.
-        most: requests for a model that are inside at a time, those that wait included; None for any number.
+        most: requests for a model that are admitted at a time, those that wait to run included; None for any number.
     """
 
     def __init__(self, limits: Limits | None = None, most: int | None = None):
@@ -111,10 +111,10 @@ class Admission:
         self._receivers = _Receivers(limits)
 
     def enter(self) -> None:
-        """Count a request for a model in; `leave` counts it out.
+        """Admit a request for a model; `leave` counts it out.
 
         Raises:
-            ServingError: RESOURCE_EXHAUSTED where as many are inside as can run and wait.
+            ServingError: RESOURCE_EXHAUSTED where as many are admitted as can run and wait.
         """
         with self._lock:
             if self._most is not None and self._inside >= self._most:
@@ -130,7 +130,7 @@ class Admission:
             self._inside -= 1
 
     def receiving(self, cancel: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
-        """Wait until a gRPC message may be received, whose size nobody knows before, and hold the place for it.
+        """Wait until a gRPC message may be received, whose size is not known before, and hold a place for it.
 
         Args:
             cancel: ends the call; used where the message does not come and others wait.
@@ -138,11 +138,11 @@ class Admission:
         return self._receivers.place(cancel)
 
     def working(self, amount: int) -> contextlib.AbstractContextManager[None]:
-        """Wait until a request that takes so many bytes to be read may be, and hold them."""
+        """Wait until the bytes that reading a request takes are free, and hold them."""
         return self._working.hold(amount if amount > SMALL_BYTES else 0)
 
     def answering(self, amount: int) -> contextlib.AbstractContextManager[None]:
-        """Wait until an answer that takes so many bytes to be written may be, and hold them."""
+        """Wait until the bytes that writing an answer takes are free, and hold them."""
         return self._answers.hold(amount if amount > SMALL_BYTES else 0)
 
     def decoding(self, inputs: Mapping[str, np.ndarray]) -> contextlib.AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""How much one client may ask for: a finite default for everything that grows with what a stranger sends.
+"""The limits for one client: a finite default for everything that grows with what a client sends.
 
 TensorFlow Serving has none of these limits. Each is a flag of the command `serve`, where 0 takes it away.
 """
@@ -21,8 +21,8 @@ class Limits:
 
     What a server needs at most besides its models is, by the defaults: 2 GiB of requests that were received, 2 GiB of
     gRPC messages on their way in, 2 GiB of tensors made of requests, 2 GiB of answers being written, 1.2 GB of decoded
-    pixels, 0.3 GiB of requests too small to be held up, and what the networks themselves need for `max_request_rows`
-    rows in each of the runs at a time, or in each batch. Lower limits need less in proportion.
+    pixels, 0.3 GiB of requests too small to wait for admission, and what the networks themselves need for
+    `max_request_rows` rows in each of the runs at a time, or in each batch. Lower limits need less in proportion.
 
     Attributes:
         max_request_bytes: of one request as it is sent, and of what it inflates to. 32 photographs of 6 MB, in base64.

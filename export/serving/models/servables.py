@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import gc
 import logging
 import os
@@ -26,33 +25,14 @@ from keras_convnets.export.repository import version_folders
 from keras_convnets.export.serving.engines.engine import Engine
 from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 from keras_convnets.export.serving.models import configuration
-from keras_convnets.export.serving.status import MAX_NAME, Code, ServingError, invalid_argument
+from keras_convnets.export.serving.models.loader import Loader, log_failure
+from keras_convnets.export.serving.models.model import MAX_LOGGED, Model, Version, VersionStatus
+from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
 _log = logging.getLogger(__name__)
 
-# How often what is due is looked for where the base paths are looked at once only.
+# How often versions to try again are looked for where the base paths are looked at once only.
 _TICK_SECONDS = 1.0
-MAX_LOGGED = 2000
-
-
-class State(enum.IntEnum):
-    """A version's state, with the numbers of TensorFlow Serving's protocol."""
-
-    UNKNOWN = 0
-    START = 10
-    LOADING = 20
-    AVAILABLE = 30
-    UNLOADING = 40
-    END = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class VersionStatus:
-    """What the status of one version tells: its number, its state, and the error when loading it failed."""
-
-    version: int
-    state: State
-    error: ServingError | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,76 +42,6 @@ class Servable:
     model: str
     version: int
     engine: Engine
-
-
-@dataclasses.dataclass
-class _Version:
-    """One version that was ever seen; it stays in the status after it is gone."""
-
-    number: int
-    state: State = State.START
-    error: ServingError | None = None
-    engine: Engine | None = None
-    in_use: int = 0
-    attempts: int = 0
-    next_attempt: float = 0.0
-
-
-class _Model:
-    """One model that was ever configured; `found` is None until its base path was looked at."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.configured = False
-        self.base_path = Path()
-        self.policy: Any = None
-        self.labels: dict[str, int] = {}
-        self.versions: dict[int, _Version] = {}
-        self.found: dict[int, Path] | None = None
-        self.complaint = ""
-
-    def configure(self, item: Any) -> None:
-        """Take over a `ModelConfig`."""
-        base_path = Path(item.base_path)
-        if not self.configured or base_path != self.base_path:
-            for version in self.versions.values():
-                # What failed somewhere else, or before the model was taken out, gets another chance.
-                if version.state is State.END:
-                    version.attempts, version.error = 0, None
-        self.configured = True
-        self.base_path = base_path
-        self.policy = item.model_version_policy
-        self.labels = dict(item.version_labels)
-        self.found = None
-
-    def drop(self) -> None:
-        """Take the model out; its versions stay in the status."""
-        self.configured = False
-        self.labels = {}
-
-    def available(self) -> list[_Version]:
-        return [version for version in self.versions.values() if version.state is State.AVAILABLE]
-
-    def aspired(self, found: Mapping[int, Path]) -> set[int]:
-        """Return the versions that are to be served of those found."""
-        kind = self.policy.WhichOneof("policy_choice")
-        if kind == "all":
-            return set(found)
-        if kind == "specific":
-            wanted = set(self.policy.specific.versions)
-            if missing := sorted(wanted - set(found)):
-                numbers = ", ".join(map(str, missing))
-                self.complain(
-                    f"Model {self.name} has no version {numbers} in {self.base_path}, which its policy asks for"
-                )
-            return wanted & set(found)
-        return set(sorted(found)[-(self.policy.latest.num_versions or 1) :])
-
-    def complain(self, text: str) -> None:
-        """Warn once of what stays so."""
-        if text != self.complaint:
-            _log.warning("%s", printable(text, MAX_LOGGED))
-        self.complaint = text
 
 
 class Servables:
@@ -164,12 +74,9 @@ class Servables:
         load: Callable[[Path], Engine] = SavedModelEngine,
     ):
         self._initial = configuration.of_base_paths(models) if isinstance(models, Mapping) else models
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, Model] = {}
         self._poll_wait = file_system_poll_wait_seconds
-        self._max_retries = max_num_load_retries
-        self._retry_interval = load_retry_interval_seconds
         self._allow_labels = allow_version_labels_for_unavailable_models
-        self._load_engine = load
         # Guards models, versions and their states; never held while a model loads or runs.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -178,7 +85,7 @@ class Servables:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._garbage = False
+        self._loader = Loader(load, self._changed, self._stopping, max_num_load_retries, load_retry_interval_seconds)
 
     def names(self) -> list[str]:
         """Return the names of the models that are configured."""
@@ -203,7 +110,7 @@ class Servables:
             new = self._configure(self._initial)
         except ServingError as error:
             raise UserError(f"the configuration of the models can't be used: {error.message.rstrip('.')}.") from error
-        errors: dict[_Model, UserError] = {}
+        errors: dict[Model, UserError] = {}
         for model in new:
             try:
                 self._load_first(model)
@@ -217,11 +124,11 @@ class Servables:
             _log.warning("%s The server waits for it.", printable(str(error), MAX_LOGGED))
         self._await_first(list(errors), is_active)
 
-    def _await_first(self, models: Sequence[_Model], is_active: Callable[[], bool]) -> None:
+    def _await_first(self, models: Sequence[Model], is_active: Callable[[], bool]) -> None:
         """Look at the base paths until each model has a version that is available."""
         while waiting := [model for model in models if not model.available()]:
-            if model := next(filter(_given_up, waiting), None):
-                raise _does_not_load(model, _given_up(model).number, _given_up(model).error)
+            if model := next(filter(Model.given_up, waiting), None):
+                raise _does_not_load(model, model.given_up().number, model.given_up().error)
             until = time.monotonic() + self._poll_wait
             while time.monotonic() < until:
                 # Nobody tells when the server is stopped.
@@ -230,7 +137,7 @@ class Servables:
                     return
             self.poll()
 
-    def _load_first(self, model: _Model) -> None:
+    def _load_first(self, model: Model) -> None:
         where = f"the base path {str(model.base_path)!r} of model {model.name!r}"
         try:
             model.found = found = version_folders(model.base_path)
@@ -251,13 +158,13 @@ class Servables:
                 f"{where} holds versions {', '.join(map(str, sorted(found)))}, and its version policy asks for "
                 f"{wanted}; mend the policy in the configuration."
             )
-        errors = {number: self._load(model, number, found[number]) for number in aspired}
+        errors = {number: self._loader.load(model, number, found[number]) for number in aspired}
         failed = {number: error for number, error in errors.items() if error is not None}
         if len(failed) == len(errors):
             number, error = next(iter(failed.items()))
             raise _does_not_load(model, number, error)
         for number, error in failed.items():
-            _log_failure(model, number, error)
+            log_failure(model, number, error)
 
     def start_polling(self) -> None:
         """Watch the base paths in a thread of its own, until `stop`."""
@@ -283,9 +190,9 @@ class Servables:
                     return
                 seen = self._look(model)
                 if seen is not None:
-                    self._follow(model, *seen)
-            if self._garbage:
-                self._garbage = False
+                    self._loader.follow(model, *seen)
+            if self._loader.has_garbage:
+                self._loader.has_garbage = False
                 # A loaded SavedModel is large and full of reference cycles, so it does not go by itself soon.
                 gc.collect()
 
@@ -313,11 +220,11 @@ class Servables:
         if wait:
             self._await(new, is_active)
 
-    def _await(self, models: Sequence[_Model], is_active: Callable[[], bool]) -> None:
+    def _await(self, models: Sequence[Model], is_active: Callable[[], bool]) -> None:
         """Wait until each model has a version that is available, or that was given up."""
 
-        def is_settled(model: _Model) -> bool:
-            return bool(not model.configured or model.available() or _given_up(model))
+        def is_settled(model: Model) -> bool:
+            return bool(not model.configured or model.available() or model.given_up())
 
         with self._changed:
             while not all(is_settled(model) for model in models):
@@ -325,7 +232,7 @@ class Servables:
                     raise ServingError(Code.CANCELLED, "Waiting for the models to become available was ended")
                 # Nobody tells when the client goes away.
                 self._changed.wait(0.2)
-            failed = [(model, _given_up(model)) for model in models if model.configured and not model.available()]
+            failed = [(model, model.given_up()) for model in models if model.configured and not model.available()]
         if failed:
             errors = "".join(
                 f"{{{{name: {model.name} version: {version.number}}} due to error: "
@@ -334,7 +241,7 @@ class Servables:
             )
             raise ServingError(Code.UNKNOWN, f"{len(failed)} model(s) did not become available: {{{errors}}}")
 
-    def _configure(self, config: Any) -> list[_Model]:
+    def _configure(self, config: Any) -> list[Model]:
         """Check a configuration and take it over as a whole; returns the models that are new."""
         items = {item.name: item for item in config.model_config_list.config}
         with self._lock:
@@ -347,7 +254,7 @@ class Servables:
                 if model.name not in items:
                     model.drop()
             for name, item in items.items():
-                model = self._models.setdefault(name, _Model(name))
+                model = self._models.setdefault(name, Model(name))
                 if not model.configured:
                     new.append(model)
                 model.configure(item)
@@ -383,7 +290,7 @@ class Servables:
         try:
             yield Servable(model, found.number, found.engine)
         finally:
-            self._release(model, found)
+            self._loader.release(model, found)
 
     def status(self, model: str, version: int | None = None) -> list[VersionStatus]:
         """Return the states of a model's versions, newest first; with a version, of that one.
@@ -405,7 +312,7 @@ class Servables:
                 chosen = sorted(versions.values(), key=lambda entry: entry.number, reverse=True)
             return [VersionStatus(entry.number, entry.state, entry.error) for entry in chosen]
 
-    def _acquire(self, model: str, number: int | None, label: str | None) -> _Version:
+    def _acquire(self, model: str, number: int | None, label: str | None) -> Version:
         if not model:
             raise invalid_argument("ModelSpec has no name specified.")
         with self._lock:
@@ -423,23 +330,6 @@ class Servables:
             found.in_use += 1
             return found
 
-    def _release(self, model: str, version: _Version) -> None:
-        with self._lock:
-            version.in_use -= 1
-            ended = self._end_if_idle(version)
-        if ended:
-            _log.info("Unloaded version %d of model %s", version.number, printable(model, MAX_NAME))
-
-    def _end_if_idle(self, version: _Version) -> bool:
-        """Drop an unloading version's engine when no request uses it any more; called with the lock held."""
-        if version.state is not State.UNLOADING or version.in_use:
-            return False
-        version.engine = None
-        version.state = State.END
-        self._garbage = True
-        self._changed.notify_all()
-        return True
-
     def _poll_forever(self) -> None:
         while not self._stopping.is_set():
             self._wake.wait(self._poll_wait or _TICK_SECONDS)
@@ -450,7 +340,7 @@ class Servables:
                 # A watcher that dies unnoticed would leave a server that never sees another version.
                 _log.exception("Looking for new versions failed; it will be tried again")
 
-    def _look(self, model: _Model) -> tuple[Mapping[int, Path], set[int]] | None:
+    def _look(self, model: Model) -> tuple[Mapping[int, Path], set[int]] | None:
         """Return a model's version directories and which are to be served; None where that is not known now."""
         with self._lock:
             configured, base_path, found = model.configured, model.base_path, model.found
@@ -468,100 +358,12 @@ class Servables:
             model.found = found
             return found, model.aspired(found)
 
-    def _follow(self, model: _Model, found: Mapping[int, Path], aspired: set[int]) -> None:
-        self._forget_failures(model, found)
-        self._unload_superseded(model, aspired)
-        for number in sorted(aspired, reverse=True):
-            if self._stopping.is_set() or not self._is_due(model.versions.get(number)):
-                continue
-            error = self._load(model, number, found[number])
-            if error is not None:
-                _log_failure(model, number, error)
-            self._unload_superseded(model, aspired)
 
-    def _unload_superseded(self, model: _Model, aspired: set[int]) -> None:
-        available = model.available()
-        if aspired and not any(version.number in aspired for version in available):
-            # Whatever is served now goes on until there is something better.
-            return
-        for version in available:
-            if version.number not in aspired:
-                self._unload(model, version)
-
-    def _forget_failures(self, model: _Model, found: Mapping[int, Path]) -> None:
-        """Let a version that failed, and whose directory is gone, be tried anew when it comes back."""
-        with self._lock:
-            for version in model.versions.values():
-                if version.number not in found:
-                    version.attempts = 0
-                    version.next_attempt = 0.0
-                    if version.state is State.LOADING:
-                        version.state = State.END
-
-    def _is_due(self, version: _Version | None) -> bool:
-        """Return whether a version that is to be served, but is not yet, is to be loaded now."""
-        if version is None:
-            return True
-        if version.state is State.LOADING:
-            return time.monotonic() >= version.next_attempt
-        # A version in use is loaded again once it is out of use; one that was given up stays so.
-        return version.state is State.END and not (version.error is not None and version.attempts > 0)
-
-    def _load(self, model: _Model, number: int, path: Path) -> ServingError | None:
-        """Load a version; returns the error if it does not load."""
-        with self._lock:
-            version = model.versions.setdefault(number, _Version(number))
-            version.state = State.LOADING
-            version.error = None
-            version.attempts += 1
-        try:
-            engine = self._load_engine(path)
-        except Exception as caught:
-            error = caught
-            if not isinstance(error, ServingError):
-                name = printable(model.name, MAX_NAME)
-                _log.exception("Loading version %d of model %s failed in a way that it should not", number, name)
-                error = ServingError(Code.UNKNOWN, f"{type(caught).__name__}: {caught}")
-            with self._changed:
-                version.next_attempt = time.monotonic() + self._retry_interval
-                if version.attempts > self._max_retries:
-                    version.state = State.END
-                    version.error = error
-                self._changed.notify_all()
-            return error
-        with self._changed:
-            version.engine = engine
-            version.attempts = 0
-            version.state = State.AVAILABLE
-            self._changed.notify_all()
-        _log.info("Loaded version %d of model %s", number, printable(model.name, MAX_NAME))
-        return None
-
-    def _unload(self, model: _Model, version: _Version) -> None:
-        with self._lock:
-            version.state = State.UNLOADING
-            ended = self._end_if_idle(version)
-        if ended:
-            _log.info("Unloaded version %d of model %s", version.number, printable(model.name, MAX_NAME))
-
-
-def _does_not_load(model: _Model, number: int, error: ServingError) -> UserError:
+def _does_not_load(model: Model, number: int, error: ServingError) -> UserError:
     return UserError(
         f"version {number} of model {model.name!r} in {str(model.base_path)!r} cannot be loaded "
         f"({_first_line(error.message)}); export it again or remove its directory."
     )
-
-
-def _log_failure(model: _Model, number: int, error: ServingError) -> None:
-    message = printable(error.message, MAX_LOGGED)
-    _log.error("Loading version %d of model %s failed: %s", number, printable(model.name, MAX_NAME), message)
-
-
-def _given_up(model: _Model) -> _Version | None:
-    failed = [
-        version for version in model.versions.values() if version.state is State.END and version.error is not None
-    ]
-    return max(failed, key=lambda version: version.number, default=None)
 
 
 def _first_line(text: str) -> str:

@@ -17,15 +17,13 @@ from keras_convnets.export.serving.admission.admission import Admission
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.models.servables import Servables
 from keras_convnets.export.serving.rest import routes
-from keras_convnets.export.serving.rest.body import Held, Unread, inflated, read_body
+from keras_convnets.export.serving.rest.body import PIECE_BYTES, Held, Unread, inflated, read_body
 from keras_convnets.export.serving.rest.verbs import VERBS, Asked, Service, Verb, json_bytes
 from keras_convnets.export.serving.scheduling.deadline import deadline
 from keras_convnets.export.serving.status import MAX_NAME, Code, ServingError, invalid_argument
 
 _log = logging.getLogger(__name__)
 
-# Of an answer, so that what a slow reader has not taken yet is not kept twice.
-PIECE_BYTES = 2**18
 # TensorFlow Serving quotes what a client sent in full, which may be most of a body.
 MAX_ERROR_CHARACTERS = 2**16
 
@@ -49,7 +47,7 @@ class RestApp:
         servables: the models.
         executor: runs everything that takes time, so that a slow request holds up no other.
         timeout_seconds: after which a request is answered with 504.
-        admission: lets requests in; by default with the default limits.
+        admission: admits requests; by default with the default limits.
         cors: whether pages of other origins may read the answers.
         metrics: what requests are counted in.
         prometheus_path: where the metrics are shown; None for nowhere.
@@ -197,7 +195,8 @@ async def _send(
 ) -> None:
     length = (b"content-length", str(len(body)).encode("ascii"))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    # In pieces, each of which waits until most of those before it were taken.
+    # In pieces, each of which waits until most of those before it were taken: what a slow reader has not taken yet is
+    # not kept twice.
     for at in range(0, max(len(body), 1), PIECE_BYTES):
         piece, more = body[at : at + PIECE_BYTES], at + PIECE_BYTES < len(body)
         await send({"type": "http.response.body", "body": piece, "more_body": more})

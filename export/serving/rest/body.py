@@ -18,7 +18,7 @@ PIECE_BYTES = 2**18
 
 
 class Held:
-    """What one request holds: bytes that were received, and a place among those that are worked on."""
+    """What one request holds: bytes that were received, and its admission."""
 
     def __init__(self, admission: Admission):
         self._admission = admission
@@ -32,7 +32,7 @@ class Held:
         self.bytes += size
 
     def enter(self) -> None:
-        """Take a place; raises ServingError where there is none."""
+        """Be admitted; raises ServingError where too many are."""
         self._admission.enter()
         self._inside = True
 

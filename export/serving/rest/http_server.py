@@ -75,7 +75,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._await_taken(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """Go on writing."""
+        """Resume writing."""
         self._stop_write_timer()
         super().resume_writing()
 

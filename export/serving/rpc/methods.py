@@ -1,4 +1,4 @@
-"""What PredictionService's methods do with their requests, apart from gRPC: warm-up calls the same functions."""
+"""PredictionService's methods apart from gRPC, from message to message: warm-up calls the same functions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def predict(
         servable: the version that answers, whichever the request names.
         request: the signature's name, the inputs and the outputs wanted.
         metrics: where the run's time is recorded.
-        admission: its limits hold; None for a request that is not a stranger's.
+        admission: its limits hold; None for a request that no client sent.
 
     Returns:
         The outputs asked for, or all, in typed fields.

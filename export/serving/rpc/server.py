@@ -35,7 +35,7 @@ class _Admitting(grpc.ServerInterceptor):
     same on the wire: so the first and only one is received when it is asked for.
 
     Args:
-        admission: lets requests in.
+        admission: admits requests.
     """
 
     def __init__(self, admission: Admission):
@@ -104,7 +104,7 @@ def make_server(
         workers: how many requests are worked on at once.
         metrics: what requests are counted in.
         health: whether to answer `grpc.health.v1` too: the server as a whole ("") is serving.
-        admission: lets requests in; by default with the default limits.
+        admission: admits requests; by default with the default limits.
         check_reload: raises ServingError for a configuration that clients may not have served.
         options: further ones of gRPC's own; they replace those that are set here.
 

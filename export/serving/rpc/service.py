@@ -74,7 +74,7 @@ def _answers(
 def until(context: grpc.ServicerContext) -> float | None:
     """Return when the client waits no longer, in seconds of `time.monotonic`; None where it says nothing of it.
 
-    A call that is over before its turn comes is not begun by gRPC itself.
+    gRPC itself does not begin a call that is over while it waits for a thread.
     """
     remaining = context.time_remaining()
     return None if remaining is None or remaining > _LONG_SECONDS else time.monotonic() + remaining
