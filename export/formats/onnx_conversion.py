@@ -127,7 +127,9 @@ def _take_out_constants(model: onnx.ModelProto, weights: Mapping[str, np.ndarray
     """
     graph = model.graph
     arrays = {**weights, **{tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}}
-    names, foldable, kept = set(arrays), [], []
+    names = set(arrays)
+    foldable: list[onnx.NodeProto] = []
+    kept: list[onnx.NodeProto] = []
     for node in graph.node:
         is_constant = names.issuperset(name for name in node.input if name)
         names.update(node.output if is_constant else ())

@@ -22,7 +22,7 @@ OPERATORS = ("Add", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MaxPool", "R
 NORMALIZATION = "response_normalization"
 
 
-def quantize_onnx(path: Path, quantized: Path, images: np.ndarray) -> None:
+def quantize_onnx(path: Path, quantized: Path, images: np.ndarray | None) -> None:
     """Quantise an ONNX file that was exported here to int8 weights and uint8 activations, for ONNX Runtime.
 
     Names, the dynamic batch dimension, layout and metadata are those of the float32 file.
@@ -45,10 +45,11 @@ def quantize_onnx(path: Path, quantized: Path, images: np.ndarray) -> None:
     is_nchw = json.loads(facts.get("layout", "null")) == "nchw"
     sides = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     height, width = sides[2:] if is_nchw else sides[1:3]
-    if images.ndim != 4 or len(images) == 0 or images.shape[1:] != (height, width, 3):
+    if images is None or images.ndim != 4 or len(images) == 0 or images.shape[1:] != (height, width, 3):
+        came = "none" if images is None else f"an array {list(images.shape)}"
         raise UserError(
-            f"calibration images are an array {list(images.shape)}; eight bits need images that the network will see: "
-            f"give at least one, as [n, {height}, {width}, 3]."
+            f"calibration images are {came}; eight bits need images that the network will see: give at least one, as "
+            f"[n, {height}, {width}, 3]."
         )
     _open_normalizations(model)
     # The mark of onnxruntime's own preparation: the exporter has folded all that it would fold.
@@ -102,7 +103,7 @@ def _open_normalizations(model: onnx.ModelProto) -> None:
 
     inferred = onnx.shape_inference.infer_shapes(model).graph
     maps = {value.name: value.type.tensor_type.shape.dim[1].dim_value for value in inferred.value_info}
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         if node.op_type == "LRN" and attributes["beta"] == 0.75:

@@ -164,7 +164,7 @@ def make_local_server(flags: Mapping[str, Any]) -> ModelServer:
         batching = flag_files.read_batching(file) if file else BatchingParameters()
     monitoring = flags["monitoring_config_file"]
     models, wait = _source(flags)
-    same = ("port", "rest_api_port", "grpc_socket_path", "reload_folders")
+    same: tuple[str, ...] = ("port", "rest_api_port", "grpc_socket_path", "reload_folders")
     same += ("enable_model_warmup", "allow_version_labels_for_unavailable_models", "file_system_poll_wait_seconds")
     same += ("rest_api_timeout_in_ms", "rest_api_enable_cors_support", "enable_grpc_healthcheck_service")
     return ModelServer(

@@ -242,7 +242,8 @@ class ModelServer:
                 "--reload_folders and the folders whose models they may have served.",
             )
         if folders is None:
-            folders = [self._read_config.root] if isinstance(self._read_config, configuration.RepositoryConfig) else []
+            source = self._read_config
+            folders = [str(source.root)] if isinstance(source, configuration.RepositoryConfig) else []
         served = [item.base_path for item in self._config.model_config_list.config]
         configuration.check_folders(config, folders, served)
 

@@ -102,12 +102,11 @@ class Model:
             return wanted & set(found)
         return set(sorted(found)[-(self.policy.latest.num_versions or 1) :])
 
-    def given_up(self) -> Version | None:
-        """Return the highest version whose loading failed and is not tried again, or None."""
-        failed = [
-            version for version in self.versions.values() if version.state is State.END and version.error is not None
-        ]
-        return max(failed, key=lambda version: version.number, default=None)
+    def given_up(self) -> tuple[int, ServingError] | None:
+        """Return the highest version whose loading failed and is not tried again, with its error, or None."""
+        ended = (version for version in self.versions.values() if version.state is State.END)
+        failed = ((version.number, version.error) for version in ended if version.error is not None)
+        return max(failed, key=lambda failure: failure[0], default=None)
 
     def complain(self, text: str) -> None:
         """Warn once of what stays so."""

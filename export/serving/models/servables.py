@@ -120,15 +120,16 @@ class Servables:
                 errors[model] = error
         if errors and len(errors) == len(new):
             raise next(iter(errors.values()))
-        for error in errors.values():
-            _log.warning("%s The server waits for it.", printable(str(error), MAX_LOGGED))
+        for reason in errors.values():
+            _log.warning("%s The server waits for it.", printable(str(reason), MAX_LOGGED))
         self._await_first(list(errors), is_active)
 
     def _await_first(self, models: Sequence[Model], is_active: Callable[[], bool]) -> None:
         """Look at the base paths until each model has a version that is available."""
         while waiting := [model for model in models if not model.available()]:
-            if model := next(filter(Model.given_up, waiting), None):
-                raise _does_not_load(model, model.given_up().number, model.given_up().error)
+            for model in waiting:
+                if failure := model.given_up():
+                    raise _does_not_load(model, *failure)
             until = time.monotonic() + self._poll_wait
             while time.monotonic() < until:
                 # Nobody tells when the server is stopped.
@@ -232,12 +233,12 @@ class Servables:
                     raise ServingError(Code.CANCELLED, "Waiting for the models to become available was ended")
                 # Nobody tells when the client goes away.
                 self._changed.wait(0.2)
-            failed = [(model, model.given_up()) for model in models if model.configured and not model.available()]
+            waited_for = [model for model in models if model.configured and not model.available()]
+            failed = [(model.name, *failure) for model in waited_for if (failure := model.given_up())]
         if failed:
             errors = "".join(
-                f"{{{{name: {model.name} version: {version.number}}} due to error: "
-                f"{version.error.code.name}: {version.error.message}}}, "
-                for model, version in failed
+                f"{{{{name: {name} version: {number}}} due to error: {error.code.name}: {error.message}}}, "
+                for name, number, error in failed
             )
             raise ServingError(Code.UNKNOWN, f"{len(failed)} model(s) did not become available: {{{errors}}}")
 

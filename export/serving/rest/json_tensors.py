@@ -323,7 +323,8 @@ def json_type(value: Any) -> str:
     """Return the name of a JSON value's type as error messages print it."""
     if value is None or isinstance(value, bool):
         return {None: "Null", True: "True", False: "False"}[value]
-    return {dict: "Object", list: "Array", str: "String"}.get(type(value), "Number")
+    kinds: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
+    return kinds.get(type(value), "Number")
 
 
 def _shape_text(shape: tuple[int, ...]) -> str:

@@ -86,7 +86,7 @@ def classify(service: Service, asked: Asked, body: bytes) -> bytes:
         classify_regress.check_classifier(servable.engine, name)
         with service.metrics.runtime(asked.model, "Classify"):
             found = classify_regress.classify(servable.engine, name, serialized)
-        arrays = dict(enumerate(array for array in found if array is not None))
+        arrays = {name: array for name, array in zip(("classes", "scores"), found, strict=True) if array is not None}
         with service.admission.answering(costs.of_answer(arrays, _ELEMENT_BYTES)):
             return json_examples.encode_classification(found)
 

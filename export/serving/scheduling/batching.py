@@ -133,7 +133,7 @@ class Batching:
         import tensorflow as tf
 
         parameters = self.parameters
-        sizes = parameters.allowed_batch_sizes
+        sizes: Sequence[int] = parameters.allowed_batch_sizes
         if parameters.largest < parameters.max_batch_size and not sizes:
             # The operation knows how much runs together by the last of the sizes alone.
             sizes = range(1, parameters.largest + 1)
