@@ -15,10 +15,10 @@ from keras_convnets.extras import require
 
 if TYPE_CHECKING:
     from keras_convnets.export.client import Client as Client
-    from keras_convnets.export.formats.loading import load as load
+    from keras_convnets.export.loading import load as load
     from keras_convnets.export.publishing import publish as publish
 
-_HOMES = {"Client": "client", "load": "formats.loading", "publish": "publishing"}
+_HOMES = {"Client": "client", "load": "loading", "publish": "publishing"}
 # What needs an extra as a whole; loading an ONNX file asks for its own.
 _EXTRAS = {"Client": ("serving", "the client"), "publish": ("export", "exporting")}
 __all__ = list(_HOMES)

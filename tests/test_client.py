@@ -293,8 +293,8 @@ class Guard(grpc.ServerInterceptor):
 def guarded_grpc(certificate, key):
     from tensorflow_serving.apis import model_service_pb2_grpc
 
-    from keras_convnets.export.serving.grpc_service import ModelService
     from keras_convnets.export.serving.metrics import Metrics
+    from keras_convnets.export.serving.rpc.service import ModelService
 
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(2), interceptors=[Guard()])
     service = ModelService(Models({"m": None}), Metrics(), lambda config: None)

@@ -787,7 +787,8 @@ import keras_convnets
 from keras_convnets.card import ModelCard, card_of_model
 from keras_convnets.prediction import keras_classifier
 from keras_convnets.export import Client, model_config
-from keras_convnets.export.serving.server import _add_socket, _handlers
+from keras_convnets.export.serving.server import _handlers
+from keras_convnets.export.serving.sockets import add_unix_socket
 from keras_convnets.files import only_one, remove_abandoned, whole_folder
 from keras_convnets.images.files import encode_png
 from keras_convnets.networks.functional import load_keras
@@ -809,7 +810,7 @@ model_config.register(".", "digits")
 with _handlers(print):
     pass
 try:
-    _add_socket(None, "here")
+    add_unix_socket(None, "here")
 except ValueError as error:
     print(error)
 print(sorted(name for name in os.listdir() if not name.startswith(".")))

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 import keras_convnets
 from keras_convnets import CIFARPlainNet, export
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving.onnx_engine import OnnxEngine
+from keras_convnets.export.serving.engines.onnx import OnnxEngine
 from keras_convnets.export.serving.status import ServingError
 from keras_convnets.networks.functional import load_keras
 from keras_convnets.weights.keras_reader import check_archive, read_h5

@@ -17,7 +17,7 @@ from keras_convnets.commands import predict
 from keras_convnets.commands.main import main
 from keras_convnets.display import printable
 from keras_convnets.errors import UnreadableImage, UserError
-from keras_convnets.export.serving import costs
+from keras_convnets.export.serving.admission.image_sizes import image_pixels
 from keras_convnets.images.decoding import decode_image
 from keras_convnets.images.files import find_images
 from keras_convnets.tensorflow_errors import plain_reason
@@ -230,7 +230,7 @@ def test_webp_is_decoded_as_pillow_does(options, alpha):
     data = webp(image, **options)
     decoded = decode_image(tf.constant(data)).numpy()
     assert (decoded == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
-    assert costs.image_pixels(data) == 45 * 31 and costs.image_pixels(data[:25]) == 0
+    assert image_pixels(data) == 45 * 31 and image_pixels(data[:25]) == 0
 
 
 def claiming(data, size_at, size):
@@ -249,7 +249,7 @@ def claiming(data, size_at, size):
 def test_webp_that_is_not_read_is_told_before_it_is_decoded(data, reason, pixels):
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         decode_image(tf.constant(data))
-    assert plain_reason(caught.value).startswith(reason) and costs.image_pixels(data) == pixels
+    assert plain_reason(caught.value).startswith(reason) and image_pixels(data) == pixels
 
 
 def test_graphs_that_decode_name_no_operation_of_newer_tensorflow():

@@ -15,14 +15,15 @@ from keras_convnets.networks.spec import model_name, read_settings, with_setting
 
 def add_flags(parser: Parser) -> None:
     """Add the command's arguments."""
+    from keras_convnets.export.formats import DEFAULT_FORMATS, FORMATS
+
     parser.add_argument("source", metavar="SOURCE", help="a run directory, a .keras file, MODEL or MODEL:WEIGHTS")
     add_model_flags(parser)
     parser.add_argument("--name", help="the model's name in the repository; default: the run's")
     parser.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
     parser.add_argument("--version", type=int, help="default: the highest and one")
-    parser.add_argument(
-        "--formats", default="saved_model,onnx", help="of saved_model,onnx,int8,litert; default: %(default)s"
-    )
+    formats = f"of {','.join(FORMATS)}; default: %(default)s"
+    parser.add_argument("--formats", default=",".join(DEFAULT_FORMATS), help=formats)
     parser.add_argument("--layout", default="nhwc", help="of the ONNX files' input, nhwc or nchw; default: %(default)s")
     parser.add_argument(
         "--images", metavar="DIR", help="to verify with and calibrate int8 on; default: what the run kept"

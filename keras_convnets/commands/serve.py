@@ -53,7 +53,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def _add_limit_flags(parser: Parser) -> None:
-    from keras_convnets.export.serving.limits import Limits
+    from keras_convnets.export.serving.admission.limits import Limits
 
     group = parser.add_argument_group("limits of the local server", "0: none, as in TensorFlow Serving")
     for field in dataclasses.fields(Limits):
