@@ -31,7 +31,7 @@ log = logging.getLogger("keras_convnets")
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that export, serving and evaluation need to know of a trained network besides its weights.
+    """What export, serving and evaluation need to know about a trained network, apart from its weights.
 
     Attributes:
         architecture: the builder's name, such as "ResNet20"; of a network that none of this package made, its own.
@@ -222,7 +222,7 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
 
 
 def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -> dict[str, Any]:
-    """Return what the weights that a network was built with say of it: nothing where they say nothing.
+    """Return the card's facts that come from the published weights a network was built with; {} without such.
 
     What was measured of the file, and its sha256, hold as long as the network has its weights.
     """

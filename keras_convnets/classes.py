@@ -31,7 +31,7 @@ class HasClassNames(Protocol):
 
 
 def check_class_names(names: Sequence[Any], where: str) -> None:
-    """Refuse class names that can't be shown and written a line each.
+    """Refuse class names that can't be shown and written one per line.
 
     Slashes and dots are allowed: where a name becomes a part of a path, `keras_convnets.files.safe_names` sees to it.
 

@@ -74,8 +74,8 @@ def _network(common: Common, lrn: LRNConstants | None, groups: bool = True, sixt
 
 def _conv1_padding(size: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return ((top, bottom), (left, right)): what lets 11x11 windows of stride 4 cover the image exactly."""
-    extra = [PAD_OF_UNKNOWN if side is None else (11 - side) % 4 for side in size]
-    return tuple((pad // 2, pad - pad // 2) for pad in extra)
+    rows, columns = (PAD_OF_UNKNOWN if side is None else (11 - side) % 4 for side in size)
+    return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
 
 
 def _gaussian() -> keras.initializers.Initializer:

@@ -1,4 +1,4 @@
-"""What every network has in common: the applications' arguments, the input, the head, and the weights at the end.
+"""What all builders share: the arguments of keras.applications, input, classifier, and loading of weights.
 
 A family's file holds the paper's table, one function that builds a network of it, and the builders: ordinary functions
 that `application` gives the signature of keras.applications.
@@ -34,7 +34,7 @@ Activation = str | Callable[..., Any] | None
 class Common:
     """The arguments that every builder takes; `common_arguments` documents them.
 
-    One is not the caller's: `chosen`, the names of those that were given whatever the weights ask for.
+    `chosen` is not an argument: names of the network's own arguments that the caller gave, which override the weights'.
     """
 
     include_top: bool
@@ -100,7 +100,7 @@ class Common:
     def _shared(self, name: str) -> str:
         """Return the name of a layer that networks of all families have.
 
-        Those on one tensor can be made one model only if no two layers bear one name.
+        Networks on one tensor can be combined into one model only if layer names are unique.
         """
         return name if self.input_tensor is None else f"{self.name}_{name}"
 

@@ -1,4 +1,4 @@
-"""Networks made of networks: features of named stages, and the classifier as convolutions."""
+"""Feature extraction by named stages, and fully convolutional networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.networks.graph import along_paths
 from keras_convnets.networks.table import FAMILIES
 
-# A layer whose name matches ends the stage of the second column; of several the last one does.
+# (pattern of a layer's name, name of the stage that the layer ends); the last of several layers counts.
 STAGE_ENDS = tuple(dict.fromkeys((re.compile(pattern), name) for family in FAMILIES for pattern, name in family.stages))
 
 

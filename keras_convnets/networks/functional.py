@@ -1,4 +1,4 @@
-"""The model that builders return: a functional Keras model that knows which builder made it, also from a file."""
+"""The model that builders return: a functional Keras model that records its `ModelSpec`, also in files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from keras_convnets.weights.keras_reader import check_archive, refusing, write_c
 
 # What HDF5 and the configuration need beside the numbers, in bytes: 1 MB for a network of a thousand weights.
 HDF5_OVERHEAD = 2**20
-# What loads a saved network; Keras imports no packages but its own.
+# Shown by Keras when it finds no class for a saved network: Keras imports no other packages.
 HINT = "made by keras-convnets: 'import keras_convnets' before loading it (pip install keras-convnets)"
 
 
 # The name is Keras' own: of a whole model the legacy .h5 format keeps the class's bare name, not the registered one.
 @keras.saving.register_keras_serializable("keras_convnets")
 class Functional(keras.Model):
-    """A functional Keras model with a note of how it was built, which `.keras` and `.weights.h5` files carry.
+    """A functional Keras model with the spec it was built from, which `.keras` and `.weights.h5` files keep.
 
-    A model that is made of its layers, such as `keras.Model(network.input, ...)`, is Keras' own and has no such note.
+    A model made of its layers, such as `keras.Model(network.input, ...)`, is Keras' own class and has no spec.
 
     Attributes:
         built_as: the call that makes it, `classes` and `input_shape` always among its arguments; the preprocessing is
@@ -40,14 +40,14 @@ class Functional(keras.Model):
     built_as: ModelSpec | None = None
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration, with the note and the hint of what loads it."""
+        """Return the configuration, with the spec and a hint that names the package to import."""
         plain = None if self.built_as is None else self.built_as.to_dict()
-        # The hint comes first: where this package is not imported, Keras' error begins with what the file says.
+        # The hint comes first: where this package is not imported, Keras' error begins with the configuration.
         return {"hint": HINT, **super().get_config(), "built_as": plain}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Functional:
-        """Return the model of a configuration, with its note."""
+        """Return the model of a configuration, with its spec."""
         note = config.get("built_as")
         rest = {key: value for key, value in config.items() if key not in ("built_as", "hint")}
         model = super().from_config(rest, custom_objects=custom_objects)
@@ -70,7 +70,7 @@ def _bytes_of(weight: Any) -> int:
 
 
 def load_keras(path: str | os.PathLike) -> keras.Model:
-    """Return the network of a .keras file, compiled for nothing. No code that the file may hold is run.
+    """Return the network of a .keras file, not compiled. Code in the file is never run.
 
     Raises:
         UserError: if Keras does not load it, or it asks for other files or for memory beyond its size.
@@ -98,4 +98,4 @@ def _in_small_letters(path: Path) -> Iterator[Path]:
 def weights_digest(model: keras.Model) -> tuple[int, ...]:
     """Return a checksum of each weight: it tells whether training has changed a model since, not who changed it."""
     arrays = (np.ascontiguousarray(keras.ops.convert_to_numpy(weight)) for weight in model.weights)
-    return tuple(zlib.crc32(array) for array in arrays)
+    return tuple(zlib.crc32(array.data) for array in arrays)

@@ -1,4 +1,4 @@
-"""Walks through a network's layers, nested models opened."""
+"""Traversal of a network's layers, nested models included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers Keras does not have. All are serialisable under the package name "keras_convnets"."""
+"""Custom layers, all registered as serialisable under the package name "keras_convnets"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a built network costs: parameters, multiply-adds, depth, counted from its own layers."""
+"""Parameters, multiply-adds and depth of a built network, counted from its layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks by name: which there are, what is known of each, and the builder that makes it. Imports no Keras."""
+"""Networks by name: listing, facts and builders. Imports no Keras."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def get_builder(name: str) -> Callable[..., keras.Model]:
-    """Return the builder of a name; the first one asked for imports Keras.
+    """Return a builder by its name; this imports Keras.
 
     Raises:
         UserError: if no builder bears that name.

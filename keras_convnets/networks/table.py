@@ -1,7 +1,7 @@
 """All networks in one table: plain data that imports no Keras.
 
-A new network has its row here and its builder in its family's file; a new family has its `Family` and a line under
-TYPE_CHECKING here besides. Nothing else names them.
+To add a network, write its builder in its family's file and its row here; a new family also needs its `Family` and an
+import for type checkers here. No other file lists networks.
 
 The parameter counts are of the trainable weights (convolutions, gamma and beta, fully connected layers), the
 multiply-adds are of convolutions and fully connected layers without biases, both at the default input size and

@@ -1,4 +1,4 @@
-"""Stored layers into a network: paired, converted and checked, all before anything is changed."""
+"""Assignment of stored layers to a network's: paired, converted and checked before any weight is set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Values = list[tuple[keras.layers.Layer, list[np.ndarray]]]
 def in_order(model: keras.Model, stored: Sequence[StoredLayer], path: Path) -> list[Pair]:
     """Pair a network's weighted layers with those of a graph, both in the order that the graphs give.
 
-    Auxiliary heads take no part. What a network without its classifier leaves over must be fully connected.
+    Auxiliary heads are ignored. Stored layers beyond those of a network without classifier must be fully connected.
 
     Raises:
         UserError: if the layers are not of the same kinds in the same order.
@@ -112,8 +112,8 @@ def converted(model: keras.Model, pairs: Sequence[Pair], path: Path) -> Values:
         arrays = dict(theirs.arrays)
         _check_settings(model, layer, theirs, path)
         if not _fits(layer, theirs):
-            # Only the classifier may have another width. Nothing is computed with an array of another shape, which a
-            # stranger's file may make as large as it likes.
+            # Only the classifier may have another width. Nothing is computed with an array of another shape, which an
+            # untrusted file may make arbitrarily large.
             if layer.name in HEADS and _fits(layer, theirs, width=False):
                 continue
             raise _misfit(model, layer, theirs, path)

@@ -1,4 +1,4 @@
-"""Weights into a network: published ones by name, or a file, checked whole before anything is changed."""
+"""Loading of weights, published ones by name or a file; everything is checked before any weight is set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,7 @@ class Weights:
     Attributes:
         path: the file.
         architecture: the builder's name.
-        record: what is known of it, or None of a file that is nobody's.
+        record: of the published weights that the file holds, or None.
     """
 
     path: Path
@@ -107,7 +107,7 @@ class Weights:
         from keras_convnets.networks.graph import leaves
 
         self._say_what_is_not_known(model)
-        # A network keeps these facts about its weights, not the file's numbers besides its own.
+        # The network keeps this object; the file's arrays are dropped.
         self.__dict__.pop("_onnx", None)
         for layer, arrays in values:
             layer.set_weights(arrays)
@@ -143,7 +143,7 @@ class Weights:
         return values
 
     def _say_what_is_not_known(self, model: keras.Model) -> None:
-        """Log what the file leaves open of the network that is to take its weights."""
+        """Log what the file does not say about the network that takes its weights."""
         from keras_convnets.weights import assignment
 
         if self._onnx is None and keras_reader.configuration(self.path) is None:
@@ -186,10 +186,11 @@ class Weights:
     def _check_structure(
         self, model: keras.Model, pairs: Sequence[Any], steps: Iterable[graph_comparison.Step], chosen: Collection[str]
     ) -> None:
-        """Refuse a file whose network does something else between its layers: all arrays of the two may agree."""
-        names = {position: layer.name for position, (layer, _) in enumerate(pairs)}
+        """Refuse a file whose network differs between its layers, even where all shapes agree."""
+        names: dict[Hashable, str] = {position: layer.name for position, (layer, _) in enumerate(pairs)}
         theirs = {stored.name if stored.step is None else stored.step: at for at, (_, stored) in enumerate(pairs)}
-        size = tuple(side or graph_comparison.ANY_SIDE for side in model.input_shape[1:3])
+        height, width = (side or graph_comparison.ANY_SIDE for side in model.input_shape[1:3])
+        size = (height, width)
         forms = graph_comparison.Forms()
         # A record knows the constants that its file was trained with.
         known = self.record.arguments if self.record is not None else {}

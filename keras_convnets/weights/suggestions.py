@@ -1,4 +1,4 @@
-"""Which network of a family a weights file fits, when it does not fit the one that was asked for."""
+"""Suggestions: which network of the family a weights file fits that does not fit the requested one."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def fitting(model: keras.Model, architecture: str, weighted: int, check: Callabl
     common: dict[str, Any] = {"include_top": top is not None, "input_shape": tuple(model.input_shape[1:])}
     common |= {"include_preprocessing": False} | ({"classes": top.units} if top is not None else {})
     for name, own in _relatives(architecture, weighted):
-        # Whatever goes wrong in a search for a hint, it is the refusal that counts.
+        # The search is for a hint only: errors in it must not hide the refusal.
         with contextlib.suppress(Exception):
-            # Keras notes variables without values, and names that are taken, by thread: with this one that is gone.
+            # Keras keeps stateless variables and used names per thread; they end with this one.
             with concurrent.futures.ThreadPoolExecutor(1) as thread:
                 relative = thread.submit(_shapes_of, name, {**common, **own}).result()
             check(relative)
