@@ -43,9 +43,8 @@ def data_statistics(data: DataSet | Survey, progress: Callable[[int, int], None]
         long as wide), "class_counts", "width" and "height" in pixels (each min, median, max), "formats" (name ->
         fraction of the images), "mean" and "std" of the channels RGB in 0-255, "components" (principal components of
         the pixels scaled to 0-1, one a row, that of the largest variance first) and "eigenvalues" (their variances);
-        "identical",
-        groups of images with the same pixels; "similar", groups of others whose 8 x 8 average hash is the same, which
-        are worth a look. A group is a list of [split, image].
+        "identical", groups of images with the same pixels; "similar", groups of others whose 8 x 8 average hash is the
+        same, which are worth a look. A group is a list of [split, image].
     """
     total, done = sum(split.size for split in data.splits.values()), 0
     seen = {}
