@@ -611,4 +611,4 @@ def test_decoding_fills_one_array():
 
 def test_hidden_labels_stay_hidden_in_memory():
     split = ArraySplit(np.zeros((3, 8, 8, 3), np.uint8), [-1, -1, -1])
-    assert not split.labelled and not split.at_size({"resize": 4, "crop": [4, 4]}, 10**6).labelled
+    assert not split.labelled and not split.at_size(View(4, (4, 4)), 10**6).labelled
