@@ -17,11 +17,13 @@ class Builders(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Look at every function of the networks once the package is read."""
         for module in pkg["networks"].modules.values():
-            for function in [*module.functions.values()]:
-                decorators = [re.match(r"application\((\w+)", str(decorator.value)) for decorator in function.decorators]
+            own = {name: function for name, function in module.functions.items() if not function.is_alias}
+            for function in own.values():
+                decorators = [
+                    re.match(r"application\((\w+)", str(decorator.value)) for decorator in function.decorators
+                ]
                 for found in filter(None, decorators):
-                    declared = module[found[1]] if found[1] in module.functions else None
-                    _complete(function, declared, pkg[APPLICATION.partition(".")[2]]["common_arguments"])
+                    _complete(function, own.get(found[1]), pkg[APPLICATION.partition(".")[2]]["common_arguments"])
 
 
 def _complete(function: griffe.Function, declared: griffe.Function | None, common: griffe.Function) -> None:

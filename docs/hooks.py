@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -98,6 +99,8 @@ def _help(path: Sequence[str]) -> str:
     terminal = mock.patch.dict(os.environ, {"COLUMNS": str(COLUMNS), "NO_COLOR": "1"})
     with terminal, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([*path, "--help"])
+    if not printed.getvalue():
+        raise PluginError(f"keras-convnets {' '.join(path)} --help printed nothing")
     return printed.getvalue().rstrip()
 
 
