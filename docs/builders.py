@@ -31,7 +31,7 @@ def _complete(function: griffe.Function, declared: griffe.Function | None, commo
     function.parameters = (declared or common).parameters
     own = inspect.cleandoc(declared.docstring.value).partition("Args:\n")[2] if declared else ""
     rows = f"\n\nArgs:\n{own.rstrip()}" if own else ""
-    rest = f"The arguments that all builders have: [`common_arguments`][{APPLICATION}.common_arguments]."
+    rest = f"The others are those of all builders: [`common_arguments`][{APPLICATION}.common_arguments]."
     function.docstring = griffe.Docstring(
         f"{inspect.cleandoc(function.docstring.value)}{rows}\n\n{rest}", parent=function, parser="google"
     )
