@@ -19,8 +19,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The page of networks, and the whole site in site/; python -m http.server --directory site shows it, search included.
 docs: .venv/installed
 	$(BIN)/python docs/make_models_page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/training_throughput.py
@@ -49,4 +51,4 @@ constraints:
 	@touch .venv/installed
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
