@@ -19,8 +19,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The page of networks, and the whole site in site/; python -m http.server --directory site shows it, search included.
 docs: .venv/installed
 	$(BIN)/python docs/make_models_page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/training_throughput.py
@@ -32,7 +34,7 @@ wheel: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 found; install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serving,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
 # JAX and PyTorch, which only the heavy tests of Keras' other backends need: several GB where PyTorch brings CUDA.
@@ -43,10 +45,10 @@ wheel: .venv/installed
 # After editing setup.cfg: install the newest versions it allows and write them down.
 constraints:
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[serving,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
 	{ echo "# The versions that the two commands install, on Python 3.11 to 3.13. Made by: make constraints"; \
 	  $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
 	@touch .venv/installed
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info

@@ -1,12 +1,12 @@
-"""The share of a training's time that goes into waiting for input, for each recipe.
+"""The fraction of a training's time spent waiting for input, for each recipe.
 
     python benchmarks/input_wait.py FOLDER [--weights FILE]
 
 Each recipe trains its paper's network for some steps on the folder of photographs, the CIFAR recipes on random images
-of 32x32. Printed and appended to results/input_wait.csv: the share, the training's images/s, and the images/s of input
-alone and of the step alone, as `train --dry_run` measures them. Batches are small where a step of the paper's size
-would take a CPU a minute; the share hardly depends on it. With weights, those of a GoogLeNet, `finetune` is measured
-too.
+of 32x32. Printed and appended to results/input_wait.csv: that fraction, the training's images/s, and the images/s of
+input alone and of the step alone, as `train --dry_run` measures them. Batches are small where a step of the paper's
+size would take a CPU a minute; the fraction hardly depends on it. With weights, those of a GoogLeNet, `finetune` is
+measured too.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from reporting import append_row
 
-from keras_convnets.training import trainer
+from keras_convnets import training
 from keras_convnets.training.data import ArraySplit, DataSet
-from keras_convnets.training.dry_run import rehearse
+from keras_convnets.training.dry_run import measure as measure_alone
 from keras_convnets.training.plan import make_plan
 
 # Network, batch and steps of each recipe.
@@ -42,26 +42,21 @@ def small_images() -> DataSet:
 
 
 def measure(recipe: str, network: str, data: str | DataSet, batch: int, steps: int, weights: str | None) -> None:
-    seen = []
-
-    class Recording(trainer.TrainingProgress):
-        def advance(self, step, loss=None):
-            super().advance(step, loss)
-            if step == self._total:
-                seen.append((self.input_wait(), self.images_per_second(step)))
-
-    trainer.TrainingProgress = Recording
     overrides = {"batch_size": batch, "iterations": steps, "holdout": 0}
+    plan = make_plan(network, data, recipe, overrides, None, weights)
     with tempfile.TemporaryDirectory() as folder:
-        trainer.fit(network, data, run=f"{folder}/run", recipe=recipe, weights=weights, overrides=overrides)
-    (share, speed) = seen[-1]
-    alone = rehearse(make_plan(network, data, recipe, overrides, None, weights))
+        directory = training.Run(f"{folder}/run")
+        with directory.claimed(plan.config(), {}):
+            trained = training.Trainer(plan, directory)
+            trained.run()
+    fraction, speed = trained.progress.input_wait, trained.progress.images_per_second
+    alone = measure_alone(plan)
     print(
-        f"{recipe:<16} {network:<10} input wait {share:6.1%}  {speed:7.1f} images/s; input alone "
+        f"{recipe:<16} {network:<10} input wait {fraction:6.1%}  {speed:7.1f} images/s; input alone "
         f"{alone.input_rate:,.0f}, step alone {alone.compute_rate:,.1f}: limited by {alone.limit}",
         flush=True,
     )
-    figures = {"input_wait": share, "images_s": speed, "input_s": alone.input_rate, "step_s": alone.compute_rate}
+    figures = {"input_wait": fraction, "images_s": speed, "input_s": alone.input_rate, "step_s": alone.compute_rate}
     append_row("input_wait", {"recipe": recipe, "network": network, "batch": batch, "steps": steps, **figures})
 
 

@@ -76,10 +76,10 @@ def serve(engine: str, base_path: str, ports: list[int]) -> None:
     import logging
 
     from keras_convnets.export.serving import ModelServer, serve_forever
-    from keras_convnets.export.serving.batching import BatchingParameters
+    from keras_convnets.export.serving.scheduling.batching import BatchingParameters
 
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("keras_convnets.export.serving.batching").setLevel(logging.DEBUG)
+    logging.getLogger("keras_convnets.export.serving.scheduling.batching").setLevel(logging.DEBUG)
     # Without a wait the first of the requests that come together would run by itself.
     batching = BatchingParameters(max_batch_size=BATCH, batch_timeout_micros=WAIT_MICROS)
     port, rest_api_port = ports
@@ -153,8 +153,8 @@ def window(clients: list[Callable[[], None]], seconds: float) -> tuple[float, li
 
 
 def bare_engine(kind: str, path: Path, images: list[bytes]) -> Callable[[float], float]:
-    from keras_convnets.export.serving.engine import SavedModelEngine
-    from keras_convnets.export.serving.onnx_engine import OnnxEngine
+    from keras_convnets.export.serving.engines.onnx import OnnxEngine
+    from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
     engine = {"tensorflow": SavedModelEngine, "onnxruntime": OnnxEngine}[kind](path)
     batch = np.array(list(itertools.islice(itertools.cycle(images), BATCH)), object)

@@ -29,8 +29,8 @@ import tensorflow as tf
 from reporting import append_row
 
 from keras_convnets import ResNet20, training
-from keras_convnets.training import trainer
 from keras_convnets.training.data import ArraySplit, DataSet
+from keras_convnets.training.plan import make_plan
 
 BATCH, IMAGES = 128, 10_000
 
@@ -150,22 +150,15 @@ def train_with_pytorch() -> None:
 
 
 def our_trainer(data: DataSet):
-    speeds = []
-
-    class Recording(trainer.TrainingProgress):
-        def advance(self, step, loss=None):
-            super().advance(step, loss)
-            if step == self._total:
-                speeds.append(self.images_per_second(step))
-
-    trainer.TrainingProgress = Recording
-
     def measure(steps: int) -> float:
+        overrides = {"iterations": steps + 1, "batch_size": BATCH}
         with tempfile.TemporaryDirectory() as folder:
-            training.fit(
-                "ResNet20", data, run=f"{folder}/run", overrides={"iterations": steps + 1, "batch_size": BATCH}
-            )
-        return speeds[-1]
+            plan = make_plan("ResNet20", data, None, overrides, None)
+            directory = training.Run(f"{folder}/run")
+            with directory.claimed(plan.config(), {}):
+                trained = training.Trainer(plan, directory)
+                trained.run()
+        return trained.progress.images_per_second
 
     return measure
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from keras_convnets.display import preprocessing_text
-from keras_convnets.networks.registry import ARCHITECTURES, Architecture, PublishedError
+from keras_convnets.networks.architecture import Architecture, PublishedError
+from keras_convnets.networks.registry import ARCHITECTURES
 from keras_convnets.weights.pretrained import RECORDS, WeightsRecord
+from keras_convnets.weights.record_text import preprocessing_text
 
 PAGE = Path(__file__).parent / "models.md"
 

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from keras_convnets.errors import UserError
+from keras_convnets.extras import require
 from keras_convnets.files import write_text, writing
 
 FILE_NAME = "models.config"
@@ -26,6 +27,7 @@ def read_config(path: str | os.PathLike) -> Any:
     Raises:
         UserError: if the file is there and holds something else.
     """
+    require("serving", "models.config", "tensorflow_serving")
     from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
 

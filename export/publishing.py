@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_convnets.card import ModelCard, card_of_model
-from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.errors import UserError
 from keras_convnets.export import model_config
-from keras_convnets.export.formats.artifacts import ARTIFACTS, DEFAULT_FORMATS, FORMATS, Artifact
+from keras_convnets.export.formats import DEFAULT_FORMATS, FORMATS, VERSION_FORMAT, get_format
+from keras_convnets.export.formats.format import Format, Job, check_layout
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.repository import EXTRA, new_version
 from keras_convnets.export.samples import Samples, gather
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-LAYOUTS = ("nhwc", "nchw")
 SOURCES = "a Keras model, or the path of a finished run or a .keras file"
 # Fewer images than these tell little of the range of a network's activations.
 CALIBRATION_IMAGES = 10
@@ -68,9 +68,8 @@ def publish(
         >>> publish("runs/digits", name="digits")
         PosixPath('saved_models/digits/1')
     """
-    artifacts = _chosen(formats)
-    if layout not in LAYOUTS:
-        raise unknown_name("layout", layout, LAYOUTS)
+    chosen = _chosen(formats)
+    check_layout(layout)
     if images is not None and not Path(images).is_dir():
         raise UserError(f"there is no folder of images {images}; give an existing one.")
     import keras
@@ -85,7 +84,7 @@ def publish(
     with writing(to, "nothing was published: mend that or name another with --to"):
         remove_abandoned(folder.parent)
         with unfinished_folder(folder) as temporary:
-            _write(model, card, temporary, name, artifacts, layout, samples)
+            _write(model, card, temporary, name, chosen, layout, samples)
             folder = _place(temporary, to, name, version)
         held = model_config.register(to, name)
     if held:
@@ -105,13 +104,12 @@ def _place(temporary: Path, to: str | os.PathLike, name: str, version: int | Non
                 raise UserError(f"{folder} was published by another process meanwhile; run the export again.") from None
 
 
-def _chosen(formats: Sequence[str]) -> list[Artifact]:
+def _chosen(formats: Sequence[str]) -> list[Format]:
+    """Return the formats of these names and those that they require, in the order in which they are written."""
+    names = {VERSION_FORMAT}
     for wanted in formats:
-        if wanted not in FORMATS:
-            raise unknown_name("format", wanted, FORMATS)
-    # int8 is made from the float32 file.
-    with_needed = {"saved_model", *formats, *(("onnx",) if "int8" in formats else ())}
-    return [artifact for artifact in ARTIFACTS if artifact.format in with_needed]
+        names.update((wanted, *get_format(wanted).requires))
+    return [get_format(name) for name in FORMATS if name in names]
 
 
 def _opened(place: Path) -> tuple[keras.Model, ModelCard]:
@@ -139,15 +137,15 @@ def _write(
     card: ModelCard,
     folder: Path,
     name: str,
-    artifacts: Sequence[Artifact],
+    formats: Sequence[Format],
     layout: str,
     samples: Samples,
 ) -> None:
     from keras_convnets.export.formats.saved_model import MOST_VARIABLES
     from keras_convnets.export.verification import verify
-    from keras_convnets.export.warmup import FILE_NAME as WARM_UP
     from keras_convnets.export.warmup import write_warm_up
 
+    artifacts = [artifact for form in formats for artifact in form.artifacts]
     exported: dict[str, Any] = {"formats": [artifact.key for artifact in artifacts], "layout": layout}
     quantised = any(artifact.precision == "int8" for artifact in artifacts)
     calibration = view_encoded(samples.encoded, card) if quantised else None
@@ -155,7 +153,7 @@ def _write(
         exported["calibration"] = {"n": len(samples.encoded), "source": samples.source}
         if len(samples.encoded) < CALIBRATION_IMAGES:
             log.warning("int8 is calibrated on %d images (%s); give more.", len(samples.encoded), samples.source)
-    _write_artifacts(model, card, folder, artifacts, layout, calibration)
+    _write_artifacts(model, card, folder, formats, layout, calibration)
     release_memory()
     # Graphs of so many operations take each runtime more memory than the weights do.
     side_by_side = len(model.weights) <= MOST_VARIABLES
@@ -164,7 +162,7 @@ def _write(
     extra.mkdir(exist_ok=True)
     dataclasses.replace(card, export=exported).write(extra)
     (extra / "labels.txt").write_text("".join(f"{one_line(label)}\n" for label in card.class_names), encoding="utf-8")
-    write_warm_up(extra / WARM_UP, name, samples.encoded[:3])
+    write_warm_up(folder, name, samples.encoded[:3])
 
 
 def one_line(label: str) -> str:
@@ -176,35 +174,18 @@ def _write_artifacts(
     model: keras.Model,
     card: ModelCard,
     folder: Path,
-    artifacts: Sequence[Artifact],
+    formats: Sequence[Format],
     layout: str,
     calibration: np.ndarray | None,
 ) -> None:
     from keras_convnets.export.folding import inference_network
-    from keras_convnets.export.formats.saved_model import write_saved_model
     from keras_convnets.networks.outputs import softmaxed
 
     whole = softmaxed(model)
     if whole is not model:
         log.warning("%s gives logits; they are exported with a softmax behind them.", model.name)
-    network = inference_network(whole)
-    write_saved_model(network, card, folder)
-    for artifact in artifacts:
-        _write_artifact(artifact, network, card, folder, layout, calibration)
-        release_memory()
-
-
-def _write_artifact(artifact: Artifact, network, card: ModelCard, folder: Path, layout: str, calibration) -> None:
-    path = folder / artifact.file
-    if artifact.format == "onnx":
-        from keras_convnets.export.formats.onnx import write_onnx
-
-        write_onnx(network, card, path, layout)
-    elif artifact.format == "int8":
-        from keras_convnets.export.formats.onnx_int8 import quantize_onnx
-
-        quantize_onnx(next(folder.glob("model.onnx")), path, calibration)
-    elif artifact.format == "litert":
-        from keras_convnets.export.formats.litert import write_litert
-
-        write_litert(network, card, path, artifact.precision, calibration)
+    job = Job(inference_network(whole), card, layout, calibration)
+    for form in formats:
+        for artifact in form.artifacts:
+            form.write(job, artifact, folder)
+            release_memory()

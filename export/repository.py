@@ -16,7 +16,6 @@ from keras_convnets.files import UNFINISHED, writing
 from keras_convnets.numbers import whole_number
 
 SAVED_MODEL = "saved_model.pb"
-ONNX = "model.onnx"
 EXTRA = "assets.extra"
 MAX_VERSION = 2**63 - 1
 

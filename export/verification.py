@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.export.formats.artifacts import ARTIFACTS, Artifact
+from keras_convnets.export.formats import all_formats
+from keras_convnets.export.formats.format import Artifact
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.samples import Samples
 from keras_convnets.prediction import Classifier
@@ -161,10 +162,9 @@ def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
     images = np.load(exchange / "images.npy")
     exact = images[np.arange(max(BATCHES)) % len(images)]
     encoded = [(exchange / f"{position}.encoded").read_bytes() for position in range(max(BATCHES))]
-    for artifact in ARTIFACTS:
-        if artifact.key not in keys:
-            continue
-        for way, predict in _ways(artifact, folder).items():
+    chosen = ((form, artifact) for form in all_formats() for artifact in form.artifacts if artifact.key in keys)
+    for form, artifact in chosen:
+        for way, predict in _ways(form.load(folder / artifact.file, None)).items():
             name = f"{artifact.key}:{way}" if way else artifact.key
             inputs = encoded if way == "image_bytes" else images if artifact.precision == "int8" else exact
             for batch in (QUANTISED_BATCH,) if artifact.precision == "int8" else BATCHES:
@@ -172,16 +172,10 @@ def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
                 np.save(exchange / f"{name}@{batch}.answers.npy", np.concatenate(parts))
 
 
-def _ways(artifact: Artifact, folder: Path) -> dict[str, Callable]:
-    from keras_convnets.export.formats import loading
-
-    if artifact.format == "saved_model":
-        exported = loading.load_saved_model(folder, None)
-        return {"image_bytes": exported.predict, "images": exported.predict_images}
-    path = folder / artifact.file
-    if artifact.runtime == "onnxruntime":
-        return {"images": loading.load_onnx(path, None).predict_images}
-    return {"images": loading.load_litert(path, None).predict_images}
+def _ways(exported: Classifier) -> dict[str, Callable]:
+    """Return the ways into an artifact: encoded images where it decodes by itself, and pixels."""
+    encoded = {} if exported.predict_encoded is None else {"image_bytes": exported.predict_encoded}
+    return {**encoded, "images": exported.predict_images}
 
 
 if __name__ == "__main__":

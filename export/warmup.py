@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-FILE_NAME = "tf_serving_warmup_requests"
+from keras_convnets.export.repository import EXTRA
+
+# In a version's folder.
+PLACE = Path(EXTRA, "tf_serving_warmup_requests")
 BATCHES = (1, 3)
 
 
-def write_warm_up(path: Path, name: str, encoded: Sequence[bytes]) -> None:
+def write_warm_up(folder: Path, name: str, encoded: Sequence[bytes]) -> None:
     """Write requests to `serving_default` as a TFRecord of PredictionLog, so that no client pays for the first one.
 
     Args:
-        path: the file, `assets.extra/tf_serving_warmup_requests` of a version.
+        folder: the version's; its `assets.extra` exists.
         name: the model's name in the repository.
         encoded: encoded images, at least one.
     """
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
-    with tf.io.TFRecordWriter(str(path)) as records:
+    with tf.io.TFRecordWriter(str(folder / PLACE)) as records:
         for batch in BATCHES:
             log = prediction_log_pb2.PredictionLog()
             request = log.predict_log.request

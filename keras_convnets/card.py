@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +16,8 @@ from keras_convnets.classes import check_class_names, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
 from keras_convnets.images.preprocessing import Preprocessing
-from keras_convnets.networks.registry import ARCHITECTURES
-from keras_convnets.numbers import whole_number
+from keras_convnets.images.view import View
+from keras_convnets.networks.registry import BUILDERS, get_builder
 
 if TYPE_CHECKING:
     import keras
@@ -28,17 +27,11 @@ if TYPE_CHECKING:
 FILE_NAME = "model.json"
 FORMAT = 1
 log = logging.getLogger("keras_convnets")
-# The shorter side before the crop, as the published ImageNet weights were evaluated.
-IMAGENET_SIDE = 256
-# How a view may resample, as `tf.image.resize` names it.
-KERNELS = ("bilinear", "area", "nearest", "bicubic")
-# How many images of a batch are decoded and brought to a view at a time, where there are as many cores.
-DECODED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that export, serving and evaluation need to know of a trained network besides its weights.
+    """What export, serving and evaluation need to know about a trained network, apart from its weights.
 
     Attributes:
         architecture: the builder's name, such as "ResNet20"; of a network that none of this package made, its own.
@@ -46,9 +39,7 @@ class ModelCard:
             empty where no builder of this package made the network.
         class_names: the classes, in the order of the outputs.
         preprocessing: what the first layer does.
-        view: how an image becomes an input, as `center_view` returns it: {"name": "center", "resize": shorter side,
-            "crop": [height, width], "kernel": one of `KERNELS`}, in pixels; maybe "antialias", true where it is left
-            out.
+        view: how an image becomes an input.
         trained: whether the weights come from training.
         data: the data set: name, number of images by split, and its fingerprint.
         recipe: the resolved recipe, by field.
@@ -65,7 +56,7 @@ class ModelCard:
     arguments: dict[str, Any]
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    view: dict[str, Any]
+    view: View
     trained: bool = False
     data: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -79,12 +70,14 @@ class ModelCard:
 
     def __post_init__(self):
         check_class_names(self.class_names, f"the model card of {self.architecture}")
+        if not isinstance(self.view, View):
+            raise UserError(f"the model card of {self.architecture} has the view {self.view!r}; give it a View.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         plain.update(class_names=list(self.class_names), class_ids=list(self.class_ids))
-        plain.update(preprocessing=self.preprocessing.to_dict())
+        plain.update(preprocessing=self.preprocessing.to_dict(), view=self.view.to_dict())
         return {"format": FORMAT, **plain}
 
     @classmethod
@@ -102,14 +95,13 @@ class ModelCard:
             values["class_names"] = tuple(values["class_names"])
             values["class_ids"] = tuple(values.get("class_ids", ()))
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+            values["view"] = View.from_dict(values["view"], f"the view of {where}")
             _check_file_name(values.get("weights", {}).get("file"), where)
-            card = cls(**values)
+            return cls(**values)
         except UserError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where} is not a whole model card: {error} is missing or wrong.") from error
-        check_view(card.view, f"the view of {where}")
-        return card
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> ModelCard:
@@ -131,13 +123,11 @@ class ModelCard:
         Raises:
             UserError: if no builder of this package made it, or the card's arguments are none of its.
         """
-        import keras_convnets
-
-        if self.architecture not in (*ARCHITECTURES, "CIFARPlainNet", "CIFARResNet") or not self.arguments:
+        if self.architecture not in BUILDERS or not self.arguments:
             raise UserError(f"{self.architecture} was made by no builder of this package; load its file instead.")
         given = {"preprocessing": self.preprocessing} if self.arguments.get("include_preprocessing", True) else {}
         try:
-            return getattr(keras_convnets, self.architecture)(**{**given, **self.arguments, **arguments})
+            return get_builder(self.architecture)(**{**given, **self.arguments, **arguments})
         except TypeError as error:
             raise UserError(f"the model card's arguments are none of {self.architecture}'s ({error}).") from error
 
@@ -209,7 +199,7 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
         raise UserError(
             f"{model.name} has {outputs[1]} classes and {len(class_names)} class names came; give one for each."
         )
-    from keras_convnets.weights.assignment import leaves
+    from keras_convnets.networks.graph import leaves
 
     meaning(model)
     first = next((layer for layer in leaves(model) if hasattr(layer, "preprocessing")), None)
@@ -224,7 +214,7 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
             "arguments": dict(note.arguments) if note else {},
             "class_names": tuple(str(index) for index in range(outputs[1])),
             "preprocessing": preprocessing,
-            "view": center_view(shape[0], shape[1]),
+            "view": View.of_size(shape[0], shape[1]),
             "versions": current_versions(),
             **facts,
         }
@@ -232,7 +222,7 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
 
 
 def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -> dict[str, Any]:
-    """Return what the weights that a network was built with say of it: nothing where they say nothing.
+    """Return the card's facts that come from the published weights a network was built with; {} without such.
 
     What was measured of the file, and its sha256, hold as long as the network has its weights.
     """
@@ -254,7 +244,7 @@ def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -
         facts |= _recorded_facts(weights.record)
     if weights.in_imagenet_order and outputs == len(imagenet_classes().ids):
         facts |= {"class_names": imagenet_classes().names, "class_ids": imagenet_classes().ids}
-        facts["view"] = center_view(shape[0], shape[1], resize=max(IMAGENET_SIDE, shape[0], shape[1]))
+        facts["view"] = View.of_imagenet(shape[0], shape[1])
     return facts
 
 
@@ -268,11 +258,11 @@ def _recorded_facts(record: WeightsRecord | None) -> dict[str, Any]:
     return {"data": {"name": record.data}, "metrics": metrics}
 
 
-def view_of_model(model: keras.Model) -> Mapping[str, Any] | None:
+def view_of_model(model: keras.Model) -> View | None:
     """Return how an image becomes a network's input, or None where the input has no fixed size.
 
     It is the view of the run that the network comes from, else that of the published weights it was built with, else
-    the plain view at its input size.
+    resize and centre crop to its input size.
     """
     own = getattr(model, "evaluation_view", None)
     shape = getattr(model, "input_shape", None)
@@ -283,46 +273,9 @@ def view_of_model(model: keras.Model) -> Mapping[str, Any] | None:
     weights, main = getattr(model, "published_weights", None), main_output(model)
     is_imagenet = weights is not None and weights.in_imagenet_order
     if is_imagenet and main is not None and main.shape[-1] == len(imagenet_classes().ids):
-        return center_view(shape[1], shape[2], resize=max(IMAGENET_SIDE, shape[1], shape[2]))
-    return center_view(shape[1], shape[2])
+        return View.of_imagenet(shape[1], shape[2])
+    return View.of_size(shape[1], shape[2])
 
 
 def _is_image_shape(shape: Any) -> bool:
     return isinstance(shape, tuple) and len(shape) == 4 and None not in shape[1:] and shape[3] == 3
-
-
-def center_view(height: int, width: int, resize: int | None = None) -> dict[str, Any]:
-    """Return the plain single view: the shorter side resized, by default to the input's, and its centre cropped.
-
-    Bilinear with antialiasing, aspect ratio kept; an image of the input's own size is left as it is where the shorter
-    side is resized to the input's.
-    """
-    side = min(height, width) if resize is None else resize
-    # NumPy's whole numbers are none in JSON; what is none at all is left for `check_view`.
-    side, height, width = (side if whole_number(side) is None else whole_number(side) for side in (side, height, width))
-    return {"name": "center", "resize": side, "crop": [height, width], "kernel": "bilinear"}
-
-
-def check_view(view: Any, where: object = "the view") -> None:
-    """Refuse a view that can't be applied.
-
-    Args:
-        view: as `center_view` returns it, maybe with "antialias", true or false.
-        where: what to call it.
-
-    Raises:
-        UserError: if the kernel is unknown, or the sizes are none.
-    """
-    if not isinstance(view, Mapping):
-        raise UserError(f"{where} is {view!r}; it must say how images are resized and cropped: write the card again.")
-    kernel, antialias = view.get("kernel", "bilinear"), view.get("antialias", True)
-    if kernel not in KERNELS:
-        raise UserError(f"{where} has the kernel {kernel!r}; images are resampled by one of {', '.join(KERNELS)}.")
-    if not isinstance(antialias, bool):
-        raise UserError(f"{where} has antialias {antialias!r}; it is true or false.")
-    crop, resize = view.get("crop"), view.get("resize")
-    sizes = [*crop, resize] if isinstance(crop, Sequence) and len(crop) == 2 else [None]
-    if not all(type(size) is int and size >= 1 for size in sizes):
-        raise UserError(
-            f"{where} has resize {resize!r} and crop {crop!r}; it needs a length and [height, width], in pixels."
-        )

@@ -8,23 +8,30 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from keras_convnets.errors import UserError
 
-if TYPE_CHECKING:
-    from keras_convnets.card import ModelCard
-    from keras_convnets.weights.pretrained import WeightsRecord
-
-
-# Longer names are none; and they would have to be shown.
+# Class names are shown and written; a longer one is refused.
 MOST_CHARACTERS = 1000
 
 
+class HasClassNames(Protocol):
+    """What knows its classes: a `ModelCard`, or a `WeightsRecord` of published weights."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names, in the order of the network's outputs."""
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """The ids in the same order, or none."""
+
+
 def check_class_names(names: Sequence[Any], where: str) -> None:
-    """Refuse class names that can't be shown and written a line each.
+    """Refuse class names that can't be shown and written one per line.
 
     Slashes and dots are allowed: where a name becomes a part of a path, `keras_convnets.files.safe_names` sees to it.
 
@@ -88,7 +95,7 @@ def imagenet_classes() -> Classes:
 
 
 def decode_predictions(
-    predictions: Any, top: int = 5, classes: Sequence[str] | Classes | ModelCard | WeightsRecord | None = None
+    predictions: Any, top: int = 5, classes: Sequence[str] | Classes | HasClassNames | None = None
 ) -> list[list[tuple[str, str, float]]]:
     """Name the likeliest classes of each image, as keras.applications' function does, but offline.
 

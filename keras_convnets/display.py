@@ -1,15 +1,9 @@
-"""Text for a terminal and for pages: bars, and records of published weights in words. No Keras, no color."""
+"""Text for a terminal: names made printable, bars, and the answers of `predict`. No Keras, no colour."""
 
 from __future__ import annotations
 
-import dataclasses
 import unicodedata
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from keras_convnets.images.preprocessing import Preprocessing
-    from keras_convnets.weights.pretrained import Accuracy, WeightsRecord
+from typing import Any
 
 # Eighths of a cell, from one to eight: a bar ends where its value does.
 BLOCKS = "▏▎▍▌▋▊▉█"
@@ -56,11 +50,11 @@ def blocks_for(encoding: str | None) -> str:
     return BLOCKS
 
 
-def bar(share: float, blocks: str = BLOCKS, cells: int = BAR_CELLS) -> str:
-    """Return a bar whose length is a share of so many cells.
+def bar(fraction: float, blocks: str = BLOCKS, cells: int = BAR_CELLS) -> str:
+    """Return a bar whose length is a fraction of so many cells.
 
     Args:
-        share: 0 to 1; what lies outside is taken for the nearer end.
+        fraction: 0 to 1; values outside are clipped.
         blocks: from the narrowest part of a cell to the full one.
         cells: the length of 1.
 
@@ -68,13 +62,13 @@ def bar(share: float, blocks: str = BLOCKS, cells: int = BAR_CELLS) -> str:
         >>> bar(0.5, "#", cells=10)
         '#####'
     """
-    parts = round(min(max(share, 0.0), 1.0) * cells * len(blocks))
+    parts = round(min(max(fraction, 0.0), 1.0) * cells * len(blocks))
     full, rest = divmod(parts, len(blocks))
     return blocks[-1] * full + (blocks[rest - 1] if rest else "")
 
 
 def answers_text(found: list[dict[str, Any]], blocks: str = BLOCKS) -> str:
-    """Return what `predict` found as lines: an image's path, then one line a class with its share and a bar.
+    """Return what `predict` found as lines: an image's path, then one line a class with its probability and a bar.
 
     Args:
         found: {"image": path, "classes": [{"class": name, "probability": 0 to 1}, ...]}, one an image.
@@ -90,56 +84,3 @@ def answers_text(found: list[dict[str, Any]], blocks: str = BLOCKS) -> str:
             )
             lines.append(shown.rstrip())
     return "\n".join(lines)
-
-
-def preprocessing_text(preprocessing: Preprocessing) -> str:
-    """Return a preprocessing in words, such as "BGR in 0-255, minus (104, 117, 123)"."""
-
-    def shown(values: tuple[float, ...]) -> str:
-        return f"({', '.join(f'{value:.7g}' for value in values)})"
-
-    less = "the mean image" if preprocessing.mean_image is not None else shown(preprocessing.mean)
-    divided = f", divided by {shown(preprocessing.std)}" if set(preprocessing.std) != {1.0} else ""
-    return f"{preprocessing.order} in 0-255, minus {less}{divided}"
-
-
-def accuracy_text(accuracy: Accuracy) -> str:
-    """Return a measured accuracy with all that belongs to it, in one line."""
-    return (
-        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % on {accuracy.data}, n={accuracy.n:,}, "
-        f"{accuracy.protocol}; {accuracy.source}"
-    )
-
-
-def record_rows(record: WeightsRecord) -> list[tuple[str, str]]:
-    """Return what a record of published weights says, as (label, text) in the order to show them."""
-    height, width, _ = record.input_shape
-    built = [f"{key}={_plain(value)}" for key, value in record.arguments.items()]
-    return [
-        *(("accuracy", accuracy_text(accuracy)) for accuracy in record.accuracies),
-        ("trained on", f"{record.data}, {height}x{width}"),
-        ("preprocessed", preprocessing_text(record.preprocessing)),
-        *((("built with", "; ".join(built)),) if built else ()),
-        ("file", f"{record.file}, {record.size / 1e6:.1f} MB"),
-        ("address", record.locations[0]),
-        ("sha256", record.sha256),
-        ("obtained", record.obtained),
-        ("license", record.license),
-    ]
-
-
-def record_plain(record: WeightsRecord) -> dict[str, Any]:
-    """Return a record of published weights as plain data for JSON."""
-    return {item.name: _plain(getattr(record, item.name)) for item in dataclasses.fields(record)}
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(inner) for inner in value]
-    return value

@@ -1,4 +1,4 @@
-"""The error that is the user's to mend, and the sentence that suggests the nearest valid name."""
+"""The error for a user's mistake, and the sentence that suggests the nearest valid names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keras_convnets.display import printable
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one sentence that says what came, what is allowed and what to do.
+    """Invalid input from the user: one sentence that says what was received, what is allowed and what to do.
 
     The command line prints the sentence without a traceback and exits with status 2. It is a `ValueError`,
     so that code which uses the package as a library catches what it expects. Names from data may stand in the sentence:
@@ -22,15 +22,15 @@ class UserError(ValueError):
 
 
 class UnreadableImage(UserError):
-    """An image that can't be read or decoded, or is refused by an endpoint; others may do."""
+    """An image that can't be read or decoded, or is refused by an endpoint; other images of a batch may be valid."""
 
 
 class Interrupted(Exception):
-    """Work that was asked to stop and can be gone on with; the command line exits with status 130."""
+    """Work that was asked to stop and can be resumed; the command line exits with status 130."""
 
 
 class Diverged(FloatingPointError):
-    """A training whose losses or weights are no longer finite; what it kept is.
+    """A training whose losses or weights are no longer finite; its checkpoints are finite.
 
     Attributes:
         learning_rate: what to try instead.

@@ -1,4 +1,4 @@
-"""Numbers as callers give them: NumPy's count as Python's, true and false are none."""
+"""Validation of numbers from callers: NumPy scalars are accepted, booleans are not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def whole_number(value: Any) -> int | None:
-    """Return a whole number, Python's or NumPy's, as Python's; None of anything else, true and false included.
+    """Return an integer, Python's or NumPy's, as a Python integer; None for anything else, booleans included.
 
     Example:
         >>> whole_number(np.int64(3)), whole_number(3.5), whole_number(True)
@@ -23,7 +23,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def finite_number(value: Any) -> int | float | None:
-    """Return a finite number, Python's or NumPy's, as Python's; None of anything else, true and false included.
+    """Return a finite number, Python's or NumPy's, as a Python number; None for anything else, booleans included.
 
     Example:
         >>> finite_number(np.float32(0.5)), finite_number(float("nan")), finite_number("0.5")

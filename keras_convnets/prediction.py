@@ -1,4 +1,4 @@
-"""A classifier in hand: a network, or what a runtime loaded, with its card; images in, names out."""
+"""`Classifier`: a network, or what a runtime loaded, with its model card; images in, class names out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Classifier:
 
     def __post_init__(self):
         if self.image_size is None and self.card is not None:
-            object.__setattr__(self, "image_size", tuple(self.card.view["crop"]))
+            object.__setattr__(self, "image_size", self.card.view.crop)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities of images of the input's size, uint8 [n, H, W, 3]."""

@@ -1,4 +1,4 @@
-"""What TensorFlow's errors say, and its calls that report to have been cancelled."""
+"""TensorFlow's errors in plain sentences, and calls that are made again where it reports a cancellation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_convnets.images.decoding import _REFUSAL_PREFIX
+from keras_convnets.images.decoding import REFUSAL_PREFIX
 
 # How often a call that reports to have been cancelled is made.
 CALLS = 5
@@ -32,4 +32,4 @@ def plain_reason(error: tf.errors.OpError) -> str:
     # Of a graph: where it was defined, then the sentence, then "[[{{node ...}}]]", and where that was called.
     lines = [line.strip() for line in error.message.split("[[{{")[0].split("[Op:")[0].splitlines()]
     sentence = next((line for line in reversed(lines) if line), type(error).__name__)
-    return sentence.rpartition("}} ")[2].removeprefix(_REFUSAL_PREFIX).strip()
+    return sentence.rpartition("}} ")[2].removeprefix(REFUSAL_PREFIX).strip()

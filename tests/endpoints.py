@@ -56,7 +56,7 @@ class Models:
 
     @contextlib.contextmanager
     def use(self, model, version=None, label=None):
-        from keras_convnets.export.serving.servables import Servable
+        from keras_convnets.export.serving.models.servables import Servable
         from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
         if label is not None:
@@ -68,7 +68,7 @@ class Models:
         yield Servable(model, 1, self.engines[model])
 
     def status(self, model, version=None):
-        from keras_convnets.export.serving.servables import State, VersionStatus
+        from keras_convnets.export.serving.models.model import State, VersionStatus
         from keras_convnets.export.serving.status import Code, ServingError
 
         if model not in self.engines:
@@ -82,20 +82,21 @@ class Models:
 @contextlib.contextmanager
 def front_ends(models, *, workers=4, health=False, limits=None, **options):
     """Open both front ends over models; gives their ports and a channel. Options are those of `RestApp`."""
-    from keras_convnets.export.serving import grpc_service
-    from keras_convnets.export.serving.admission import Admission
-    from keras_convnets.export.serving.rest import RestApp, RestServer
-    from keras_convnets.export.serving.server import _bind
+    from keras_convnets.export.serving.admission.admission import Admission
+    from keras_convnets.export.serving.rest.app import RestApp
+    from keras_convnets.export.serving.rest.http_server import RestServer
+    from keras_convnets.export.serving.rpc.server import make_server
+    from keras_convnets.export.serving.sockets import bind
 
     executor = concurrent.futures.ThreadPoolExecutor(workers)
-    bound = _bind("127.0.0.1", 0, "--rest_api_port")
+    bound = bind("127.0.0.1", 0, "--rest_api_port")
     bound.listen()
     admission = Admission(limits)
     rest = RestServer(
         RestApp(models, executor, admission=admission, **options), bound, admission.limits.max_connections
     )
     metrics = options.get("metrics")
-    server = grpc_service.make_server(models, workers, metrics=metrics, health=health, admission=admission)
+    server = make_server(models, workers, metrics=metrics, health=health, admission=admission)
     port = server.add_insecure_port("127.0.0.1:0")
     ports = types.SimpleNamespace(rest_api_port=bound.getsockname()[1], port=port, rest=rest, admission=admission)
     rest.start()

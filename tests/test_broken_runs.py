@@ -18,9 +18,9 @@ import tiny
 from keras_convnets import CIFARResNet, files, training
 from keras_convnets.card import ModelCard
 from keras_convnets.commands.main import main
-from keras_convnets.errors import Diverged, UserError
+from keras_convnets.errors import Diverged, Interrupted, UserError
 from keras_convnets.images.preprocessing import Preprocessing
-from keras_convnets.training import trainer
+from keras_convnets.training import results, trainer
 from keras_convnets.training.plan import make_plan
 from keras_convnets.training.recipes import RECIPES
 
@@ -48,15 +48,15 @@ def fit(path, **overrides):
 
 def spoiling(monkeypatch, losses, *, above=0.0, weights=None, stop=False):
     """Have steps give other losses, and the last of them spoil a weight, where the learning rate is above a bound."""
-    steps = trainer._Training.steps
+    compile_steps = trainer.Trainer.compile_steps
 
     def spoilt(self):
-        real = steps(self)
+        whole, _ = compile_steps(self)
 
         def step(*batch):
-            _, right = real[False](*batch)
+            _, right = whole(*batch)
             number = self.step + 1
-            if number not in losses or self._rate <= above:
+            if number not in losses or self.learning_rate <= above:
                 return tf.constant(2.0), right
             if number == max(losses) and weights is not None:
                 self.model.get_layer("predictions").bias.assign(np.full(10, weights))
@@ -64,9 +64,9 @@ def spoiling(monkeypatch, losses, *, above=0.0, weights=None, stop=False):
                 signal.raise_signal(signal.SIGTERM)
             return tf.constant(losses[number]), right
 
-        return {True: step, False: step}
+        return step, step
 
-    monkeypatch.setattr(trainer._Training, "steps", spoilt)
+    monkeypatch.setattr(trainer.Trainer, "compile_steps", spoilt)
 
 
 def kept_values(run):
@@ -95,7 +95,7 @@ def test_nothing_that_is_not_finite_is_kept_and_the_mended_command_goes_on(quick
     spoiling(monkeypatch, {6: loss}, above=5e-5, **spoilt)
     # The loss of a step tells of the weights before it: those of step 5 are bad where the sixth loss is.
     back, kept = (5, [4, 5]) if loss == 2.0 else (4, [4])
-    there = rf"at step 6 of 8: .* --set learning_rate=0.0001 goes on from step {back}\."
+    there = rf"at step 6 of 8: .* --set learning_rate=0.0001 resumes from step {back}\."
     with pytest.raises(Diverged, match=there) as error:
         fit(run.path)
     assert run.checkpoint_steps() == kept and all_finite(run) and len(list(kept_values(run))) > 15
@@ -120,7 +120,11 @@ def test_the_command_that_is_named_works_as_typed(quick, tmp_path, monkeypatch, 
     command = "train --model ResNet20 --dataset digits --run 'my runs/one' --set iterations=6 --set learning_rate=1e30"
     assert main(shlex.split(command)) == 1
     sentence = capsys.readouterr().err
-    assert "the training diverged" in sentence and "begins anew" in sentence and "Traceback" not in sentence
+    assert (
+        "the training diverged" in sentence
+        and "starts again from the beginning" in sentence
+        and "Traceback" not in sentence
+    )
     typed = shlex.split(sentence.partition(" Type: ")[2])
     assert typed == ["keras-convnets", *shlex.split(command), "--set", "learning_rate=0.1"]
     assert main(typed[1:]) == 0, capsys.readouterr().err
@@ -131,7 +135,7 @@ def test_the_command_that_is_named_works_as_typed(quick, tmp_path, monkeypatch, 
 def test_checkpoints_worse_than_the_beginning_are_not_gone_on_from(quick, monkeypatch, tmp_path):
     """The loss climbs for some steps before it is none: what was written then leads to the same end at any rate."""
     spoiling(monkeypatch, {2: 1e6, 3: 1e6, 4: 1e6, 5: NAN}, weights=NAN)
-    with pytest.raises(Diverged, match="begins anew") as error:
+    with pytest.raises(Diverged, match="starts again from the beginning") as error:
         fit(tmp_path / "run")
     assert training.Run(tmp_path / "run").checkpoint_steps() == []
     monkeypatch.undo()
@@ -160,7 +164,7 @@ def test_a_failure_before_the_first_checkpoint_leaves_the_directory_free(quick, 
         raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Training, "_take", full)
+        patch.setattr(trainer.Trainer, "train_step", full)
         with pytest.raises(tf.errors.ResourceExhaustedError):
             fit(run.path, batch_size=500)
     assert run.config()["recipe"]["batch_size"] == 500 and not run.begun
@@ -173,7 +177,7 @@ def test_a_failure_before_the_first_checkpoint_leaves_the_directory_free(quick, 
 
 
 WRITERS = [
-    (trainer, "learning_curves"), (training.Run, "save_samples"), (training.Run, "write_metrics"), (ModelCard, "write"),
+    (results, "learning_curves"), (training.Run, "save_samples"), (training.Run, "write_metrics"), (ModelCard, "write"),
     (training.Run, "save_model"),
 ]  # fmt: skip
 
@@ -183,7 +187,7 @@ def test_a_disk_that_fills_at_the_end_leaves_nothing_out(quick, monkeypatch, tmp
     def full(*arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    finish = trainer._Training._finish
+    finish = trainer.Trainer.finish
 
     def finish_on_a_full_disk(self):
         with monkeypatch.context() as patch:
@@ -192,8 +196,8 @@ def test_a_disk_that_fills_at_the_end_leaves_nothing_out(quick, monkeypatch, tmp
 
     run = training.Run(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._Training, "_finish", finish_on_a_full_disk)
-        sentence = r"run can't be written to \(No space left on device\); mend that, and the same command goes on"
+        patch.setattr(trainer.Trainer, "finish", finish_on_a_full_disk)
+        sentence = r"run can't be written to \(No space left on device\); mend that, and the same command resumes"
         with pytest.raises(UserError, match=sentence):
             fit(run.path, iterations=2, holdout=0)
     assert not run.finished
@@ -252,14 +256,12 @@ def test_every_recipe_takes_a_step_with_and_without_weights(name, given, weights
     data = training.DataSet("made", ("a", "b", "c"), True, {"train": split}, (32, 32))
     overrides = {"batch_size": 4, "image_size": 32, "iterations": 1, "epochs": None, "holdout": 0}
     plan = make_plan("ResNet20", data, name, overrides, None, weights if given else None)
-    part = trainer._Training(plan, training.Run(tmp_path), None)
-    assert (part.preprocessing.order == "BGR") == given and (not given or part.preprocessing.mean == (1, 2, 3))
-    part._set_learning_rate()
-    stream = trainer.training_batches(plan, part.preprocessing)
-    batch = next(iter(part.strategy.experimental_distribute_dataset(stream)))
+    made = training.Trainer(plan, training.Run(tmp_path))
+    assert (made.preprocessing.order == "BGR") == given and (not given or made.preprocessing.mean == (1, 2, 3))
+    batch = next(made.batches())
     tf.config.run_functions_eagerly(True)
     try:
-        loss, _ = part.steps()[plan.recipe.head_only(0, 1)](*batch)
+        loss, _ = made.train_step(batch)
     finally:
         tf.config.run_functions_eagerly(False)
     assert np.isfinite(float(loss))
@@ -280,3 +282,33 @@ def test_metrics_are_json_where_inference_overflows(quick, monkeypatch, tmp_path
     lines = (run.path / "metrics.jsonl").read_text().splitlines()
     strict = [json.loads(line, parse_constant=lambda text: pytest.fail(text)) for line in lines]
     assert strict and all(record["val_loss"] is None for record in strict) and run.finished
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(monkeypatch, tmp_path):
+    """Its state had "watch", "warming" and "running_error" in place of "schedule"."""
+    make_quick(monkeypatch)
+    overrides = {"iterations": 12, "batch_size": 400, "holdout": 100, "warmup": True, "seed": 2}
+
+    def interrupted(self, step):
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.TrainingProgress, "advance", interrupted)
+        with pytest.raises(Interrupted, match="stopped at step 5 of 12; the same command resumes it"):
+            fit(tmp_path / "run", **overrides)
+    path = tmp_path / "run" / "checkpoints" / "00000005" / "state.json"
+    state = json.loads(path.read_text())
+    schedule = state.pop("schedule")
+    # 1437 images, 100 of them held out, are seen once after 4 steps of 400: one report.
+    assert schedule["warmup"]["active"] and 0.9 < schedule["warmup"]["running_error"] < 1 and len(state["records"]) == 1
+    state["watch"] = {"best": schedule["best"], "reference": None, "waited": 0, "since": 0, "divisions": 0}
+    state["warming"], state["running_error"] = True, schedule["warmup"]["running_error"]
+    assert set(state) == {"step", "records", "watch", "warming", "running_error", "sums", "first_loss"}
+    path.write_text(json.dumps(state))
+    resumed, unbroken = fit(tmp_path / "run", **overrides), fit(tmp_path / "unbroken", **overrides)
+    assert [list(record.values()) for record in resumed.metrics()] == [
+        pytest.approx(list(record.values()), rel=1e-4) for record in unbroken.metrics()
+    ]
+    for one, other in zip(resumed.model().get_weights(), unbroken.model().get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -15,6 +15,8 @@ from keras_convnets.card import ModelCard
 from keras_convnets.classes import Classes, decode_predictions, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.images.preprocessing import BGR_MEANS, UNIT_SCALED, Preprocessing
+from keras_convnets.images.view import View
+from keras_convnets.weights import record_text
 from keras_convnets.weights.pretrained import RECORDS, get_record
 
 
@@ -43,7 +45,7 @@ def card_of(*names):
         arguments={"classes": len(names)},
         class_names=names,
         preprocessing=Preprocessing(mean=(0, 0, 0)),
-        view={"name": "center", "resize": 32, "crop": [32, 32]},
+        view=View(32, (32, 32)),
     )
 
 
@@ -235,17 +237,17 @@ def test_answers_are_aligned_over_all_images():
 
 
 def test_preprocessing_in_words():
-    assert display.preprocessing_text(BGR_MEANS) == "BGR in 0-255, minus (104, 117, 123)"
-    assert display.preprocessing_text(UNIT_SCALED) == (
+    assert record_text.preprocessing_text(BGR_MEANS) == "BGR in 0-255, minus (104, 117, 123)"
+    assert record_text.preprocessing_text(UNIT_SCALED) == (
         "RGB in 0-255, minus (123.675, 116.28, 103.53), divided by (58.395, 57.12, 57.375)"
     )
     mean_image = Preprocessing(mean=(1, 2, 3), mean_image=np.zeros((2, 2, 3)))
-    assert display.preprocessing_text(mean_image) == "RGB in 0-255, minus the mean image"
+    assert record_text.preprocessing_text(mean_image) == "RGB in 0-255, minus the mean image"
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=str)
 def test_a_record_is_shown_whole_and_is_plain_in_json(record):
-    rows = display.record_rows(record)
+    rows = record_text.record_rows(record)
     shown = "\n".join(text for _, text in rows)
     for fact in (record.file, record.sha256, record.license, record.obtained, f"{record.size / 1e6:.1f} MB"):
         assert fact in shown
@@ -253,7 +255,7 @@ def test_a_record_is_shown_whole_and_is_plain_in_json(record):
         assert f"top-1 {accuracy.top1:.2f} %" in shown and accuracy.protocol in shown and accuracy.source in shown
         assert f"n={accuracy.n:,}" in shown
     assert ("built with" in dict(rows)) == bool(record.arguments)
-    plain = json.loads(json.dumps(display.record_plain(record)))
+    plain = json.loads(json.dumps(record_text.record_plain(record)))
     assert set(plain) == {item.name for item in dataclasses.fields(record)}
     assert Preprocessing.from_dict(plain["preprocessing"]) == record.preprocessing
     assert plain["accuracies"] == [vars(accuracy) for accuracy in record.accuracies]

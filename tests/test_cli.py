@@ -338,7 +338,7 @@ def test_weights_that_cannot_be_had_say_where_to_put_them(cli, samples, tmp_path
     assert record.sha256 in err and str(tmp_path / "models" / "keras_convnets" / record.file) in err
 
 
-def test_a_rehearsal_says_what_a_training_would_be_and_writes_nothing(cli, tmp_path, monkeypatch):
+def test_a_dry_run_says_what_a_training_would_be_and_writes_nothing(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trainer, "get_model", tiny.network)
     given = ("train", "--model", "ResNet20", "--dataset", "digits", "--set", "epochs=2", "--set", "batch_size=64")

@@ -293,8 +293,8 @@ class Guard(grpc.ServerInterceptor):
 def guarded_grpc(certificate, key):
     from tensorflow_serving.apis import model_service_pb2_grpc
 
-    from keras_convnets.export.serving.grpc_service import ModelService
     from keras_convnets.export.serving.metrics import Metrics
+    from keras_convnets.export.serving.rpc.service import ModelService
 
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(2), interceptors=[Guard()])
     service = ModelService(Models({"m": None}), Metrics(), lambda config: None)
@@ -391,7 +391,7 @@ def test_the_flags_of_endpoints(tmp_path, monkeypatch, capsys):
 
 def test_an_endpoints_classes_are_compared_with_images_of_every_class(tmp_path):
     from keras_convnets import training
-    from keras_convnets.commands.main import CLASS_CHECK_IMAGES, _some_of_each_class
+    from keras_convnets.commands.evaluate import CLASS_CHECK_IMAGES, _some_of_each_class
 
     sizes = {"a": 2 * CLASS_CHECK_IMAGES, "b": 5, "c": 5}
     for index, (name, size) in enumerate(sizes.items()):

@@ -17,8 +17,8 @@ from PIL import Image
 from rich.console import Console
 from sklearn import datasets as sklearn_datasets
 
-from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
+from keras_convnets.images.view import View
 from keras_convnets.training import plan, progress
 from keras_convnets.training.data import ArraySplit, DataSet, FileSplit, cached_passes, load_dataset
 from keras_convnets.training.data import integrity as broken_images
@@ -232,7 +232,7 @@ def test_broken_images_are_left_out_and_named_up_to_a_share(folder, caplog):
     truncate(folder / "green" / "2.png")
     with pytest.raises(UserError, match=r"1 of the 10 images of split train .*green/2.png: truncated.*data verify"):
         load_dataset(folder).at_size(8, 8)
-    with pytest.raises(UserError, match=r"a share of 0.09 may be"):
+    with pytest.raises(UserError, match=r"a fraction of 0.09 may be"):
         load_dataset(folder).without_broken(0.09)
     assert not caplog.records
     data, broken = load_dataset(folder).without_broken(0.1)
@@ -297,7 +297,7 @@ def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeyp
     told = []
     with cached_passes.reporting(lambda *pass_: told.append(pass_)):
         train = load_dataset("cifar10", prepared).splits["train"]
-        labels, view = train.labels, center_view(32, 32)
+        labels, view = train.labels, View.of_size(32, 32)
         colours = kept_components(train.at_size(view, 0))
     assert told[0] == ("reading labels", 30, 30) and told[-1] == ("measuring colours", 30, 30)
     with cached_passes.reporting(lambda *_: pytest.fail("passed over the images again")):
@@ -306,11 +306,11 @@ def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeyp
         for one, other in zip(kept_components(again.at_size(view, 0)), colours, strict=True):
             assert (one == other).all()
         with pytest.raises(pytest.fail.Exception, match="passed over"):
-            kept_components(again.at_size(center_view(16, 16), 0))
+            kept_components(again.at_size(View.of_size(16, 16), 0))
 
 
-def test_a_rehearsal_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch):
-    monkeypatch.setattr(plan, "REHEARSED_IMAGES", 4)
+def test_a_dry_run_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch):
+    monkeypatch.setattr(plan, "DRY_RUN_IMAGES", 4)
     monkeypatch.setattr(cached_passes, "KEPT_FROM", 10**9)
     told = {}
     with cached_passes.reporting(lambda doing, done, total: told.update({(doing, total): done})):
@@ -601,7 +601,7 @@ def test_a_subset_in_memory_is_what_a_copy_of_it_would_be():
 
 def test_decoding_fills_one_array():
     split = ArraySplit(np.zeros((600, 16, 16, 3), np.uint8), np.arange(600) % 2)
-    view = {"name": "center", "resize": 128, "crop": [128, 128], "kernel": "bilinear"}
+    view = View(128, (128, 128))
     tracemalloc.start()
     sized = split.at_size(view, 10**9)
     peak = tracemalloc.get_traced_memory()[1]
@@ -611,4 +611,4 @@ def test_decoding_fills_one_array():
 
 def test_hidden_labels_stay_hidden_in_memory():
     split = ArraySplit(np.zeros((3, 8, 8, 3), np.uint8), [-1, -1, -1])
-    assert not split.labelled and not split.at_size({"resize": 4, "crop": [4, 4]}, 10**6).labelled
+    assert not split.labelled and not split.at_size(View(4, (4, 4)), 10**6).labelled

@@ -7,12 +7,14 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn import metrics
 
 from keras_convnets import CIFARResNet, training
 from keras_convnets.errors import UserError
 from keras_convnets.training.data import ArraySplit, DataSet
-from keras_convnets.training.evaluation import top_k_accuracy
+from keras_convnets.training.evaluation import CENTER, Protocol
+from keras_convnets.training.evaluation.metrics import top_k_accuracy
 
 CLASSES = 7
 
@@ -102,6 +104,42 @@ def test_of_several_outputs_the_probabilities_are_measured(data, outputs, right)
         return
     expected = training.evaluate(keras.Model(images, main), data)
     assert (training.evaluate(model, data).confusion == expected.confusion).all()
+
+
+def mirrored(image, view):
+    """The image and its mirror image, at the size of the view."""
+    assert view.crop == (8, 8)
+    return tf.stack([image, tf.reverse(image, [1])])
+
+
+@pytest.mark.parametrize("average, expected", [
+    (None, lambda plain, mirror: (plain + mirror) / 2), (lambda views: views.max(axis=1), np.maximum)
+], ids=["mean", "own"])  # fmt: skip
+@pytest.mark.parametrize("batch_size", [1, 7, 128])
+def test_a_protocol_shows_views_and_averages_the_answers(data, batch_size, average, expected):
+    protocol = Protocol("mirrored", mirrored, **({"average": average} if average else {}))
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(CLASSES, "softmax")])
+    model.set_weights([np.random.default_rng(3).normal(size=(192, CLASSES)) / 2000, np.zeros(CLASSES)])
+    seen = []
+    result = training.evaluate(
+        model, data, protocol=protocol, batch_size=batch_size, progress=lambda done, total: seen.append((done, total))
+    )
+    split = data.splits["test"]
+    plain, mirror = (model.predict(images, verbose=0) for images in (split.images, split.images[:, :, ::-1]))
+    answers = expected(plain, mirror).argmax(1)
+    assert (answers != plain.argmax(1)).any()
+    assert (result.confusion == metrics.confusion_matrix(split.labels, answers, labels=range(CLASSES))).all()
+    assert result.key == "made/test/mirrored" and seen[-1] == (103, 103)
+
+
+def test_the_center_is_the_default_and_other_names_are_refused(data):
+    assert (
+        training.evaluate(guess, data).key == training.evaluate(guess, data, protocol=CENTER).key == "made/test/center"
+    )
+    with pytest.raises(UserError, match="unknown protocol 'centre'; the nearest valid name is center"):
+        training.evaluate(guess, data, protocol="centre")
+    with pytest.raises(UserError, match="protocol mirrored makes its own views .* evaluate by center"):
+        training.evaluate(guess, data, protocol=Protocol("mirrored", mirrored))
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, None])

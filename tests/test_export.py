@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,9 +20,9 @@ from memory import peak_of
 
 from keras_convnets import CIFARPlainNet, ResNet20, ResNet110, ResNet1202, export, model_info, training
 from keras_convnets.errors import UserError
-from keras_convnets.export import model_config
-from keras_convnets.export.formats import artifacts
-from keras_convnets.weights.assignment import leaves
+from keras_convnets.export import formats, model_config
+from keras_convnets.export.formats.format import Artifact
+from keras_convnets.networks.graph import leaves
 
 # Sums in another order, in float32; the same bound the exporter holds itself to.
 TOLERANCE = 1e-5
@@ -148,8 +149,31 @@ def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path, arguments, se
     assert not list(tmp_path.iterdir())
 
 
+def test_a_format_is_a_file_and_a_row():
+    """Each module of the folder that holds a format is listed once, behind those whose files its writer reads."""
+    folder = Path(formats.__file__).parent
+    assert sorted(formats.FORMATS.values()) == sorted(
+        path.stem for path in folder.glob("*.py") if "\nFORMAT = " in path.read_text()
+    )
+    found = dict(zip(formats.FORMATS, formats.all_formats(), strict=True))
+    keys = [artifact.key for form in found.values() for artifact in form.artifacts]
+    assert len(set(keys)) == len(keys) and formats.VERSION_FORMAT in found
+    for place, form in enumerate(found.values()):
+        assert set(form.requires) <= set(list(found)[:place])
+        assert {Path(artifact.file).suffix for artifact in form.artifacts} == {form.suffix}
+
+
+def test_the_names_of_formats_need_no_runtime():
+    code = (
+        "import sys; from keras_convnets.export import formats; from keras_convnets.export.formats import format; "
+        "formats.all_formats(); "
+        "sys.exit(any(name in sys.modules for name in ('tensorflow', 'keras', 'onnx', 'onnxruntime')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_mismatch_publishes_nothing(tmp_path, monkeypatch, verified_here):
-    monkeypatch.setattr(artifacts, "FLOAT32_TOLERANCE", -1.0)
+    monkeypatch.setattr(Artifact, "tolerance", lambda artifact, trained: -1.0)
     with pytest.raises(RuntimeError, match="differs from Keras by .* nothing is published"):
         export.publish(CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3), name="plain", to=tmp_path)
     assert not list((tmp_path / "plain").iterdir())

@@ -21,7 +21,7 @@ from PIL import Image
 import keras_convnets
 from keras_convnets import CIFARResNet, ModelCard, Preprocessing, get_model, list_models, training
 from keras_convnets import card as card_module
-from keras_convnets.card import FILE_NAME, card_of_model, center_view, current_git_revision, current_versions
+from keras_convnets.card import FILE_NAME, card_of_model, current_git_revision, current_versions
 from keras_convnets.errors import UserError
 from keras_convnets.files import (
     UnwritableError,
@@ -36,6 +36,7 @@ from keras_convnets.files import (
     writing,
 )
 from keras_convnets.images.files import ORIENTATION, encode_png, find_images, read_image, upright
+from keras_convnets.images.view import View
 from keras_convnets.networks.functional import Functional
 from keras_convnets.prediction import Classifier, name_scores
 
@@ -313,7 +314,7 @@ def filled_card():
         preprocessing=Preprocessing(
             (1.5, 2.5, 3.5), (2.0, 3.0, 4.0), "BGR", np.random.default_rng(0).uniform(size=(8, 8, 3))
         ),
-        view=center_view(8, 8),
+        view=View(8, (8, 8)),
         trained=True,
         data={"name": "animals", "train": 10},
         recipe={"epochs": 3, "learning_rate": 0.1},
@@ -330,7 +331,7 @@ def filled_card():
 @pytest.mark.parametrize("whole_path", [False, True], ids=["folder", "file"])
 def test_card_round_trip(tmp_path, whole_path):
     card = filled_card()
-    empty = ModelCard("", {}, (), card.preprocessing, {})
+    empty = ModelCard("", {}, (), card.preprocessing, card.view)
     for field in dataclasses.fields(card)[5:]:  # those with a default: each must differ from it to show a loss
         assert getattr(card, field.name) != getattr(empty, field.name)
     card.write(tmp_path)
@@ -430,7 +431,7 @@ def test_card_of_a_model():
     assert card.arguments == {"depth": 8, "classes": 3, "input_shape": [12, 8, 3]}
     assert card.class_names == ("0", "1", "2") and card.preprocessing == preset
     # The shorter side of a picture becomes the input's shorter side, and its centre is kept.
-    assert (card.view["name"], card.view["resize"], card.view["crop"]) == ("center", 8, [12, 8])
+    assert card.view == View(8, (12, 8))
     assert ModelCard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
     assert card_of_model(model, ("a", "b", "c")).class_names == ("a", "b", "c")
 
@@ -786,7 +787,8 @@ import keras_convnets
 from keras_convnets.card import ModelCard, card_of_model
 from keras_convnets.prediction import keras_classifier
 from keras_convnets.export import Client, model_config
-from keras_convnets.export.serving.server import _add_socket, _handlers
+from keras_convnets.export.serving.server import _handlers
+from keras_convnets.export.serving.sockets import add_unix_socket
 from keras_convnets.files import only_one, remove_abandoned, whole_folder
 from keras_convnets.images.files import encode_png
 from keras_convnets.networks.functional import load_keras
@@ -808,7 +810,7 @@ model_config.register(".", "digits")
 with _handlers(print):
     pass
 try:
-    _add_socket(None, "here")
+    add_unix_socket(None, "here")
 except ValueError as error:
     print(error)
 print(sorted(name for name in os.listdir() if not name.startswith(".")))

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 import keras_convnets
 from keras_convnets import CIFARPlainNet, export
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving.onnx_engine import OnnxEngine
+from keras_convnets.export.serving.engines.onnx import OnnxEngine
 from keras_convnets.export.serving.status import ServingError
 from keras_convnets.networks.functional import load_keras
 from keras_convnets.weights.keras_reader import check_archive, read_h5
@@ -291,3 +291,22 @@ def test_the_package_loads_its_own_files(tmp_path):
     network = keras_convnets.ResNet20(classes=3)
     network.save(tmp_path / "own.keras")
     assert load_keras(tmp_path / "own.keras").built_as == network.built_as
+
+
+def test_files_that_name_the_modules_of_earlier_versions_are_loaded(tmp_path):
+    network = keras_convnets.AlexNet(classes=2, input_shape=(64, 64, 3), include_top=False)
+    network.save(tmp_path / "new.keras")
+    with zipfile.ZipFile(tmp_path / "new.keras") as new, zipfile.ZipFile(tmp_path / "old.keras", "w") as old:
+        for name in new.namelist():
+            data = new.read(name)
+            if name == "config.json":
+                # Layers and the model itself stood at the package's top.
+                assert b"keras_convnets.networks.layers" in data and b"keras_convnets.networks.functional" in data
+                data = data.replace(b"keras_convnets.networks.layers", b"keras_convnets.layers")
+                data = data.replace(b"keras_convnets.networks.functional", b"keras_convnets.network")
+                assert b"keras_convnets.networks" not in data
+            old.writestr(name, data)
+    for load in (keras.saving.load_model, load_keras):
+        again = load(tmp_path / "old.keras")
+        assert type(again) is type(network) and again.built_as == network.built_as
+        assert again.to_json() == network.to_json()

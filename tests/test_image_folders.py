@@ -13,10 +13,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_convnets.commands import main
+from keras_convnets.commands import predict
+from keras_convnets.commands.main import main
 from keras_convnets.display import printable
 from keras_convnets.errors import UnreadableImage, UserError
-from keras_convnets.export.serving import costs
+from keras_convnets.export.serving.admission.image_sizes import image_pixels
 from keras_convnets.images.decoding import decode_image
 from keras_convnets.images.files import find_images
 from keras_convnets.tensorflow_errors import plain_reason
@@ -139,7 +140,7 @@ def test_everything_odd_is_reported_at_once(tmp_path, capsys):
     (tmp_path / "val" / "ants" / "moves.webp").write_bytes(animation())
     (tmp_path / "test" / "ants").mkdir(parents=True)
     (tmp_path / "test" / "ants" / "0.jpg").write_bytes(b"none")
-    assert main.main(["data", "verify", str(tmp_path), "--json"]) == 1
+    assert main(["data", "verify", str(tmp_path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["files"], found["skipped"], found["refused"]) == (9, 3, 2)
     assert {(item["path"], item["kind"], item["fate"]) for item in found["findings"]} == {
@@ -153,7 +154,7 @@ def test_everything_odd_is_reported_at_once(tmp_path, capsys):
         ("val/bees", "empty class", "used"),
         ("val/wasps", "empty class", "used"),
     }
-    assert main.main(["data", "stats", str(tmp_path)]) == 0
+    assert main(["data", "stats", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "wasps holds no images" in shown and "long as wide): ants/deep/long.png" in shown
     assert "below 16 pixels): ants/tiny.png" in shown and "(no images of): bees, wasps" in shown
@@ -229,7 +230,7 @@ def test_webp_is_decoded_as_pillow_does(options, alpha):
     data = webp(image, **options)
     decoded = decode_image(tf.constant(data)).numpy()
     assert (decoded == np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))).all()
-    assert costs.image_pixels(data) == 45 * 31 and costs.image_pixels(data[:25]) == 0
+    assert image_pixels(data) == 45 * 31 and image_pixels(data[:25]) == 0
 
 
 def claiming(data, size_at, size):
@@ -248,7 +249,7 @@ def claiming(data, size_at, size):
 def test_webp_that_is_not_read_is_told_before_it_is_decoded(data, reason, pixels):
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         decode_image(tf.constant(data))
-    assert plain_reason(caught.value).startswith(reason) and costs.image_pixels(data) == pixels
+    assert plain_reason(caught.value).startswith(reason) and image_pixels(data) == pixels
 
 
 def test_graphs_that_decode_name_no_operation_of_newer_tensorflow():
@@ -260,8 +261,8 @@ def test_graphs_that_decode_name_no_operation_of_newer_tensorflow():
 
 
 def predicted(tmp_path, monkeypatch, capsys, answer, *arguments):
-    monkeypatch.setattr(main, "_answering", lambda args: contextlib.nullcontext(answer))
-    status = main.main(["predict", *map(str, arguments), "--run", "none"])
+    monkeypatch.setattr(predict, "_answering", lambda args: contextlib.nullcontext(answer))
+    status = main(["predict", *map(str, arguments), "--run", "none"])
     return status, *capsys.readouterr()
 
 

@@ -14,8 +14,7 @@ from keras_convnets.card import card_of_model
 from keras_convnets.errors import UserError
 from keras_convnets.export import load
 from keras_convnets.export.folding import inference_network
-from keras_convnets.export.formats.litert import PRECISIONS, write_litert
-from keras_convnets.export.formats.loading import load_litert
+from keras_convnets.export.formats.litert import PRECISIONS, load_litert, write_litert
 from keras_convnets.images import preprocessing
 from keras_convnets.networks import alexnet, vgg
 from keras_convnets.prediction import view_encoded

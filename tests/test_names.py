@@ -20,13 +20,14 @@ from keras_convnets.errors import UserError
 from keras_convnets.export.samples import gather
 from keras_convnets.files import LONGEST_NAME, folded_name, read_json, safe_name, safe_names, write_json
 from keras_convnets.images.preprocessing import IMAGENET
+from keras_convnets.images.view import View
 from keras_convnets.training import Run, load_dataset
 from keras_convnets.training.data import ArraySplit, DataSet, cached_passes
 from keras_convnets.training.data.preparation import prepare_folder
 from keras_convnets.training.data.verification import verify_folder
 from keras_convnets.training.evaluation import Evaluation
 
-VIEW = {"name": "center", "resize": 8, "crop": [8, 8], "kernel": "bilinear"}
+VIEW = View(8, (8, 8))
 ODD = [
     "ant", "Ant", "../ant", "/a/abbey", "..", ".", "", ".ant", "ant ", "ant.", " ant", "a\\b", "a/b", "a%2Fb", "50%",
     "%2E%2E", "é", "e\u0301", "straße", "STRASSE", "a\nb", "a\x1b[2Jb", "a\u202eb", "a\udcffb", "a:b", "x" * 400,
@@ -267,7 +268,7 @@ def test_pictures_show_names_as_they_are(tmp_path):
 
 
 def test_errors_and_evaluations_send_no_escape_sequences_to_the_terminal(tmp_path, capsys):
-    from keras_convnets.commands.main import _print_evaluation
+    from keras_convnets.commands.evaluate import _print_evaluation
 
     assert main(["data", "verify", f"{tmp_path}/no\x1b[2Jthing"]) == 2
     assert r"no\x1b[2Jthing" in capsys.readouterr().err
@@ -283,9 +284,9 @@ def test_a_name_in_brackets_is_no_markup(tmp_path, capsys, monkeypatch):
     assert main(["data", "verify", str(folder)]) == 0
 
 
-def test_a_model_from_elsewhere_has_the_plain_view():
+def test_images_for_a_model_from_elsewhere_are_resized_and_centre_cropped():
     from keras_convnets.card import view_of_model
 
     model = keras.Sequential([keras.Input((16, 24, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
-    assert view_of_model(model) == {"name": "center", "resize": 16, "crop": [16, 24], "kernel": "bilinear"}
+    assert view_of_model(model) == View(16, (16, 24))
     assert view_of_model(keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(2, 1)])) is None

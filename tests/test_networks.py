@@ -55,7 +55,7 @@ def built(name):
 
 
 def family_of(name):
-    return ARCHITECTURES[name].module.removeprefix("keras_convnets.")
+    return ARCHITECTURES[name].module.removeprefix("keras_convnets.networks.")
 
 
 def smallest(name):

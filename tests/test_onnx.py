@@ -21,8 +21,7 @@ from keras_convnets.card import card_of_model
 from keras_convnets.errors import UserError
 from keras_convnets.export import load
 from keras_convnets.export.folding import inference_network
-from keras_convnets.export.formats.loading import load_onnx
-from keras_convnets.export.formats.onnx import write_onnx
+from keras_convnets.export.formats.onnx import load_onnx, write_onnx
 from keras_convnets.export.formats.onnx_int8 import quantize_onnx
 from keras_convnets.images import preprocessing
 from keras_convnets.networks import alexnet, vgg

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import subprocess
 import sys
 import zipfile
@@ -27,13 +29,39 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
+def imported(path):
+    """The names of ours that a file imports, also inside functions and for the type checker."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    names = {f"{node.module}.{alias.name}" for node in froms for alias in node.names} | {node.module for node in froms}
+    names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name for name in names if name.startswith("keras_convnets.")}
+
+
+def test_export_imports_no_circle_and_never_training():
+    modules = {}
+    for path in (ROOT / "export").rglob("*.py"):
+        parts = ("keras_convnets", *path.relative_to(ROOT).with_suffix("").parts)
+        modules[".".join(parts).removesuffix(".__init__")] = imported(path)
+    assert len(modules) > 40
+    assert not {name for names in modules.values() for name in names if name.startswith("keras_convnets.training")}
+    # A package counts as imported where nothing inside it is.
+    below = {module: {name for name in names & modules.keys() - {module}} for module, names in modules.items()}
+    below = {
+        module: {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+        for module, names in below.items()
+    }
+    # Raises CycleError, with the circle.
+    list(graphlib.TopologicalSorter(below).static_order())
+
+
 def test_the_wheel_holds_the_rooms_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {
         "keras_convnets/py.typed",
         "keras_convnets/imagenet_classes.txt",
         "keras_convnets/training/trainer.py",
-        "keras_convnets/export/serving/rest.py",
+        "keras_convnets/export/serving/rest/app.py",
     } <= set(names)
     tops = {name.split("/")[0] for name in names}
     assert len(tops) == 2 and "keras_convnets" in tops  # the package and its dist-info
@@ -71,7 +99,7 @@ def test_a_clean_environment_with_the_wheel_alone_does_the_main_job(wheel, tmp_p
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     pip = [str(environment / "bin" / "pip"), "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
-    subprocess.run([*pip, f"{wheel}[serving]"], check=True, capture_output=True)
+    subprocess.run([*pip, f"{wheel}[all]"], check=True, capture_output=True)
     command = [str(environment / "bin" / "keras-convnets"), "quickstart"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

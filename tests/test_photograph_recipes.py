@@ -13,12 +13,12 @@ from PIL import Image
 
 from keras_convnets import CIFARResNet, GoogLeNet, ResNet20, training
 from keras_convnets.errors import UserError
+from keras_convnets.networks.graph import leaves
 from keras_convnets.prediction import Classifier
 from keras_convnets.training import trainer
 from keras_convnets.training.plan import make_plan
 from keras_convnets.training.recipes import RECIPES, default_recipe, get_recipe
 from keras_convnets.training.train_step import make_optimizer, make_step
-from keras_convnets.weights.assignment import leaves
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_papers_numbers():
     assert googlenet.momentum == 0.9 and googlenet.ema is not None
     weights = {"predictions": 1.0, "aux1_predictions": 0.3, "aux2_predictions": 0.3}
     assert googlenet.loss_weights("GoogLeNet") == weights and googlenet.loss_weights("ResNet50") == {"predictions": 1.0}
-    rates = [googlenet.scheduled_rate(step, 800) / 0.01 for step in (0, 99, 100, 799)]
+    rates = [googlenet.make_schedule(800).rate(step) / 0.01 for step in (0, 99, 100, 799)]
     assert rates == pytest.approx([1, 1, 0.96, 0.96**7])
 
 
@@ -92,10 +92,10 @@ def test_every_recipe_learns_from_photographs(photographs, tmp_path, model, reci
     losses = [record["loss"] for record in run.metrics()]
     assert len(losses) >= 4 and losses[-1] < losses[0]
     card = run.card()
-    assert card.recipe["name"] == recipe and card.view["resize"] > card.view["crop"][0] == overrides["image_size"]
+    assert card.recipe["name"] == recipe and card.view.resize > card.view.crop[0] == overrides["image_size"]
     # What is kept classifies alone: one output, whatever classifiers helped to train it.
     result = training.evaluate(
-        run.model(), training.load_dataset(photographs).at_size(*card.view["crop"], resize=card.view["resize"])
+        run.model(), training.load_dataset(photographs).at_size(*card.view.crop, resize=card.view.resize)
     )
     assert result.n == 8 and run.model().output_shape == (None, 2)
 
@@ -117,13 +117,13 @@ def pretrained(tmp_path_factory) -> Path:
 def test_finetuning_starts_with_the_classifier_and_keeps_statistics(photographs, pretrained, tmp_path, monkeypatch):
     before = ResNet20(classes=3, input_shape=(32, 32, 3), weights=pretrained)
     seen = {}
-    report = trainer._Training._report
+    report = trainer.Trainer.report
 
-    def looking(self, progress):
+    def looking(self):
         seen[self.step] = [weight.numpy() for weight in self.model.get_layer("conv1_conv").weights]
-        report(self, progress)
+        report(self)
 
-    monkeypatch.setattr(trainer._Training, "_report", looking)
+    monkeypatch.setattr(trainer.Trainer, "report", looking)
     run = training.fit(
         "ResNet20",
         photographs,
@@ -197,7 +197,8 @@ def test_it_stops_early_when_the_holdout_no_longer_improves(photographs, pretrai
 
 
 def test_patience_begins_when_the_whole_network_trains():
-    part = tiny.part(get_recipe("finetune", {"iterations": 100, "head_share": 0.5, "stop_patience": 3}), 100)
+    recipe = get_recipe("finetune", {"iterations": 100, "head_share": 0.5, "stop_patience": 3})
+    schedule = recipe.make_schedule(100)
     # (step, loss on the holdout, whether it is the best, whether the run ends): training the classifier alone stalls,
     # and the whole network is worse at first, and then better from report to report.
     for step, loss, best, ends in (
@@ -205,19 +206,18 @@ def test_patience_begins_when_the_whole_network_trains():
         (50, 0.6, False, False), (60, 0.9, False, False), (70, 0.8, False, False), (80, 0.7, False, False),
         (85, 0.6, False, False), (90, 0.7, False, False), (95, 0.7, False, False), (98, 0.7, False, True),
     ):  # fmt: skip
-        part.step = step
-        assert (part.judge({"val_top1": 0.5, "val_loss": loss}), part._has_settled()) == (best, ends), step
-    part.judge({"val_top1": 0.5, "val_loss": 0.4})
-    assert part.watch.best == -0.4 and not part._has_settled()
+        is_best = schedule.observe_holdout(step, {"val_top1": 0.5, "val_loss": loss})
+        assert (is_best, schedule.ends_early) == (best, ends), step
+    schedule.observe_holdout(98, {"val_top1": 0.5, "val_loss": 0.4})
+    assert schedule.best == -0.4 and not schedule.ends_early
 
 
 def test_a_network_that_overflows_on_the_holdout_is_never_the_best():
     for name, best in (("finetune", -0.4), ("resnet_cifar", 0.3)):
-        part = tiny.part(get_recipe(name, {"iterations": 100}), 100)
-        part.step = 60
-        assert not part.judge({"val_top1": 0.9, "val_loss": None}) and part.watch.best is None
-        assert part.judge({"val_top1": 0.3, "val_loss": 0.4}) and part.watch.best == best
-        assert not part.judge({"val_top1": 0.9, "val_loss": None}) and part.watch.best == best
+        schedule = get_recipe(name, {"iterations": 100}).make_schedule(100)
+        assert not schedule.observe_holdout(60, {"val_top1": 0.9, "val_loss": None}) and schedule.best is None
+        assert schedule.observe_holdout(60, {"val_top1": 0.3, "val_loss": 0.4}) and schedule.best == best
+        assert not schedule.observe_holdout(60, {"val_top1": 0.9, "val_loss": None}) and schedule.best == best
 
 
 def test_a_plateau_divides_the_rate(photographs, tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_a_plateau_divides_the_rate(photographs, tmp_path, monkeypatch):
     recipe = get_recipe("resnet_imagenet", {"iterations": 100, "learning_rate": 1.0, "plateau_patience": 0.1})
     # A report every 5 steps; two without a better one are a tenth of the run.
     figures = [0.5, 0.5, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, *[0.7] * 9]
-    rates = [round(rate, 6) for rate in tiny.rates(tiny.part(recipe, 100), figures)[5::5]]
+    rates = [round(rate, 6) for rate in tiny.rates(recipe.make_schedule(100), 100, figures)[5::5]]
     assert rates == [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, *[0.001] * 12]
 
 
@@ -289,11 +289,11 @@ def test_clipping_shortens_the_whole_gradient_and_nothing_shorter():
 def test_schedules():
     base = {"learning_rate": "1", "iterations": "100"}
     cosine = get_recipe("resnet_cifar", {**base, "schedule": "cosine", "warmup_share": "0.1"})
-    rates = [cosine.scheduled_rate(step, 100) for step in range(100)]
+    rates = [cosine.make_schedule(100).rate(step) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[55] == pytest.approx(0.5) and rates[99] < 1e-3
     cycle = get_recipe("resnet_cifar", {**base, "schedule": "one_cycle"})
-    rates = [cycle.scheduled_rate(step, 100) for step in range(100)]
+    rates = [cycle.make_schedule(100).rate(step) for step in range(100)]
     assert max(rates) == pytest.approx(1) and rates.index(max(rates)) == pytest.approx(30, abs=1)
     assert rates[0] < 0.05 and rates[99] < 0.02
 
@@ -303,18 +303,19 @@ def test_the_running_average_is_what_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "get_model", tiny.network)
     seen = []
 
-    def noting(self, sums):
+    def noting(self, batch):
+        sums = train_step(self, batch)
         seen.append([weight.numpy() for weight in self.model.weights])
-        take(self, sums)
+        return sums
 
-    take = trainer._Training._take
-    monkeypatch.setattr(trainer._Training, "_take", noting)
+    train_step = trainer.Trainer.train_step
+    monkeypatch.setattr(trainer.Trainer, "train_step", noting)
     overrides = {"batch_size": 16, "iterations": 2, "ema": 0.9, "holdout": 50, "learning_rate": 1e-3}
     keras.utils.set_random_seed(0)
     run = training.fit("ResNet20", "digits", run=tmp_path / "run", overrides=overrides)
     keras.utils.set_random_seed(0)
     plan = make_plan("ResNet20", "digits", None, overrides, None)
-    start = trainer._Training(plan, training.Run(tmp_path / "other"), None).model.get_weights()
+    start = training.Trainer(plan, training.Run(tmp_path / "other")).model.get_weights()
     for file in ("final.keras", "best.keras"):
         kept = keras.saving.load_model(run.path / file).get_weights()
         for one, two, three, averaged in zip(start, *seen, kept, strict=True):
@@ -378,8 +379,8 @@ def test_googlenet_learns_ants_and_bees(real_data, tmp_path):
         overrides={"epochs": 1.5, "head_share": 1.0, "holdout": 0},
     )
     card = run.card()
-    data = training.load_dataset(real_data / "ants_bees").at_size(224, 224, resize=card.view["resize"])
-    assert card.view["resize"] == 256 and card.preprocessing.order == "BGR"
+    data = training.load_dataset(real_data / "ants_bees").at_size(224, 224, resize=card.view.resize)
+    assert card.view.resize == 256 and card.preprocessing.order == "BGR"
     result = training.evaluate(run.model(), data)
     # 94 % after the whole recipe; the bound leaves four standard errors of 153 images.
     assert result.n == 153 and result.top1 > 0.85
@@ -417,8 +418,8 @@ def test_evaluate_takes_data_as_they_are_loaded(only_train, tmp_path):
 
     result = training.evaluate(model, data, split="train")
     data, _ = data.without_broken()
-    sized = data.at_size(*view["crop"], resize=view["resize"])
-    assert view["resize"] > 16 and result.n == 24
+    sized = data.at_size(*view.crop, resize=view.resize)
+    assert view.resize > 16 and result.n == 24
     assert (result.confusion == training.evaluate(looking, sized, split="train").confusion).all()
     training.evaluate(Classifier(run.card(), looking), data, split="train")
     assert (seen[0] == seen[1]).all() and seen[0].shape == (24, 16, 16, 3)

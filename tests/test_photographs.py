@@ -15,7 +15,8 @@ from PIL import Image
 
 from keras_convnets.errors import UserError
 from keras_convnets.images.decoding import decode_image
-from keras_convnets.images.resizing import center_view
+from keras_convnets.images.resizing import apply_view
+from keras_convnets.images.view import View
 from keras_convnets.training import random_crops
 from keras_convnets.training.random_crops import (
     KERNELS,
@@ -214,7 +215,7 @@ def test_a_square_crop_is_a_crop_of_the_central_square(encoded):
         whole = decode_image(tf.constant(data))
         scaled, corner = square_corner(tf.shape(whole)[:2], seed, 224, 256)
         top, left = (corner - (scaled - 256) // 2).numpy()
-        expected = center_view(whole, 256, [256, 256])[top : top + 224, left : left + 224].numpy().astype(int)
+        expected = apply_view(whole, View(256, (256, 256)))[top : top + 224, left : left + 224].numpy().astype(int)
         differences = np.abs(random_square_crop(tf.constant(data), seed).numpy() - expected)
         assert differences.max() <= 1 and (differences > 0).mean() < 0.01
 

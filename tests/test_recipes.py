@@ -21,7 +21,8 @@ def test_the_cifar_recipe_is_the_papers():
         "all",
     )
     assert recipe.total_steps(50_000) == 64_000
-    rates = {step: recipe.learning_rate_at(step, 64_000) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)}
+    schedule = recipe.make_schedule(64_000)
+    rates = {step: schedule.rate(step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)}
     assert list(rates.values()) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
@@ -29,8 +30,9 @@ def test_the_cifar_recipe_is_the_papers():
 def test_the_warm_up_is_for_the_deepest(depth, warm):
     recipe = get_recipe("resnet_cifar").for_network(depth)
     assert recipe.warmup is warm
-    assert recipe.warmup_learning_rate() == pytest.approx(0.01)
     assert recipe.warmup_until_error == 0.8
+    schedule = recipe.make_schedule(64_000)
+    assert schedule.warming is warm and schedule.rate(0) == pytest.approx(0.01 if warm else 0.1)
 
 
 def test_a_warm_up_that_is_set_stays():
@@ -42,7 +44,7 @@ def test_a_shortened_run_keeps_its_shape():
     recipe = get_recipe("resnet_cifar", {"epochs": "3"})
     assert recipe.iterations is None
     assert recipe.total_steps(5000) == 118  # 3 * 5000 / 128 = 117.2: the last images are seen too
-    assert [recipe.learning_rate_at(step, 118) for step in (58, 59, 88)] == pytest.approx([0.1, 0.01, 0.001])
+    assert [recipe.make_schedule(118).rate(step) for step in (58, 59, 88)] == pytest.approx([0.1, 0.01, 0.001])
     assert get_recipe(recipe, {"iterations": 7}).epochs is None
 
 

@@ -5,16 +5,19 @@ import dataclasses
 import importlib
 import inspect
 import json
+import pickle
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 
 import keras_convnets
 from keras_convnets.errors import UserError, unknown_name
-from keras_convnets.networks.registry import ARCHITECTURES, get_architecture, get_model, list_models
+from keras_convnets.networks.registry import ARCHITECTURES, BUILDERS, get_architecture, get_model, list_models
+from keras_convnets.networks.table import FAMILIES
 
 NAMES = list(ARCHITECTURES)
 
@@ -382,14 +385,28 @@ def test_an_unknown_attribute_is_an_attribute_error():
         keras_convnets.ResNet21  # noqa: B018
 
 
+def guarded_imports(module):
+    """What a module imports for type checkers alone: {name: its home}, names of `import *` by its `__all__`."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    guards = [node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name)]
+    (guarded,) = [node for node in guards if node.test.id == "TYPE_CHECKING"]
+    seen = {}
+    for line in guarded.body:
+        home = importlib.import_module(line.module)
+        if [alias.name for alias in line.names] != ["*"]:
+            # Type checkers take a name for public that is imported as itself.
+            assert all(alias.asname == alias.name for alias in line.names)
+            seen |= {alias.name: home for alias in line.names}
+        else:
+            seen |= {name: home for name in home.__all__} if hasattr(home, "__all__") else guarded_imports(home)
+    return seen
+
+
 def test_editors_see_every_lazy_name():
-    tree = ast.parse(Path(keras_convnets.__file__).read_text(encoding="utf-8"))
-    (guarded,) = [node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING"]
-    seen = {alias.asname: (line.module, alias.name) for line in guarded.body for alias in line.names}
+    seen = guarded_imports(keras_convnets)
     assert set(seen) == set(keras_convnets.__all__) - {"__version__", "get_model", "list_models"}
-    for name, (module, original) in seen.items():
-        assert original == name
-        assert getattr(importlib.import_module(module), name) is getattr(keras_convnets, name)
+    for name, home in seen.items():
+        assert getattr(home, name) is getattr(keras_convnets, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -406,3 +423,38 @@ def test_a_builder_has_the_applications_signature(name):
     assert builder.__name__ == name and builder.__module__ == entry.module
     for section in ("Args:", "Returns:", "Raises:", *APPLICATIONS_ARGUMENTS):
         assert section in builder.__doc__
+
+
+def test_a_builder_takes_its_arguments_as_keras_applications_do():
+    model = keras_convnets.ResNet20(True, None, None, (8, 8, 3), None, 5)
+    assert (model.input_shape, model.output_shape, model.name) == ((None, 8, 8, 3), (None, 5), "resnet20")
+    with pytest.raises(TypeError, match=r"^ResNet20\(\) got an unexpected keyword argument 'shortcut'"):
+        keras_convnets.ResNet20(shortcut="A")
+    with pytest.raises(TypeError, match=r"^CIFARResNet\(\) missing a required argument: 'depth'"):
+        keras_convnets.CIFARResNet()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_builder_is_an_ordinary_function_with_types_and_help(name):
+    import keras
+
+    builder = getattr(keras_convnets, name)
+    assert inspect.isfunction(builder) and pickle.loads(pickle.dumps(builder)) is builder
+    signature, hints = inspect.signature(builder), typing.get_type_hints(builder)
+    assert hints == {key: item.annotation for key, item in signature.parameters.items()}
+    assert hints["classes"] is int and hints["include_top"] is bool and signature.return_annotation is keras.Model
+    # Where it stands in its family's file, its own docstring is one sentence with the source.
+    source = inspect.getsource(builder)
+    assert f"def {name}(common: Common" in source and re.search(r'"""[^\n]+\."""\n', source)
+    summary, _, rest = inspect.getdoc(builder).partition("\n\n")
+    assert f'"""{summary}"""' in source and all(f"\n    {key}: " in rest for key in signature.parameters)
+    for key, literals in (("shortcut", ("A", "B", "C")), ("pooling", ("avg", "max", None))):
+        if key in hints:
+            given = typing.get_args(hints[key])
+            assert given == literals or given == (typing.Literal[literals[:2]], type(None))
+
+
+def test_every_public_name_of_a_familys_file_is_a_builder_of_the_table():
+    for family in FAMILIES:
+        public = set(importlib.import_module(family.path).__all__) - {"without_auxiliary"}
+        assert public == {name for name, own in BUILDERS.items() if own is family}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -18,8 +19,8 @@ import pytest
 from keras_convnets import CIFARPlainNet, export
 from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
-from keras_convnets.export import model_config, publishing, repository
-from keras_convnets.export.formats import loading
+from keras_convnets.export import loading, model_config, publishing, repository
+from keras_convnets.export.formats import get_format
 from keras_convnets.files import remove_abandoned, unfinished_folder
 
 
@@ -67,7 +68,8 @@ def test_every_reader_knows_the_same_version_folders(tmp_path, monkeypatch):
     (tmp_path / "net" / "4").write_text("a file")
     found = {version.number: version.path.name for version in repository.published(tmp_path)}
     assert found == {1: "1", 3: "0003"}
-    monkeypatch.setattr(loading, "load_saved_model", lambda folder, card: folder)
+    read = dataclasses.replace(get_format("saved_model"), load=lambda folder, card: folder)
+    monkeypatch.setattr(loading, "get_format", lambda name: read)
     monkeypatch.setattr(loading.ModelCard, "read", lambda path: None)
     assert export.load(tmp_path / "net").name == "0003"
     assert repository.new_version(tmp_path, "net", None).name == "4"

@@ -22,19 +22,21 @@ import numpy as np
 import pytest
 
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving import ModelServer, rest
-from keras_convnets.export.serving.concurrency import Turns
-from keras_convnets.export.serving.dtypes import TensorInfo
-from keras_convnets.export.serving.engine import Signature
-from keras_convnets.export.serving.limits import Limits
+from keras_convnets.export.serving import ModelServer
+from keras_convnets.export.serving.admission.limits import Limits
+from keras_convnets.export.serving.rest import body as rest_body
+from keras_convnets.export.serving.rest import routes
+from keras_convnets.export.serving.rest.verbs import STATUS, VERBS, Asked
+from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimit
+from keras_convnets.export.serving.signatures import Signature, TensorInfo
 from keras_convnets.export.serving.status import Code, ServingError
 
 tf = pytest.importorskip("tensorflow")
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("uvicorn")
 apis = pytest.importorskip("tensorflow_serving.apis")
-connections = pytest.importorskip("keras_convnets.export.serving.http_protocol")
-tensor_protos = pytest.importorskip("keras_convnets.export.serving.tensor_protos")
+connections = pytest.importorskip("keras_convnets.export.serving.rest.http_server")
+tensor_protos = pytest.importorskip("keras_convnets.export.serving.rpc.tensor_protos")
 
 from endpoints import Models, assert_fails, call, front_ends, get, post, save_many  # noqa: E402
 from tensorflow_serving.apis import (  # noqa: E402
@@ -368,7 +370,7 @@ def test_connections_that_send_no_whole_header_are_closed(monkeypatch, sent):
 
 
 def test_a_body_that_stops_coming_is_given_up(monkeypatch):
-    monkeypatch.setattr(rest, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(rest_body, "BODY_SECONDS", 0.3)
     with front_ends(Models({"m": Noted()})) as ports:
         with socket.create_connection(("127.0.0.1", ports.rest_api_port), timeout=10) as raw:
             raw.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
@@ -376,7 +378,7 @@ def test_a_body_that_stops_coming_is_given_up(monkeypatch):
 
 
 def test_slow_requests_are_not_given_up_while_they_run(monkeypatch):
-    monkeypatch.setattr(rest, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(rest_body, "BODY_SECONDS", 0.2)
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
 
     def slowly(x):
@@ -600,6 +602,16 @@ def test_metadata_over_grpc(stubs):
     assert set(signatures.signature_def) == {"serving_default"}
 
 
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_is_a_row_of_the_table(name):
+    """Each is reached by the one URL that its row gives it, and by the other method not at all."""
+    path = f"/v1/models/m/versions/2:{name}" if VERBS[name].runs_model else f"/v1/models/m/versions/2/{name}"
+    path = path.removesuffix(f"/{STATUS}")
+    method, other = ("POST", "GET") if VERBS[name].runs_model else ("GET", "POST")
+    assert routes.parse(method, path) == routes.Route(name, Asked("m", 2))
+    assert routes.parse(other, path) == routes.NO_ROUTE
+
+
 # Section 5: lookup
 
 
@@ -634,7 +646,7 @@ BAD_BODIES = [
     ("  \n", "JSON Parse error: The document is empty. at offset: 3"),
     ("{,}", "JSON Parse error: Missing a name for object member. at offset: 1"),
     ('{"instances": [1, x]}', "JSON Parse error: Invalid value. at offset: 18"),
-    ('{"instances": nul}', "JSON Parse error: Invalid value. at offset: 17"),
+    ('{"instances": nul}', "JSON Parse error: Invalid value. at offset: 14"),
     ('{"instances" [1]}', "JSON Parse error: Missing a colon after a name of object member. at offset: 13"),
     ('{"instances": [1 2]}', "JSON Parse error: Missing a comma or ] after an array element. at offset: 17"),
     ('{"instances": [1]', "JSON Parse error: Missing a comma or } after an object member. at offset: 17"),
@@ -817,7 +829,7 @@ def test_lenient_json(server):
 
 
 def test_the_slow_parser_reads_what_the_fast_one_reads():
-    from keras_convnets.export.serving import json_text
+    from keras_convnets.export.serving.rest import json_text
 
     value = {
         "a": [1, -2.5, [], {}, {"b": None, "c": [True, False]}],
@@ -1058,7 +1070,7 @@ def test_deadlines():
 
 
 def test_the_engine_is_told_of_deadlines():
-    turns, errors = Turns(at_once=1), []
+    turns, errors = ConcurrencyLimit(at_once=1), []
 
     def wait(x):
         try:
@@ -1070,7 +1082,7 @@ def test_the_engine_is_told_of_deadlines():
     with front_ends(Models({"m": Noted(wait)}), timeout_seconds=0.3) as ports:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(ports.channel)
         request = predict_request("m", x=[1.0])
-        with turns.turn():
+        with turns.slot():
             assert predict(ports, {"instances": [1]}, "m")[0] == 504
             assert_fails("DEADLINE_EXCEEDED", None, stub.Predict, request, timeout=0.3)
             give_up = time.monotonic() + 10
@@ -1083,10 +1095,10 @@ def test_the_engine_is_told_of_deadlines():
 
 
 def test_a_full_queue_is_429():
-    turns = Turns(at_once=1, waiting=0)
+    turns = ConcurrencyLimit(at_once=1, waiting=0)
     with front_ends(Models({"m": Noted(lambda x: turns.queue(lambda inputs: inputs)({"x": x})["x"])})) as ports:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(ports.channel)
-        with turns.turn():
+        with turns.slot():
             status, answer = predict(ports, {"instances": [1]}, "m")
             assert status == 429 and answer["error"]
             assert_fails("RESOURCE_EXHAUSTED", answer["error"], stub.Predict, predict_request("m", x=[1.0]))
@@ -1182,7 +1194,8 @@ class FakeEngine:
 
 
 def test_a_version_in_use_is_unloaded_after_its_request(tmp_path):
-    from keras_convnets.export.serving.servables import Servables, State
+    from keras_convnets.export.serving.models.model import State
+    from keras_convnets.export.serving.models.servables import Servables
 
     (tmp_path / "1").mkdir()
     servables = Servables({"m": tmp_path}, load=FakeEngine)
@@ -1198,7 +1211,8 @@ def test_a_version_in_use_is_unloaded_after_its_request(tmp_path):
 
 
 def test_a_failed_load_is_tried_again_and_then_reported(tmp_path):
-    from keras_convnets.export.serving.servables import Servables, State
+    from keras_convnets.export.serving.models.model import State
+    from keras_convnets.export.serving.models.servables import Servables
 
     (tmp_path / "1").mkdir()
     options = {"max_num_load_retries": 1, "load_retry_interval_seconds": 0.0}
@@ -1221,7 +1235,7 @@ def test_a_failed_load_is_tried_again_and_then_reported(tmp_path):
 
 
 def test_which_directories_are_versions(tmp_path):
-    from keras_convnets.export.serving.servables import Servables
+    from keras_convnets.export.serving.models.servables import Servables
 
     for name in ("00000123", "12", "abc", "1.5", "-7", "9223372036854775808", "\u0663", "\u00b2"):
         (tmp_path / name).mkdir()

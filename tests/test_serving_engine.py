@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving.admission import Admission
-from keras_convnets.export.serving.batching import Batching, BatchingParameters, graph_of
-from keras_convnets.export.serving.concurrency import Turns, deadline
-from keras_convnets.export.serving.dtypes import TensorInfo
-from keras_convnets.export.serving.engine import Signature
-from keras_convnets.export.serving.limits import Limits
+from keras_convnets.export.serving.admission.admission import Admission
+from keras_convnets.export.serving.admission.limits import Limits
+from keras_convnets.export.serving.scheduling.batching import Batching, BatchingParameters, graph_of
+from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimit
+from keras_convnets.export.serving.scheduling.deadline import deadline
+from keras_convnets.export.serving.signatures import Signature, TensorInfo
 from keras_convnets.export.serving.status import Code, ServingError
 
 tf = pytest.importorskip("tensorflow")
@@ -88,7 +88,7 @@ def error_of(future):
 def test_at_most_so_many_run_and_so_many_wait():
     model = Model()
     model.held.clear()
-    turns = Turns(at_once=2, waiting=3)
+    turns = ConcurrencyLimit(at_once=2, waiting=3)
     run = turns.queue(model)
     with at_once(8) as pool:
         accepted = [pool.submit(run, rows(n)) for n in range(5)]
@@ -101,10 +101,26 @@ def test_at_most_so_many_run_and_so_many_wait():
     assert run(rows(1))["y"].tolist() == [2.0], "a full queue empties again"
 
 
+@pytest.mark.parametrize("scheduler, requests, rows_run", [
+    (ConcurrencyLimit(at_once=3), 3, {1}),
+    (Batching(BatchingParameters(max_batch_size=4, batch_timeout_micros=10**6)), 8, {4}),
+    (Batching(BatchingParameters(max_batch_size=4000)), 1000, {1}),
+], ids=["by itself", "in batches", "in large batches"])  # fmt: skip
+def test_what_a_scheduler_says_of_itself_and_does(scheduler, requests, rows_run):
+    model = Model()
+    run = queue(scheduler, model)
+    assert scheduler.requests_at_once == requests
+    count = max(rows_run)
+    with at_once(count) as pool:
+        answers = list(pool.map(lambda n: run(rows(n))["y"].tolist(), range(count)))
+    assert answers == [[2.0 * n] for n in range(count)]
+    assert set(model.runs) == rows_run
+
+
 def test_what_nobody_waits_for_any_more_is_not_run():
     model = Model()
     model.held.clear()
-    run = Turns(1, 8).queue(model)
+    run = ConcurrencyLimit(1, 8).queue(model)
 
     def late():
         with deadline(time.monotonic() + 0.05):
@@ -248,7 +264,7 @@ class Pairs(tf.Module):
 
 @pytest.mark.parametrize("parameters", [None, BatchingParameters(max_batch_size=2)])
 def test_the_graph_decides_which_shapes_it_takes(tmp_path, parameters):
-    from keras_convnets.export.serving.engine import SavedModelEngine
+    from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
     module = Pairs()
     tf.saved_model.save(module, str(tmp_path), {"serving_default": module.serve})
@@ -305,7 +321,7 @@ def save_old(path):
 
 
 def test_a_graph_from_before_placeholders_had_shapes_loads(tmp_path):
-    from keras_convnets.export.serving.engine import SavedModelEngine
+    from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
     signature = save_old(tmp_path / "1")
     (tmp_path / "1" / "assets").mkdir(exist_ok=True)
@@ -342,7 +358,7 @@ def noted_queues(monkeypatch):
 
 
 def test_versions_that_come_and_go_leave_no_threads_and_no_queues(saved, monkeypatch):
-    from keras_convnets.export.serving.engine import SavedModelEngine
+    from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
     names = noted_queues(monkeypatch)
     batching = Batching(BatchingParameters(max_batch_size=2))
@@ -414,9 +430,9 @@ def saved(tmp_path_factory):
 
 
 def test_a_saved_model_in_batches_with_a_bad_image(saved, caplog):
-    from keras_convnets.export.serving.engine import SavedModelEngine
+    from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
-    caplog.set_level(logging.DEBUG, "keras_convnets.export.serving.batching")
+    caplog.set_level(logging.DEBUG, "keras_convnets.export.serving.scheduling.batching")
     engine = SavedModelEngine(saved, Batching(BatchingParameters(max_batch_size=8, num_batch_threads=1)))
 
     def one(n):
@@ -452,7 +468,7 @@ def test_a_full_queue_is_429_over_rest_and_the_state_is_still_told(saved):
         turns = server._scheduler
         with contextlib.ExitStack() as stack, at_once(12) as pool:
             for _ in range(turns._at_once):
-                stack.enter_context(turns.turn())
+                stack.enter_context(turns.slot())
             waiting = [pool.submit(ask) for _ in range(2)]
             wait_for(lambda: turns._waiting == 2)
             assert [future.result(20) for future in [pool.submit(ask) for _ in range(9)]] == [429] * 9
@@ -467,10 +483,11 @@ def exported(tmp_path_factory):
     """What an export of a small network holds, with ONNX files of channels last and first."""
     import keras
 
-    from keras_convnets.card import ModelCard, center_view
+    from keras_convnets.card import ModelCard
     from keras_convnets.export.formats.onnx import write_onnx
     from keras_convnets.export.formats.saved_model import write_saved_model
     from keras_convnets.images.preprocessing import Preprocessing
+    from keras_convnets.images.view import View
 
     keras.utils.set_random_seed(0)
     images = keras.Input([32, 32, 3], name="images")
@@ -483,7 +500,7 @@ def exported(tmp_path_factory):
         arguments={"classes": 10, "input_shape": [32, 32, 3]},
         class_names=tuple(f"class {n}" for n in range(10)),
         preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0)),
-        view=center_view(32, 32),
+        view=View.of_size(32, 32),
     )
     folders = []
     for layout in ("nhwc", "nchw"):
@@ -508,8 +525,8 @@ def example(data):
 
 
 def test_both_engines_agree(exported):
-    from keras_convnets.export.serving.engine import SavedModelEngine
-    from keras_convnets.export.serving.onnx_engine import SIGNATURES, OnnxEngine
+    from keras_convnets.export.serving.engines.onnx import SIGNATURES, OnnxEngine
+    from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
     encoded = np.array(photographs(), object)
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
@@ -543,8 +560,8 @@ def test_both_engines_agree(exported):
 
 def test_both_engines_agree_in_batches_of_many_clients(exported):
     """More batches at once than TensorFlow has threads: none may wait for what another holds."""
-    from keras_convnets.export.serving.engine import SavedModelEngine
-    from keras_convnets.export.serving.onnx_engine import OnnxEngine
+    from keras_convnets.export.serving.engines.onnx import OnnxEngine
+    from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
     encoded = [*photographs(), b"no image"] * 30
     parameters = BatchingParameters(max_batch_size=4, num_batch_threads=8, max_enqueued_batches=100)
@@ -571,7 +588,7 @@ def test_both_engines_agree_in_batches_of_many_clients(exported):
 
 
 def test_a_saved_model_without_an_onnx_file_does_not_load(saved):
-    from keras_convnets.export.serving.onnx_engine import OnnxEngine
+    from keras_convnets.export.serving.engines.onnx import OnnxEngine
 
     with pytest.raises(ServingError, match=r"has no model\.onnx; export it with --formats onnx") as caught:
         OnnxEngine(saved)

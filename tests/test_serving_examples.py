@@ -28,8 +28,8 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from keras_convnets.export.serving import classify_regress  # noqa: E402
-from keras_convnets.export.serving.engine import SavedModelEngine  # noqa: E402
+from keras_convnets.export.serving.engines.saved_model import SavedModelEngine  # noqa: E402
+from keras_convnets.export.serving.rest import json_examples  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_multi_inference_errors(stub):
 def test_features_of_every_kind():
     """The bytes are tf.train's own."""
     body = {"examples": [{"i": [1, -2, True], "f": [0.5], "s": ["a", {"b64": "/w"}], "e": [], "big": 2**70}]}
-    name, (serialized,) = classify_regress.parse_request(json.dumps(body | {"signature_name": "x"}).encode())
+    name, (serialized,) = json_examples.parse_request(json.dumps(body | {"signature_name": "x"}).encode())
     assert name == "x"
     features = tf.train.Example.FromString(serialized).features.feature
     assert set(features) == {"i", "f", "s", "e", "big"}

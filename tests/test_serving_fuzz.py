@@ -26,8 +26,8 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from keras_convnets.export.serving.engine import SavedModelEngine  # noqa: E402
-from keras_convnets.export.serving.limits import Limits  # noqa: E402
+from keras_convnets.export.serving.admission.limits import Limits  # noqa: E402
+from keras_convnets.export.serving.engines.saved_model import SavedModelEngine  # noqa: E402
 from keras_convnets.export.serving.metrics import Metrics  # noqa: E402
 
 ROW = {"a": [1.0, 2.0], "b": 5, "s": {"b64": "b25l"}}

@@ -21,10 +21,10 @@ import zlib
 import numpy as np
 import pytest
 
+from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.export.serving import rest
-from keras_convnets.export.serving.limits import NO_LIMITS, Limits
-from keras_convnets.export.serving.status import Code, ServingError
+from keras_convnets.export.serving.admission.limits import NO_LIMITS, Limits
+from keras_convnets.export.serving.status import MAX_NAME, Code, ServingError
 
 tf = pytest.importorskip("tensorflow")
 grpc = pytest.importorskip("grpc")
@@ -35,18 +35,14 @@ from endpoints import Models, assert_fails, call, front_ends, get, post  # noqa:
 from tensorflow.core.framework import tensor_pb2  # noqa: E402
 from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_service_pb2_grpc  # noqa: E402
 
-from keras_convnets.export.serving import (  # noqa: E402
-    admission,
-    codec,
-    concurrency,
-    costs,
-    http_protocol,
-    names,
-    tensor_protos,
-)
-from keras_convnets.export.serving.dtypes import TensorInfo  # noqa: E402
-from keras_convnets.export.serving.engine import Engine  # noqa: E402
+from keras_convnets.export.serving.admission import admission, costs, image_sizes  # noqa: E402
+from keras_convnets.export.serving.engines.engine import Engine  # noqa: E402
 from keras_convnets.export.serving.metrics import Metrics  # noqa: E402
+from keras_convnets.export.serving.rest import body, http_server, json_tensors, json_text  # noqa: E402
+from keras_convnets.export.serving.rpc import tensor_protos  # noqa: E402
+from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimit  # noqa: E402
+from keras_convnets.export.serving.scheduling.deadline import deadline  # noqa: E402
+from keras_convnets.export.serving.signatures import TensorInfo  # noqa: E402
 
 MB = 2**20
 
@@ -257,7 +253,7 @@ def test_what_is_overridden_of_uvicorn_is_there():
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     theirs = set(dir(HttpToolsProtocol))
-    ours = {name: value for name, value in vars(http_protocol.LimitedProtocol).items() if not name.startswith("__")}
+    ours = {name: value for name, value in vars(http_server.LimitedProtocol).items() if not name.startswith("__")}
     hooks = {name for name, value in ours.items() if callable(value) and not name.startswith("_")}
     assert {"connection_made", "data_received", "on_message_begin", "on_headers_complete"} <= hooks <= theirs
     assert not (set(ours) - hooks) & theirs, "a name of ours that uvicorn uses too"
@@ -289,9 +285,9 @@ def test_the_defaults_are_finite():
 def test_what_json_takes_is_told_before(text):
     tracemalloc.start()
     try:
-        document, _ = codec.parse_request(text) if text[:1] == b"{" else (codec.json_text.parse(text), "")
+        document, _ = json_tensors.parse_request(text) if text[:1] == b"{" else (json_text.parse(text), "")
         if isinstance(document, dict):
-            codec.decode_inputs(document, {"x": TensorInfo("x", "float", (None, 3))})
+            json_tensors.decode_inputs(document, {"x": TensorInfo("x", "float", (None, 3))})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -323,9 +319,9 @@ def test_the_pixels_of_images_are_told_before():
     pixels = np.zeros((7, 5, 3), np.uint8)
     bmp = b"BM" + bytes(16) + struct.pack("<ii", 5, -7)
     files = [tf.io.encode_png(pixels).numpy(), tf.io.encode_jpeg(pixels).numpy(), b"GIF89a\x05\x00\x07\x00", bmp]
-    assert [costs.image_pixels(data) for data in files] == [35] * 4
-    assert [costs.image_pixels(data[:5]) for data in files] == [0] * 4
-    assert costs.image_pixels(b"\xff\xd8" + b"\xff\xe0\x00\x02" * 5000) > 10**9, "one that hides its size"
+    assert [image_sizes.image_pixels(data) for data in files] == [35] * 4
+    assert [image_sizes.image_pixels(data[:5]) for data in files] == [0] * 4
+    assert image_sizes.image_pixels(b"\xff\xd8" + b"\xff\xe0\x00\x02" * 5000) > 10**9, "one that hides its size"
     assert costs.decoded_pixels([b"text", *files]) == 140 and costs.decoded_pixels(files * 10) == 35 * 16
     features = {"a": tf.train.Feature(bytes_list=tf.train.BytesList(value=[files[0]]))}
     example = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
@@ -341,7 +337,7 @@ class Decoding(Engine):
         signature = meta_graph_pb2.SignatureDef()
         signature.inputs["image_bytes"].dtype = 7
         signature.inputs["image_bytes"].tensor_shape.dim.add(size=-1)
-        super().__init__({"serving_default": signature}, concurrency.Turns(at_once=8), admission.Admission(limits))
+        super().__init__({"serving_default": signature}, ConcurrencyLimit(at_once=8), admission.Admission(limits))
         self.at_once = self.most = 0
         self.lock = threading.Lock()
 
@@ -392,7 +388,7 @@ def test_a_budget_is_given_in_turn():
                 while len(budget._queue) < len(futures):
                     time.sleep(0.001)
             assert order == [], "a small one does not overtake"
-            with concurrency.deadline(time.monotonic() + 0.05), pytest.raises(ServingError, match="deadline"):
+            with deadline(time.monotonic() + 0.05), pytest.raises(ServingError, match="deadline"):
                 with budget.hold(1):
                     pass
         for future in futures:
@@ -412,7 +408,7 @@ def test_a_message_that_does_not_come_is_given_up_where_others_wait(monkeypatch)
     with receivers.receiving(lambda: ended.append(1)), receivers.receiving(lambda: ended.append(2)):
         with receivers.receiving(lambda: ended.append(3)):
             assert ended == [1]
-    with concurrency.deadline(time.monotonic() + 0.05), receivers.receiving(list), receivers.receiving(list):
+    with deadline(time.monotonic() + 0.05), receivers.receiving(list), receivers.receiving(list):
         with pytest.raises(ServingError, match="deadline"), receivers.receiving(list):
             pass
 
@@ -421,7 +417,7 @@ class Slow:
     """An engine's stand-in that answers numbers when it is told to."""
 
     def __init__(self):
-        from keras_convnets.export.serving.engine import Signature
+        from keras_convnets.export.serving.signatures import Signature
 
         info = TensorInfo("x", "float", (None, None))
         self.signatures = {"serving_default": Signature("serving_default", {"x": info}, {"x": info})}
@@ -477,8 +473,8 @@ def test_a_full_server_refuses_before_it_reads(monkeypatch):
     engine, parsed = Slow(), []
     with front_ends(Models({"m": engine}), workers=6) as ports:
         ports.admission._most = 2
-        parse = codec.parse_request
-        monkeypatch.setattr(codec, "parse_request", lambda body: parsed.append(body) or parse(body))
+        parse = json_tensors.parse_request
+        monkeypatch.setattr(json_tensors, "parse_request", lambda body: parsed.append(body) or parse(body))
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             first = [pool.submit(post, ports, "/v1/models/m:predict", {"instances": [[1]]}) for _ in range(2)]
             while engine.ran < 2:
@@ -518,7 +514,7 @@ def test_requests_without_waiting_for_answers_have_a_bound():
 
 
 def test_an_answer_that_nobody_takes_is_given_up(monkeypatch):
-    monkeypatch.setattr(http_protocol, "WRITE_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "WRITE_SECONDS", 0.3)
 
     class Large(Slow):
         def run(self, name, inputs):
@@ -543,16 +539,16 @@ def test_an_answer_that_nobody_takes_is_given_up(monkeypatch):
 def test_gzip_in_pieces():
     text = json.dumps({"instances": list(range(200_000))}).encode()
     both = gzip.compress(text)
-    assert b"".join(rest._inflated(both, NO_LIMITS)) == text
-    assert b"".join(rest._inflated(both + b"more", NO_LIMITS)) == text
+    assert b"".join(body.inflated(both, NO_LIMITS)) == text
+    assert b"".join(body.inflated(both + b"more", NO_LIMITS)) == text
     for broken in (b"no gzip", both[:-1], both[: len(both) // 2], both[:-8] + bytes(8), b""):
         with pytest.raises(zlib.error):
-            list(rest._inflated(broken, NO_LIMITS))
+            list(body.inflated(broken, NO_LIMITS))
 
 
 def test_names_of_clients_in_logs_messages_and_metrics():
-    assert names.printable("a\x1b[2J\r\nb\x9b\u202e") == "a\\x1b[2J\\r\\nb\\x9b\\u202e"
-    assert names.printable("é" * 300) == "é" * 200 + "..."
+    assert printable("a\x1b[2J\r\nb\x9b\u202e") == "a\\x1b[2J\\r\\nb\\x9b\\u202e"
+    assert printable("é" * 300, MAX_NAME) == "é" * 200 + "..."
     metrics = Metrics()
     metrics.count_request("x" * 10**6, Code.NOT_FOUND)
     assert len(metrics.page()) < 1000

@@ -18,9 +18,8 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from keras_convnets.export.serving.dtypes import TensorInfo  # noqa: E402
-from keras_convnets.export.serving.engine import Signature  # noqa: E402
 from keras_convnets.export.serving.metrics import PROMETHEUS_PATH, Metrics  # noqa: E402
+from keras_convnets.export.serving.signatures import Signature, TensorInfo  # noqa: E402
 from keras_convnets.export.serving.status import Code  # noqa: E402
 
 

@@ -36,8 +36,11 @@ from tensorflow_serving.apis import (  # noqa: E402
 )
 from tensorflow_serving.config import model_server_config_pb2  # noqa: E402
 
-from keras_convnets.export.serving import ModelServer, configuration, grpc_service, warmup  # noqa: E402
-from keras_convnets.export.serving.servables import Servables, State  # noqa: E402
+from keras_convnets.export.serving import ModelServer, flag_files, warmup  # noqa: E402
+from keras_convnets.export.serving.models import configuration  # noqa: E402
+from keras_convnets.export.serving.models.model import State  # noqa: E402
+from keras_convnets.export.serving.models.servables import Servables  # noqa: E402
+from keras_convnets.export.serving.rpc.server import make_server  # noqa: E402
 
 
 class FakeEngine:
@@ -627,7 +630,7 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def engine(saved):
-    from keras_convnets.export.serving.engine import SavedModelEngine
+    from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
     return SavedModelEngine(saved / "1")
 
@@ -792,11 +795,12 @@ def test_flags_that_tensorflow_model_server_cannot_honour(model_server, tmp_path
 
 def test_every_flag_goes_over_or_is_refused():
     """A new flag of `serve` must be given to TensorFlow Serving's server, or be refused for it."""
-    from keras_convnets.commands import main
+    from keras_convnets.commands import serve
+    from keras_convnets.commands.arguments import Parser
     from keras_convnets.export.serving import command
 
-    parser = main.Parser(prog="serve")
-    main._serve_flags(parser)
+    parser = Parser(prog="serve")
+    serve.add_flags(parser)
     names = {action.dest for action in parser._actions} - {"help"}
     chosen = {"repository", "engine", "model_name", "model_base_path", "model_config_file"}
     waits = {"file_system_poll_wait_seconds", "model_config_file_poll_wait_seconds"}
@@ -840,8 +844,8 @@ def test_flags_that_cannot_be_used(tmp_path, monkeypatch, capsys, arguments, sen
 def test_options_of_grpc():
     text = "grpc.max_connection_age_ms=2000,grpc.lb_policy_name=grpclb,a=99999999999,b=-1,"
     options = [("grpc.max_connection_age_ms", 2000), ("grpc.lb_policy_name", "grpclb"), ("a", "99999999999"), ("b", -1)]
-    assert configuration.channel_arguments(text) == options
-    server = grpc_service.make_server(None, 1, options=[("grpc.max_receive_message_length", 5)])
+    assert flag_files.channel_arguments(text) == options
+    server = make_server(None, 1, options=[("grpc.max_receive_message_length", 5)])
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -859,7 +863,7 @@ def test_parameter_files(tmp_path):
         "num_batch_threads { value: 2 } allowed_batch_sizes: 2 allowed_batch_sizes: 4 thread_pool_name { value: 'x' } "
         "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 }"
     )
-    assert vars(configuration.read_batching(batching)) == {
+    assert vars(flag_files.read_batching(batching)) == {
         "max_batch_size": 8,
         "batch_timeout_micros": 5000,
         "max_enqueued_batches": 3,
@@ -875,4 +879,4 @@ def test_parameter_files(tmp_path):
         ('prometheus_config { enable: true path: "/m" }', "/m"),
     ]:
         monitoring.write_text(text)
-        assert configuration.read_monitoring(monitoring) == path
+        assert flag_files.read_monitoring(monitoring) == path

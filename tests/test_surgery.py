@@ -53,7 +53,7 @@ def as_numpy(x):
 
 
 def family_of(name):
-    return ARCHITECTURES[name].module.removeprefix("keras_convnets.")
+    return ARCHITECTURES[name].module.removeprefix("keras_convnets.networks.")
 
 
 def wanted_stages(name):

@@ -139,10 +139,10 @@ trainer.get_model = tiny.network
 path, kill_at = sys.argv[1], int(sys.argv[2])
 trainer.CHECKPOINT_SECONDS = trainer.CHECKPOINT_SECONDS_AT_REPORTS = -1.0 if kill_at else 3600.0
 advance = trainer.TrainingProgress.advance
-def killing(self, step, loss=None):
+def killing(self, step):
     if step == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
-    advance(self, step, loss)
+    advance(self, step)
 trainer.TrainingProgress.advance = killing
 trainer.fit("ResNet20", "digits", run=path, overrides=dict(iterations=24, holdout=0.1, batch_size=64, warmup=True,
             ema=0.9))
@@ -185,7 +185,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on with it" in errors and "Traceback" not in errors
+    assert "the same command resumes it" in errors and "Traceback" not in errors
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) >= 1
     state = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/state.json")).read_text())
     assert state["step"] > 0
@@ -258,18 +258,17 @@ def test_the_warm_up_ends_when_the_training_error_falls(tmp_path, monkeypatch):
     rates = [record["learning_rate"] for record in run.metrics()]
     assert rates[-1] == pytest.approx(0.05)
     plan = trainer.make_plan("ResNet20", "digits", "resnet_cifar", overrides, None)
-    part = trainer._Training(plan, training.Run(tmp_path / "other"), None)
-    part._set_learning_rate()
-    assert float(keras.ops.convert_to_numpy(part.optimizer.learning_rate)) == pytest.approx(0.005)
+    made = training.Trainer(plan, training.Run(tmp_path / "other"))
+    made.set_learning_rate()
+    assert float(keras.ops.convert_to_numpy(made.optimizer.learning_rate)) == pytest.approx(0.005)
     errors = []
     for _ in range(200):
-        part._watch_warmup((0.0, 0.5 * 64))  # half of each batch is wrong
-        part.step += 1
-        errors.append(part.running_error)
-        if not part.warming:
+        made.schedule.observe_training_error(0.5)  # half of each batch is wrong
+        errors.append(made.schedule.warmup.running_error)
+        if not made.schedule.warming:
             break
-    part._set_learning_rate()
-    assert float(keras.ops.convert_to_numpy(part.optimizer.learning_rate)) == pytest.approx(0.05)
+    made.set_learning_rate()
+    assert float(keras.ops.convert_to_numpy(made.optimizer.learning_rate)) == pytest.approx(0.05)
     # A running mean over 20 steps from 1 to 0.5 passes 0.8 after ln(0.3 / 0.5) / ln(0.95) = 9.96 steps.
     assert len(errors) == 10 and errors[-1] < 0.8 <= errors[-2]
 
@@ -277,7 +276,7 @@ def test_the_warm_up_ends_when_the_training_error_falls(tmp_path, monkeypatch):
 def test_a_stopped_training_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "get_model", tiny.network)
 
-    def stop_at_once(self, step, loss=None):
+    def stop_at_once(self, step):
         if step == 2:
             signal.raise_signal(signal.SIGTERM)
 
@@ -292,7 +291,7 @@ def test_a_folder_of_photographs_trains_at_the_size_asked_for(real_data, tmp_pat
     overrides = {"epochs": 1, "image_size": 24, "batch_size": 32}
     run = training.fit("ResNet20", real_data / "ants_bees", run=tmp_path / "run", overrides=overrides)
     card = run.card()
-    assert card.view["crop"] == [24, 24] and card.class_names == ("ants", "bees")
+    assert card.view.crop == (24, 24) and card.class_names == ("ants", "bees")
     assert card.recipe["flip"] is True
 
 

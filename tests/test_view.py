@@ -1,4 +1,4 @@
-"""The plain view: the numbers of resizing and cropping at the cost of the crop, by the card's kernel, everywhere."""
+"""Resize and centre crop: its numbers at the cost of the crop, by the card's kernel, everywhere."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_convnets import export, training
-from keras_convnets.card import KERNELS, ModelCard
-from keras_convnets.card import center_view as view_of
+from keras_convnets.card import ModelCard
 from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
 from keras_convnets.export.samples import gather
 from keras_convnets.export.serving import ModelServer
 from keras_convnets.images.decoding import MAX_GIF_LEAPS, decode_image
-from keras_convnets.images.resizing import apply_view, center_view, encoded_views
+from keras_convnets.images.resizing import apply_view, encoded_views
+from keras_convnets.images.view import KERNELS, View
 from keras_convnets.prediction import view_encoded
 from keras_convnets.tensorflow_errors import CALLS, plain_reason, unless_cancelled
 from keras_convnets.training.data.splits import FileSplit
 
 SIZES = [(375, 500), (500, 333), (61, 47), (47, 130), (9, 144), (150, 10), (256, 256), (1, 16), (17, 1), (640, 427)]
+VIEW = View(256, (224, 224))
 
 
 def resized_then_cropped(image, resize, crop, kernel="bilinear", antialias=True):
@@ -43,17 +44,18 @@ def resized_then_cropped(image, resize, crop, kernel="bilinear", antialias=True)
 def test_the_view_is_the_whole_image_resized_and_cropped(resize, crop):
     rng = np.random.default_rng(0)
     pixels = tf.TensorSpec([None, None, 3], tf.uint8)
-    view = tf.function(lambda image: center_view(image, resize, crop), input_signature=[pixels])
+    view = View(resize, crop)
+    in_graph = tf.function(lambda image: apply_view(image, view), input_signature=[pixels])
     for size in SIZES:
         image = tf.constant(rng.integers(0, 256, (*size, 3), np.uint8))
-        assert (view(image).numpy() == resized_then_cropped(image, resize, crop)).all(), size
-    assert (center_view(image, resize, crop).numpy() == view(image).numpy()).all()
+        assert (in_graph(image).numpy() == resized_then_cropped(image, resize, crop)).all(), size
+    assert (apply_view(image, view).numpy() == in_graph(image).numpy()).all()
 
 
 def test_the_view_of_photographs_has_the_same_numbers(real_data):
     paths = [str(path) for path in sorted((real_data / "imagenet_samples").glob("*.JPEG"))[::4]]
     images = tf.data.Dataset.from_tensor_slices(paths).map(lambda path: decode_image(tf.io.read_file(path)))
-    for image, view in tf.data.Dataset.zip(images, images.map(lambda image: center_view(image, 256, [224, 224]))):
+    for image, view in tf.data.Dataset.zip(images, images.map(lambda image: apply_view(image, VIEW))):
         assert (view.numpy() == resized_then_cropped(image, 256, [224, 224])).all()
 
 
@@ -76,7 +78,7 @@ def test_far_from_the_first_pixel_the_place_is_right(size):
     # 9,000,001 pixels become more than an int32 counts.
     values = np.random.default_rng(1).integers(0, 256, (max(size), 3), np.uint8)
     image = np.broadcast_to(values[:, None] if size[0] > size[1] else values[None], (*size, 3))
-    got = center_view(tf.constant(image), 256, [224, 224]).numpy().astype(float)
+    got = apply_view(tf.constant(image), VIEW).numpy().astype(float)
     got = got[:, 0] if size[0] > size[1] else got[0]
     assert np.abs(got - along(image, 256, 224)).max() < 0.51
 
@@ -84,14 +86,15 @@ def test_far_from_the_first_pixel_the_place_is_right(size):
 NARROW = """
 import json, resource, sys
 import numpy as np, tensorflow as tf
-from keras_convnets.images.resizing import center_view
+from keras_convnets.images.resizing import apply_view
+from keras_convnets.images.view import View
 from keras_convnets.training.random_crops import random_area_crop, random_scale_crop, random_square_crop
 serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 seed, crops = tf.constant([1, 2], tf.int64), (random_area_crop, random_scale_crop, random_square_crop)
 def everywhere(height, width):
     image = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
     png = tf.io.encode_png(image)
-    assert center_view(tf.constant(image), 256, [224, 224]).shape == (224, 224, 3)
+    assert apply_view(tf.constant(image), View(256, (224, 224))).shape == (224, 224, 3)
     assert np.isfinite(serve(image_bytes=tf.stack([png, png]))["probabilities"]).all()
     for crop in crops:
         assert crop(png, seed, 224).shape == (224, 224, 3)
@@ -113,7 +116,7 @@ def test_narrow_images_cost_little_memory_everywhere(photograph_version, tmp_pat
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("antialias", [True, False])
 def test_every_kernel_is_tensorflows(kernel, antialias):
-    rng, view = np.random.default_rng(2), {**view_of(32, 24, 40), "kernel": kernel, "antialias": antialias}
+    rng, view = np.random.default_rng(2), View(40, (32, 24), kernel, antialias)
     for size in ((60, 80), (131, 47), (21, 30)):
         image = tf.constant(rng.integers(0, 256, (*size, 3), np.uint8))
         expected = resized_then_cropped(image, 40, [32, 24], kernel, antialias).astype(int)
@@ -124,7 +127,7 @@ def test_every_kernel_is_tensorflows(kernel, antialias):
 
 def test_an_input_that_is_not_square_is_covered():
     image = np.tile(np.arange(0, 240, 15, dtype=np.uint8)[None, :, None], (8, 1, 3))
-    view = center_view(tf.constant(image), 8, [12, 8]).numpy()
+    view = apply_view(tf.constant(image), View(8, (12, 8))).numpy()
     # The height of 8 becomes 12, and 8 of 24 columns are kept.
     expected = tf.image.resize(image, [12, 24], antialias=True)[:, 8:16]
     assert (view == np.round(expected)).all()
@@ -144,7 +147,31 @@ def test_a_view_that_can_not_be_applied_is_refused(photograph_run, change, sente
     with pytest.raises(UserError, match=sentence):
         ModelCard.read(tmp_path)
     with pytest.raises(UserError, match=sentence):
-        apply_view(tf.zeros([9, 9, 3], tf.uint8), card["view"])
+        View.from_dict(card["view"])
+
+
+def test_a_views_json_is_that_of_earlier_versions():
+    plain = {"name": "center", "resize": 256, "crop": [224, 160], "kernel": "bilinear"}
+    assert View(256, (224, 160)).to_dict() == plain and list(View(256, (224, 160)).to_dict()) == list(plain)
+    assert View(256, (224, 160), "area", False).to_dict() == {**plain, "kernel": "area", "antialias": False}
+    for view in (View(256, (224, 160)), View(8, (8, 8), "area", False)):
+        assert View.from_dict(json.loads(json.dumps(view.to_dict()))) == view
+    # Written by hand, or before kernels were stated.
+    assert View.from_dict({"name": "center", "resize": 256, "crop": [224, 160]}) == View(256, (224, 160))
+    assert View.from_dict({**plain, "antialias": True}) == View(256, (224, 160))
+
+
+def test_a_view_holds_pythons_numbers():
+    view = View.of_size(np.int64(12), np.int32(8), np.int64(16))
+    assert view == View(16, (12, 8)) and json.dumps(view.to_dict())
+    assert (View.of_size(12, 8).resize, View.of_imagenet(12, 8).resize, View.of_imagenet(299, 8).resize) == (
+        8,
+        256,
+        299,
+    )
+    for sizes in ((True, (8, 8)), (8.0, (8, 8)), (8, (8, 8, 3)), (8, "88")):
+        with pytest.raises(UserError, match="needs a length and"):
+            View(*sizes)
 
 
 def test_the_cards_kernel_is_applied_everywhere(photograph_folder, photograph_run):
@@ -152,7 +179,7 @@ def test_the_cards_kernel_is_applied_everywhere(photograph_folder, photograph_ru
     encoded = [path.read_bytes() for path in paths]
     card = ModelCard.read(photograph_run)
     plain = view_encoded(encoded, card)
-    card = dataclasses.replace(card, view={**card.view, "kernel": "nearest"})
+    card = dataclasses.replace(card, view=dataclasses.replace(card.view, kernel="nearest"))
     views = view_encoded(encoded, card)
     assert (views != plain).mean() > 0.3
     assert (FileSplit(paths, np.zeros(3, int)).at_size(card.view, 1 << 30).images == views).all()

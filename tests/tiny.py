@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import keras
 
 from keras_convnets.images.preprocessing import Preprocessing
-from keras_convnets.networks.functional import BuiltAs, Functional
+from keras_convnets.networks.functional import Functional
 from keras_convnets.networks.layers import ImageNormalization
-from keras_convnets.training import trainer
-from keras_convnets.training.holdout import HoldoutWatch
+from keras_convnets.networks.spec import ModelSpec
 from keras_convnets.weights.loading import choose_preprocessing
 
 
@@ -22,28 +19,17 @@ def network(name, *, classes, input_shape, weights=None, preprocessing=None, **a
     x = keras.layers.BatchNormalization(momentum=0.9, name="bn")(x)
     x = keras.layers.Dense(classes, name="predictions")(keras.layers.Flatten()(x))
     model = Functional(images, keras.layers.Softmax(name="probabilities")(x), name=name.lower())
-    model.built_as = BuiltAs(name, {"classes": classes, "input_shape": list(input_shape)})
+    model.built_as = ModelSpec(name, {"classes": classes, "input_shape": list(input_shape)})
     return model
 
 
-def part(recipe, total_steps):
-    """As much of a training as schedules and patience need: no network, no data."""
-    made = trainer._Training.__new__(trainer._Training)
-    made.plan = SimpleNamespace(recipe=recipe, total_steps=total_steps)
-    made.watch, made.step = HoldoutWatch(), 0
-    made.warming = bool(getattr(recipe, "warmup", False))
-    made.optimizer = SimpleNamespace(learning_rate=SimpleNamespace(assign=lambda rate: None))
-    return made
-
-
-def rates(part, figures):
+def rates(schedule, total_steps, figures):
     """Run through all steps, with a report at every equal part of the run; return the learning rate of each step."""
-    total, found = part.plan.total_steps, []
-    reports = {round((number + 1) * total / len(figures)): figure for number, figure in enumerate(figures)}
-    while part.step < total:
-        part._set_learning_rate()
-        found.append(part._rate)
-        part.step += 1
-        if part.step in reports:
-            part.judge({"val_top1": reports[part.step], "val_loss": 1 - reports[part.step]})
+    found = []
+    reports = {round((number + 1) * total_steps / len(figures)): figure for number, figure in enumerate(figures)}
+    for step in range(total_steps):
+        found.append(schedule.rate(step))
+        if step + 1 in reports:
+            figure = reports[step + 1]
+            schedule.observe_holdout(step + 1, {"val_top1": figure, "val_loss": 1 - figure})
     return found

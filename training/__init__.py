@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from keras_convnets.extras import require
+
 if TYPE_CHECKING:
     from keras_convnets.training.data import DataSet as DataSet
     from keras_convnets.training.data import load_dataset as load_dataset
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from keras_convnets.training.recipes import Recipe as Recipe
     from keras_convnets.training.recipes import get_recipe as get_recipe
     from keras_convnets.training.run import Run as Run
+    from keras_convnets.training.trainer import Trainer as Trainer
     from keras_convnets.training.trainer import fit as fit
 
 _HOMES = {
@@ -25,6 +28,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "Recipe": "recipes",
     "Run": "run",
+    "Trainer": "trainer",
     "evaluate": "evaluation",
     "fit": "trainer",
     "get_recipe": "recipes",
@@ -36,6 +40,7 @@ __all__ = list(_HOMES)
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("train", "training")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

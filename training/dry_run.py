@@ -1,4 +1,4 @@
-"""What a training would take, measured in a few steps that are thrown away: nothing is written."""
+"""What a training would take, measured in a few steps whose results are discarded: nothing is written."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from keras_convnets.images.preprocessing import IMAGENET, Preprocessing
 from keras_convnets.training.input_pipeline import training_batches
 from keras_convnets.training.plan import Plan
 from keras_convnets.training.run import Run
+from keras_convnets.training.trainer import Trainer
 from keras_convnets.weights.loading import choose_preprocessing
 
-# As long as a steady rate takes to show; one step where a step takes longer.
+# For each measurement; one step where a step takes longer.
 SECONDS = 4.0
-# The slower of input and compute is the limit where it is slower by more than the two vary.
+# Input or compute is the limit where it is slower than the other by more than this; less is within the variation.
 CLEARLY = 1.1
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class Measurement:
     """Measured rates, and what follows from them.
 
     Attributes:
         input_rate: images/s that reading, decoding and augmentation give without a network; None: not measured.
         compute_rate: images/s of the training step on one batch of random images in memory; None: not measured.
         memory: the process's largest resident size so far, in bytes; on GPUs the devices' peak instead. None where the
-            system does not tell it, as Windows.
+            system does not report it, as Windows.
     """
 
     input_rate: float | None
@@ -45,7 +46,7 @@ class Rehearsal:
 
     @property
     def limit(self) -> str:
-        """What holds the training up: "input", "compute", or "neither alone" where they are about as fast."""
+        """The bottleneck: "input", "compute", or "neither alone" where they are about as fast."""
         if self.input_rate is None or self.compute_rate is None:
             return "unknown"
         if self.input_rate * CLEARLY < self.compute_rate:
@@ -53,14 +54,13 @@ class Rehearsal:
         return "compute" if self.compute_rate * CLEARLY < self.input_rate else "neither alone"
 
 
-def rehearse(plan: Plan, *, with_input: bool = True, with_compute: bool = True, seconds: float = SECONDS) -> Rehearsal:
+def measure(plan: Plan, *, with_input: bool = True, with_compute: bool = True, seconds: float = SECONDS) -> Measurement:
     """Measure a training's input alone, on the real data, and its step alone, on random images.
 
-    On a CPU the two share the cores, so the whole is slower than either; the figures tell which one is worth making
-    faster.
+    On a CPU the two share the cores, so training is slower than either; the figures tell which one is the bottleneck.
 
     Args:
-        plan: what `make_plan` settled.
+        plan: from `make_plan`, with `sampled`.
         with_input: whether to measure the input.
         with_compute: whether to measure the step.
         seconds: for each.
@@ -68,11 +68,9 @@ def rehearse(plan: Plan, *, with_input: bool = True, with_compute: bool = True, 
     input_rate = _rate_of_input(plan, _preprocessing(plan), seconds) if with_input else None
     compute_rate = None
     if with_compute:
-        from keras_convnets.training.trainer import _Training
-
         with tempfile.TemporaryDirectory() as nowhere:
-            compute_rate = _rate_of_steps(plan, _Training(plan, Run(nowhere), None), seconds)
-    return Rehearsal(input_rate, compute_rate, _memory())
+            compute_rate = _rate_of_steps(plan, Trainer(plan, Run(nowhere)), seconds)
+    return Measurement(input_rate, compute_rate, _memory())
 
 
 def _preprocessing(plan: Plan) -> Preprocessing | None:
@@ -87,20 +85,19 @@ def _rate_of_input(plan: Plan, preprocessing: Any, seconds: float) -> float:
     return plan.recipe.batch_size * _per_second(lambda: next(batches), seconds)
 
 
-def _rate_of_steps(plan: Plan, part: Any, seconds: float) -> float:
+def _rate_of_steps(plan: Plan, trainer: Trainer, seconds: float) -> float:
     size = (plan.recipe.batch_size, *plan.input_shape)
     images = tf.random.stateless_uniform(size, [0, 1], 0, 255)
     labels = tf.random.stateless_uniform(size[:1], [0, 2], 0, len(plan.data.class_names), tf.int64)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     stream = tf.data.Dataset.from_tensors((images, labels)).repeat().with_options(options)
-    batch = next(iter(part.strategy.experimental_distribute_dataset(stream)))
-    step = part.steps()[False]
-    return plan.recipe.batch_size * _per_second(lambda: float(step(*batch)[0]), seconds)
+    batch = next(iter(trainer.strategy.experimental_distribute_dataset(stream)))
+    return plan.recipe.batch_size * _per_second(lambda: float(trainer.whole_step(*batch)[0]), seconds)
 
 
 def _per_second(call: Callable[[], Any], seconds: float) -> float:
-    """Return calls a second, the first one, which builds and fills, aside."""
+    """Return calls a second, without the first one, which compiles and fills buffers."""
     call()
     began, calls = time.perf_counter(), 0
     while calls == 0 or time.perf_counter() - began < seconds:
@@ -121,30 +118,30 @@ def _memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def describe(plan: Plan, rehearsal: Rehearsal) -> list[tuple[str, str]]:
+def describe(plan: Plan, measured: Measurement) -> list[tuple[str, str]]:
     """Return what a training is and would take, as rows of (what, text)."""
     recipe, data = plan.recipe, plan.data
     devices = [device.name for device in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
     sizes = ", ".join(f"{name} {count:,}" for name, count in plan.images.items())
-    looked_at = {name: split.size for name, split in data.splits.items()}
-    sampled = ", ".join(f"{name} {count:,}" for name, count in looked_at.items())
+    sample_sizes = {name: split.size for name, split in data.splits.items()}
+    sampled = ", ".join(f"{name} {count:,}" for name, count in sample_sizes.items())
     fields = {key: value for key, value in recipe.to_dict().items() if key != "name"}
-    seconds = plan.total_steps * recipe.batch_size / rehearsal.rate
-    rates = {"input alone": rehearsal.input_rate, "compute alone": rehearsal.compute_rate}
-    peak = rehearsal.memory
+    seconds = plan.total_steps * recipe.batch_size / measured.rate
+    rates = {"input alone": measured.input_rate, "compute alone": measured.compute_rate}
+    peak = measured.memory
     return [
-        ("model", f"{plan.architecture}, {'x'.join(map(str, plan.input_shape))}, {len(data.class_names)} classes"),
+        ("model", f"{plan.model}, {'x'.join(map(str, plan.input_shape))}, {len(data.class_names)} classes"),
         ("weights", str(plan.weights.path) if plan.weights else "random, as the paper draws them"),
         ("recipe", recipe.name),
         *((f"  {key}", str(value)) for key, value in fields.items()),
         ("data", f"{data.name}: {sizes}"),
-        *((("sample", f"only these many images were looked at: {sampled}"),) if looked_at != plan.images else ()),
+        *((("sample", f"only these many images were looked at: {sampled}"),) if sample_sizes != plan.images else ()),
         *((("left out", f"{len(plan.broken)} unreadable images"),) if plan.broken else ()),
         ("devices", ", ".join(devices)),
         ("steps", f"{plan.total_steps:,} of {recipe.batch_size} images"),
         *((name, f"{rate:,.0f} images/s") for name, rate in rates.items() if rate is not None),
-        ("limit", rehearsal.limit),
-        ("time", f"about {_duration(seconds)} at {rehearsal.rate:,.0f} images/s"),
+        ("limit", measured.limit),
+        ("time", f"about {_duration(seconds)} at {measured.rate:,.0f} images/s"),
         ("memory", "not told by this system" if peak is None else f"{peak / 1e9:.1f} GB at the peak"),
     ]
 

@@ -1,4 +1,4 @@
-"""The stream of training batches: a function of the seed and the step alone, so that a resumed run goes on exactly."""
+"""The stream of training batches: a function of seed and step alone, so that a resumed run sees the same images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from keras_convnets.training.seeds import purpose_seed
 def training_batches(plan: Plan, preprocessing: Preprocessing | None, first_step: int = 0) -> tf.data.Dataset:
     """Return the endless stream of augmented batches.
 
-    Photographs are cropped one by one from their encoded files, everything else from the images in the plain view; the
-    recipe's batch augmentation follows.
+    Photographs are cropped one by one from their encoded files, all other images are resized and centre-cropped;
+    the recipe's batch augmentation follows.
 
     Args:
         plan: the recipe and its data.
@@ -46,7 +46,7 @@ def training_batches(plan: Plan, preprocessing: Preprocessing | None, first_step
 
 
 def _photographs(plan: Plan, first: int) -> tf.data.Dataset:
-    recipe, size = plan.recipe, plan.view["crop"][0]
+    recipe, size = plan.recipe, plan.view.crop[0]
     encoded = plan.data.split("train").encoded_shuffled(recipe.seed, first, balanced=recipe.balanced)
 
     stream = tf.constant(purpose_seed(recipe.seed, "crops"), tf.int64)

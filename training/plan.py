@@ -1,4 +1,4 @@
-"""What a training is to be, settled before anything is built or written."""
+"""The plan of a training: names, fields, input size and splits, resolved before anything is built or written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.card import center_view
 from keras_convnets.errors import UserError
 from keras_convnets.files import sha256
-from keras_convnets.networks.registry import Architecture, get_architecture
+from keras_convnets.images.view import View
+from keras_convnets.networks.application import COMMON
+from keras_convnets.networks.spec import ModelSpec, split_weights
 from keras_convnets.training.data import DataSet, SizedSplit, Split, load_dataset
 from keras_convnets.training.data.dataset import MEMORY_LIMIT
 from keras_convnets.training.data.sequential import StreamSplit
@@ -23,31 +24,42 @@ from keras_convnets.weights.loading import Weights, find_weights
 # Channel means and colour components are those of so many training images, evenly taken; more change no digit that
 # matters and take hours on ImageNet.
 SAMPLED_IMAGES = 10_000
-# A rehearsal looks at so many images of each split.
-REHEARSED_IMAGES = 2_000
+# A dry run looks at so many images of each split.
+DRY_RUN_IMAGES = 2_000
+# Arguments of builders that a training determines, and by what.
+DETERMINED = {
+    "classes": "it is the number of the data set's classes",
+    "input_shape": "the data and the recipe give it: set image_size of the recipe, as in --set image_size=224",
+    "auxiliary": "the recipe googlenet gives it: set auxiliary of the recipe, as in --set auxiliary=0.3",
+}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that is settled but not begun.
+    """A training that is resolved but not begun.
 
     Attributes:
-        architecture: the registered name.
-        recipe: with everything settled that depends on the network and the data.
-        data: the holdout split off, and every split that is looked at plainly at the network's input size.
+        model: the network.
+        recipe: with the fields resolved that depend on the network and the data.
+        data: the holdout split off; every split that is resized and centre-cropped is at the network's input size.
         view: how an image becomes an input in evaluation.
         weights: what the network starts from, or None.
         broken: images that can't be read and are left out: (split, file, reason).
-        sizes: number of images of each split where `data` holds a sample of them, as for a rehearsal.
+        sizes: number of images of each split where `data` holds a sample of them, as for a dry run.
     """
 
-    architecture: str
+    model: ModelSpec
     recipe: Recipe
     data: DataSet
-    view: dict[str, Any]
+    view: View
     weights: Weights | None = None
     broken: tuple[tuple[str, str, str], ...] = ()
     sizes: Mapping[str, int] | None = None
+
+    @property
+    def architecture(self) -> str:
+        """The name of the network's builder."""
+        return self.model.architecture
 
     @property
     def images(self) -> dict[str, int]:
@@ -62,10 +74,10 @@ class Plan:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, 3)."""
-        return (*self.view["crop"], 3)
+        return (*self.view.crop, 3)
 
     def sample(self) -> SizedSplit:
-        """Return training images in the plain view, some evenly taken ones where there are very many."""
+        """Return training images, resized and centre-cropped; evenly spaced ones where there are very many."""
         train = self.data.split("train")
         if train.size > SAMPLED_IMAGES:
             train = train.subset(np.arange(SAMPLED_IMAGES) * train.size // SAMPLED_IMAGES)
@@ -83,7 +95,7 @@ class Plan:
             {"weights": {"file": self.weights.path.name, "sha256": sha256(self.weights.path)}} if self.weights else {}
         )
         return {
-            "model": self.architecture,
+            "model": str(self.model),
             **start,
             "input_shape": list(self.input_shape),
             "data": self.data_facts(),
@@ -92,47 +104,59 @@ class Plan:
 
 
 def make_plan(
-    model: str,
+    model: str | ModelSpec,
     dataset: str | os.PathLike | DataSet,
-    recipe: str | Recipe | None,
-    overrides: dict[str, Any] | None,
-    data_dir: str | os.PathLike | None,
+    recipe: str | Recipe | None = None,
+    overrides: dict[str, Any] | None = None,
+    data_dir: str | os.PathLike | None = None,
     weights: Any = None,
     sampled: bool = False,
 ) -> Plan:
-    """Settle names, fields, input size and splits; nothing is built or written. Arguments as of `fit`.
+    """Resolve names, fields, input size and splits; nothing is built or written. Arguments as of `fit`.
 
-    With `sampled` at most `REHEARSED_IMAGES` of each split are looked at: nothing passes over all of them.
+    With `sampled` at most `DRY_RUN_IMAGES` of each split are looked at: nothing passes over all of them.
     """
-    name, colon, text = model.partition(":")
-    named = text if colon else None
-    architecture = get_architecture(name)
+    name, named = split_weights(model) if isinstance(model, str) else (model, None)
+    spec = ModelSpec.of(name)
+    _check_own_arguments(spec)
     if named is not None and weights is not None:
         raise UserError(f"model is {model!r} and weights is {str(weights)!r}; give the weights once.")
-    found = find_weights(named if weights is None else weights, architecture.name)
-    chosen = get_recipe(recipe or default_recipe(architecture, found), overrides)
+    found = find_weights(named if weights is None else weights, spec.architecture)
+    chosen = get_recipe(recipe or default_recipe(spec, found), overrides)
     whole = load_dataset(dataset, data_dir)
     sizes = {name: split.size for name, split in whole.splits.items()}
     data, broken = (_sample(whole) if sampled else whole).without_broken(chosen.broken_images)
     images = sizes["train"] if sampled else data.split("train").size
-    settled = chosen.for_network(architecture.depth).for_data(images)
+    settled = chosen.for_network(spec.depth).for_data(images)
     if sampled:
         data, sizes = _hold_out_of_sample(whole, data, settled.holdout, sizes)
     else:
         data = data.with_holdout(settled.holdout)
-    view = _view(settled, architecture, data, found)
+    view = _view(settled, spec, data, found)
     kept = {"train": data.split("train")} if settled.reads_photographs else {}
     # What would not fit into memory as a whole is not measured from memory either.
-    share = sum(split.size for split in data.splits.values()) / sum(sizes.values()) if sampled else 1.0
-    sized = data.in_view(view, int(MEMORY_LIMIT * share), leaving=kept)
-    return Plan(architecture.name, settled, sized, view, found, tuple(broken), sizes if sampled else None)
+    fraction = sum(split.size for split in data.splits.values()) / sum(sizes.values()) if sampled else 1.0
+    sized = data.in_view(view, int(MEMORY_LIMIT * fraction), leaving=kept)
+    return Plan(spec, settled, sized, view, found, tuple(broken), sizes if sampled else None)
+
+
+def _check_own_arguments(model: ModelSpec) -> None:
+    """Refuse arguments of a network that data, recipe and weights determine.
+
+    Raises:
+        UserError: the sentence says where the argument comes from.
+    """
+    for key in model.arguments:
+        if key in DETERMINED or key in COMMON:
+            why = DETERMINED.get(key, "training takes the whole classifier: leave it out")
+            raise UserError(f"{key} can't be set on a network that is to be trained; {why}.")
 
 
 def _sample(data: DataSet) -> DataSet:
     """Return some images of each split: evenly taken, of records the first, which are read one after the other."""
 
     def positions(split: Split) -> np.ndarray:
-        count = min(split.size, REHEARSED_IMAGES)
+        count = min(split.size, DRY_RUN_IMAGES)
         return np.arange(count) if isinstance(split, StreamSplit) else np.arange(count) * split.size // count
 
     return replace(data, splits={name: split.subset(positions(split)) for name, split in data.splits.items()})
@@ -141,7 +165,7 @@ def _sample(data: DataSet) -> DataSet:
 def _hold_out_of_sample(
     whole: DataSet, sample: DataSet, holdout: float, sizes: dict[str, int]
 ) -> tuple[DataSet, dict[str, int]]:
-    """Hold the share of a sample out that is held out of all images, and return all splits' own sizes with it."""
+    """Hold out of a sample the fraction that is held out of all images; return it with all splits' own sizes."""
     images = sizes["train"]
     count = round(holdout if holdout >= 1 else holdout * images)
     if not holdout or not 0 < count < images:
@@ -151,9 +175,9 @@ def _hold_out_of_sample(
     return sample.with_holdout(held), {**sizes, "train": images - count, "holdout": count}
 
 
-def _view(recipe: Recipe, architecture: Architecture, data: DataSet, weights: Weights | None) -> dict[str, Any]:
+def _view(recipe: Recipe, model: ModelSpec, data: DataSet, weights: Weights | None) -> View:
     """Return the view of evaluation: at the recipe's input size, else the data's own, else the network's."""
-    own = (weights.input_shape if weights else None) or architecture.input_shape
+    own = (weights.input_shape if weights else None) or model.family.input_shape
     if recipe.image_size is not None:
         size = (recipe.image_size, recipe.image_size)
     elif recipe.reads_photographs:
@@ -164,4 +188,4 @@ def _view(recipe: Recipe, architecture: Architecture, data: DataSet, weights: We
     if recipe.reads_photographs and resize is None:
         # The papers' 256 for 224, in proportion.
         resize = math.ceil(min(size) * 256 / 224)
-    return center_view(*size, resize=resize)
+    return View.of_size(*size, resize=resize)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from keras_convnets.display import printable
 from keras_convnets.files import whole_file, writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Above this many classes the cells are too small for numbers and names.
 MOST_NUMBERED, MOST_NAMED = 20, 60
@@ -26,6 +28,8 @@ def learning_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
         path: the PNG to write.
         title: above the picture.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     error, loss = figure.subplots(1, 2)
     steps = [record["step"] for record in records]
@@ -60,11 +64,13 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path,
     """
     classes = len(class_names)
     side = min(max(4.5, 0.5 * classes), 16)
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    # Shares of the true class, so that rare classes are seen as well as common ones.
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # Fractions of the true class, so that rare classes are seen as well as common ones.
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="answer", ylabel="truth")
     axes.set_title(_label(title), parse_math=False)
     if classes <= MOST_NAMED:
@@ -74,7 +80,7 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path,
         axes.set_yticks(range(classes), labels, parse_math=False)
     if classes <= MOST_NUMBERED:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if fractions[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
     _save(figure, path)
 

@@ -41,20 +41,20 @@ class PassProgress:
 
 
 class TrainingProgress:
-    """The progress of one training.
+    """The progress of one training: use it in `with progress.starting_at(step):`.
 
     Args:
         total_steps: length of the run.
         batch_size: images in a step.
-        start: the step the run begins or goes on at.
         console: where to; None says nothing.
     """
 
-    def __init__(self, total_steps: int, batch_size: int, start: int, console: Console | None):
-        self._total, self._batch_size, self._start = total_steps, batch_size, start
+    def __init__(self, total_steps: int, batch_size: int, console: Console | None):
+        self._total, self._batch_size, self._start, self._step = total_steps, batch_size, 0, 0
         self._console = console
-        # Set after the first step, which compiles.
+        # Set after the first step, which compiles, and at the end.
         self._began: float | None = None
+        self._ended: float | None = None
         self._waited = 0.0
         self._live: Progress | None = None
         if console is not None and console.is_terminal:
@@ -67,22 +67,29 @@ class TrainingProgress:
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._live.add_task("training", total=total_steps, completed=start, figures="")
+            self._task = self._live.add_task("training", total=total_steps, figures="")
 
-    def __enter__(self) -> TrainingProgress:
-        if self._live:
-            self._live.start()
-        return self
+    @contextmanager
+    def starting_at(self, step: int) -> Iterator[None]:
+        """Show the progress of a training that begins or resumes at a step."""
+        self._start = self._step = step
+        if self._live is None:
+            yield
+        else:
+            self._live.update(self._task, completed=step)
+            with self._live:
+                yield
+        self._ended = time.monotonic()
 
-    def __exit__(self, *_: Any) -> None:
-        if self._live:
-            self._live.stop()
+    def _seconds(self) -> float:
+        """Return the time since the first step; it stands still after the end."""
+        return max((self._ended or time.monotonic()) - (self._began or 0.0), 1e-9)
 
-    def images_per_second(self, step: int) -> float:
-        """Return the mean speed of this process's part of the run, its first step aside; 0 before the second."""
-        if self._began is None or step <= self._start + 1:
-            return 0.0
-        return (step - self._start - 1) * self._batch_size / max(time.monotonic() - self._began, 1e-9)
+    @property
+    def images_per_second(self) -> float:
+        """The mean speed of this process's part of the run, its first step aside; 0 before the second."""
+        steps = self._step - self._start - 1
+        return 0.0 if self._began is None or steps < 1 else steps * self._batch_size / self._seconds()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -92,18 +99,18 @@ class TrainingProgress:
         if self._began is not None:
             self._waited += time.monotonic() - began
 
+    @property
     def input_wait(self) -> float:
-        """Return the share of the time, the first step aside, that went into waiting for input; 0 at the start."""
-        return 0.0 if self._began is None else self._waited / max(time.monotonic() - self._began, 1e-9)
+        """The fraction of the time, the first step aside, spent waiting for input; 0 at the start."""
+        return 0.0 if self._began is None else self._waited / self._seconds()
 
-    def advance(self, step: int, loss: float | None = None) -> None:
+    def advance(self, step: int) -> None:
         """Show that a step is done."""
+        self._step = step
         if self._began is None:
             self._began = time.monotonic()
         if self._live:
-            figures = f"{self.images_per_second(step):,.0f} images/s, input wait {self.input_wait():.0%}" + (
-                "" if loss is None else f" loss {loss:.3f}"
-            )
+            figures = f"{self.images_per_second:,.0f} images/s, input wait {self.input_wait:.0%}"
             self._live.update(self._task, completed=step, figures=figures)
 
     def report(self, record: dict[str, Any]) -> None:
@@ -111,13 +118,13 @@ class TrainingProgress:
         if self._console is None:
             return
         step = record["step"]
-        speed = self.images_per_second(step)
+        speed = self.images_per_second
         left = _minutes((self._total - step) * self._batch_size / speed) if speed else "?"
         held = f"  holdout top-1 {record['val_top1']:.1%}" if "val_top1" in record else ""
         self._console.print(
             f"epoch {record['epoch']:g}  step {step}/{self._total}  loss {record['loss']:.4f}  "
             f"top-1 {record['top1']:.1%}{held}  lr {record['learning_rate']:.2g}  {speed:,.0f} images/s  "
-            f"input wait {self.input_wait():.0%}  "
+            f"input wait {self.input_wait:.0%}  "
             f"{left} left",
             highlight=False,
             soft_wrap=True,

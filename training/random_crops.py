@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from keras_convnets.card import KERNELS
 from keras_convnets.errors import UserError
 from keras_convnets.images.decoding import MAX_PIXELS, decode_image
 from keras_convnets.images.resizing import crop_of_resized, scaled_size
+from keras_convnets.images.view import KERNELS
 
 TRIES = 10
 # The decoder smooths chroma, which may have half the resolution, with what it decodes: at the sides of a window it

@@ -1,4 +1,4 @@
-"""The run directory: what a training writes, and how it goes on after any end."""
+"""The run directory: what a training writes, and how it resumes after any end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import (
+    UNFINISHED,
     only_one,
     path_text,
     read_json,
@@ -43,7 +43,7 @@ BEST, FINAL = "best.keras", "final.keras"
 KEEP_CHECKPOINTS = 2
 SAMPLES = 100
 ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WebP": ".webp"}
-# Recipe fields that a run may go on with otherwise after it diverged: neither data nor weights depend on them.
+# Recipe fields that may be changed for a run that diverged: neither data nor weights depend on them.
 MENDING = ("learning_rate", "clip_norm")
 
 
@@ -82,15 +82,15 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        """Whether there is something to go on with or to keep: a checkpoint, or the final network."""
+        """Whether there is something to resume from or to keep: a checkpoint, or the final network."""
         return (self.path / FINAL).is_file() or bool(self.checkpoint_steps())
 
     @contextmanager
     def claimed(self, config: dict[str, Any], source: dict[str, Any]) -> Iterator[None]:
         """Hold the directory for one training; a new one is set up, an old one must have the same configuration.
 
-        A training that ended before its first checkpoint binds nobody: the next one starts anew. One that diverged may
-        go on with another learning rate or `clip_norm`.
+        A training that ended before its first checkpoint binds nobody: the next one starts from the beginning. One that
+        diverged may resume with another learning rate or `clip_norm`.
 
         Args:
             config: what a resumed run must have in common with this one.
@@ -110,7 +110,7 @@ class Run:
         with only_one(self.path, "trained in"):
             is_new = not known.exists()
             if self.begun:
-                self._go_on(config)
+                self._check_resumable(config)
             else:
                 self._clear()
                 write_json(known, {**config, "source": source})
@@ -122,7 +122,7 @@ class Run:
                     known.unlink()
                 raise
 
-    def _go_on(self, config: dict[str, Any]) -> None:
+    def _check_resumable(self, config: dict[str, Any]) -> None:
         """Check that a configuration is the run's; take a mended one over where the run diverged."""
         old = self.config()
         recipe, diverged = old["recipe"], old.get("diverged", [])
@@ -145,10 +145,10 @@ class Run:
 
         Args:
             step: at which it was seen.
-            sound: whether the checkpoint of a step is worth going on from.
+            sound: whether the checkpoint of a step is worth resuming from.
 
         Returns:
-            The step to go on from; 0: the beginning.
+            The step to resume from; 0: the beginning.
         """
         for kept in self.checkpoint_steps():
             if not sound(kept):
@@ -170,17 +170,14 @@ class Run:
             UserError: if the training has not finished.
         """
         if not self.finished:
-            raise UserError(
-                f"run {self.path} has not finished; run the same keras-convnets train again to go on with it."
-            )
+            raise UserError(f"run {self.path} has not finished; run the same keras-convnets train again to resume it.")
         return ModelCard.read(self.path)
 
     def model(self) -> keras.Model:
         """Return the best network, compiled for nothing; `evaluate` brings images to it by the view of its card."""
         view = self.card().view
         model = load_keras(self.path / BEST)
-        # Not a dict, which Keras would take for a container of layers.
-        model.evaluation_view = types.MappingProxyType(view)
+        model.evaluation_view = view
         return model
 
     def add_evaluation(self, result: Evaluation) -> None:
@@ -209,7 +206,7 @@ class Run:
     def save_samples(self, data: DataSet) -> None:
         """Keep a few images that were not trained on as `samples/<class>/<position>`, for checks and for a look.
 
-        Encoded as the data hold them, not cropped: who looks at them applies the view, as to any image.
+        Encoded as the data hold them, not cropped: the view is applied to them as to any image.
         """
         unseen = ("test", "val", "validation", "holdout")
         name = next((name for name in unseen if name in data.splits and data.splits[name].labelled), "train")
@@ -262,16 +259,16 @@ class Run:
     def _sweep(self) -> None:
         """Remove what a killed process left half-written; the lock is held, so nobody is writing."""
         for folder in (self.path, self.checkpoints):
-            for left in folder.glob(".writing-*"):
+            for left in folder.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _ours(entry: Path) -> bool:
-    return entry.name == ".lock" or entry.name.startswith(".writing-")
+    return entry.name == ".lock" or entry.name.startswith(UNFINISHED)
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Refuse to go on with another model, data set or recipe; the sentence names what differs."""
+    """Refuse to resume with another model, data set or recipe; the sentence names what differs."""
     for key in new:
         before, now = old.get(key), new[key]
         if before == now:
@@ -281,5 +278,5 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
             key, before, now = f"{key}.{name}", before.get(name), now.get(name)
         raise UserError(
             f"run {path} was started with {key} = {before!r}, not {now!r}; "
-            "give the same command to go on with it, or another --run."
+            "give the same command to resume it, or another --run."
         )

@@ -16,7 +16,7 @@ def local_strategy() -> tf.distribute.Strategy:
     """Return MirroredStrategy over all local GPUs, or all logical CPU devices where there is no GPU.
 
     The reduction is chosen here: TensorFlow's own choice names its collectives by a counter that every strategy starts
-    anew, so that a second training in the same process fails on several devices.
+    at zero, so that a second training in the same process fails on several devices.
     """
     gpus = tf.config.list_logical_devices("GPU")
     devices = gpus or tf.config.list_logical_devices("CPU")
@@ -45,7 +45,7 @@ def make_step(
     """Return the compiled training step: (images, labels) of all replicas -> (loss, number right), both summed.
 
     The loss is the mean cross-entropy over the global batch. Weight decay is L2 in the gradient, as the papers'
-    solvers had it; Keras' own argument decays outside the momentum and is weaker.
+    solvers had it; Keras' own argument is decoupled weight decay, a weaker regulariser at the same value.
 
     Args:
         network: gives logits [b, classes], or a dictionary of them by the names of the layers.
@@ -62,13 +62,13 @@ def make_step(
     factors = [(multipliers or {}).get(variable.path, 1.0) for variable in variables]
     weights = loss_weights or {"predictions": 1.0}
     scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    # Each replica adds its share, because the gradients are summed.
-    share = 1.0 / strategy.num_replicas_in_sync
+    # Each replica adds its part of the decay, because the gradients are summed.
+    part = 1.0 / strategy.num_replicas_in_sync
 
     def finished(gradients: list[tf.Tensor], scale: Any) -> list[tf.Tensor]:
         """Return scaled gradients with the decay, clipped, and multiplied: momentum is linear, as the rate is."""
         decayed = [
-            gradient + share * scale * recipe.weight_decay * variable if with_decay else gradient
+            gradient + part * scale * recipe.weight_decay * variable if with_decay else gradient
             for gradient, variable, with_decay in zip(gradients, variables, decays, strict=True)
         ]
         clipped = _clipped(decayed, recipe.clip_norm, scale)

@@ -5,15 +5,35 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.export.formats.format import (
+    FLOAT32_TOLERANCE,
+    INT8_TOLERANCE,
+    Artifact,
+    Format,
+    Job,
+    card_beside,
+    check_names,
+)
+from keras_convnets.prediction import Classifier
 
-PRECISIONS = ("float32", "float16", "int8")
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+# Weights rounded to 11 bits, computed in float32.
+FLOAT16_TOLERANCE = 1e-2
+ARTIFACTS = (
+    Artifact("litert", "model.tflite", "tensorflow", "float32", FLOAT32_TOLERANCE),
+    Artifact("litert float16", "model.float16.tflite", "tensorflow", "float16", FLOAT16_TOLERANCE),
+    Artifact("litert int8", "model.int8.tflite", "tensorflow", "int8", INT8_TOLERANCE),
+)
+PRECISIONS = tuple(artifact.precision for artifact in ARTIFACTS)
 
 
 def write_litert(
@@ -37,9 +57,11 @@ def write_litert(
         UserError: if there is no such precision, or int8 gets no images of the input's size.
         tensorflow.lite's ConverterError: if the network needs operators that LiteRT does not have.
     """
+    import tensorflow as tf
+
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
-    size = tuple(card.view["crop"])
+    size = card.view.crop
     if precision == "int8" and (images is None or len(images) == 0 or images.shape[1:] != (*size, 3)):
         raise UserError(
             f"calibration images are {'none' if images is None else list(images.shape)}; eight bits need images that "
@@ -66,6 +88,8 @@ def _with_constants(network: keras.Model, size: tuple[int, int]) -> tuple[tf.Mod
 
     The converter keeps variables as resources without their values, and the file gives NaN without a word.
     """
+    import tensorflow as tf
+
     weights = [
         [tf.constant(variable.numpy()) for variable in variables]
         for variables in (network.trainable_variables, network.non_trainable_variables)
@@ -84,3 +108,44 @@ def _with_constants(network: keras.Model, size: tuple[int, int]) -> tuple[tf.Mod
 def _one_by_one(images: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     for image in images:
         yield {"images": image[None].astype(np.float32)}
+
+
+def load_litert(path: Path, card: ModelCard | None = None) -> Classifier:
+    """Load a LiteRT (TensorFlow Lite) file of any precision with the interpreter that comes with TensorFlow.
+
+    Args:
+        path: the file.
+        card: what is known of it; by default the card of the version it lies in.
+
+    Returns:
+        A classifier: it takes uint8 [n, H, W, 3]. Its card is None where none was given and none lies beside the file,
+        as in a version that is still being written; it then takes images, but decodes and names nothing.
+
+    Raises:
+        UserError: if it is no such file, or was not exported by this package.
+    """
+    import tensorflow as tf
+
+    card = card or card_beside(path)
+    try:
+        with warnings.catch_warnings():
+            # Its successor is a package of its own, which nothing else here needs.
+            warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
+            interpreter = tf.lite.Interpreter(str(path))
+        infer = interpreter.get_signature_runner("serving_default")
+        names = [*infer.get_input_details(), *infer.get_output_details()]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is not a model that LiteRT loads ({str(error).splitlines()[0]}).") from error
+    check_names(names, path)
+
+    def predict_images(images: np.ndarray) -> np.ndarray:
+        return infer(images=np.asarray(images, np.float32))["probabilities"]
+
+    return Classifier(card, predict_images)
+
+
+def _write(job: Job, artifact: Artifact, folder: Path) -> None:
+    write_litert(job.network, job.card, folder / artifact.file, artifact.precision, job.calibration)
+
+
+FORMAT = Format(ARTIFACTS, _write, load_litert, suffix=".tflite")

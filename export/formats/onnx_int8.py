@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper
-from onnxruntime import quantization
 
 from keras_convnets.errors import UserError
+from keras_convnets.export.formats.format import INT8_TOLERANCE, Artifact, Format, Job
+from keras_convnets.export.formats.onnx import FILE, load_onnx
+
+if TYPE_CHECKING:
+    import onnx
+    from onnxruntime import quantization
 
 # Softmax stays in float32: a 256th is too coarse for the probabilities of a thousand classes. So do the mean's
 # subtraction, whose input has eight bits by itself, and the response normalisation, whose squares need more.
@@ -19,7 +22,7 @@ OPERATORS = ("Add", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MaxPool", "R
 NORMALIZATION = "response_normalization"
 
 
-def quantize_onnx(path: Path, quantized: Path, images: np.ndarray) -> None:
+def quantize_onnx(path: Path, quantized: Path, images: np.ndarray | None) -> None:
     """Quantise an ONNX file that was exported here to int8 weights and uint8 activations, for ONNX Runtime.
 
     Names, the dynamic batch dimension, layout and metadata are those of the float32 file.
@@ -33,15 +36,20 @@ def quantize_onnx(path: Path, quantized: Path, images: np.ndarray) -> None:
     Raises:
         UserError: if there is no image, or they are of another size.
     """
+    import onnx
+    from onnx import helper
+    from onnxruntime import quantization
+
     model = onnx.load(path)
     facts = {item.key: item.value for item in model.metadata_props}
     is_nchw = json.loads(facts.get("layout", "null")) == "nchw"
     sides = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     height, width = sides[2:] if is_nchw else sides[1:3]
-    if images.ndim != 4 or len(images) == 0 or images.shape[1:] != (height, width, 3):
+    if images is None or images.ndim != 4 or len(images) == 0 or images.shape[1:] != (height, width, 3):
+        came = "none" if images is None else f"an array {list(images.shape)}"
         raise UserError(
-            f"calibration images are an array {list(images.shape)}; eight bits need images that the network will see: "
-            f"give at least one, as [n, {height}, {width}, 3]."
+            f"calibration images are {came}; eight bits need images that the network will see: give at least one, as "
+            f"[n, {height}, {width}, 3]."
         )
     _open_normalizations(model)
     # The mark of onnxruntime's own preparation: the exporter has folded all that it would fold.
@@ -55,7 +63,7 @@ def quantize_onnx(path: Path, quantized: Path, images: np.ndarray) -> None:
     quantization.quantize_static(
         model,
         quantized,
-        _Images(images.transpose(0, 3, 1, 2) if is_nchw else images),
+        _one_by_one(images.transpose(0, 3, 1, 2) if is_nchw else images),
         quant_format=quantization.QuantFormat.QOperator,
         op_types_to_quantize=list(OPERATORS),
         nodes_to_exclude=[node.name for node in model.graph.node if node.name.startswith(NORMALIZATION)],
@@ -70,15 +78,18 @@ def quantize_onnx(path: Path, quantized: Path, images: np.ndarray) -> None:
     onnx.save(written, quantized)
 
 
-class _Images(quantization.CalibrationDataReader):
-    """Images one at a time, which keeps the activations of one in memory."""
+def _one_by_one(images: np.ndarray) -> quantization.CalibrationDataReader:
+    """Return what gives images one at a time, which keeps the activations of one in memory."""
+    from onnxruntime import quantization
 
-    def __init__(self, images: np.ndarray):
-        self._images: Iterator[np.ndarray] = iter(images)
+    waiting = iter(images)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self._images, None)
-        return None if image is None else {"images": image[None].astype(np.float32)}
+    class Images(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(waiting, None)
+            return None if image is None else {"images": image[None].astype(np.float32)}
+
+    return Images()
 
 
 def _open_normalizations(model: onnx.ModelProto) -> None:
@@ -87,9 +98,12 @@ def _open_normalizations(model: onnx.ModelProto) -> None:
     ONNX Runtime raises to the power number by number, which in GoogLeNet takes longer than all convolutions together
     in float32, and three times as long as they do in eight bits.
     """
+    import onnx
+    from onnx import helper, numpy_helper
+
     inferred = onnx.shape_inference.infer_shapes(model).graph
     maps = {value.name: value.type.tensor_type.shape.dim[1].dim_value for value in inferred.value_info}
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         if node.op_type == "LRN" and attributes["beta"] == 0.75:
@@ -115,6 +129,8 @@ def _neighbour_sum(maps: int, attributes: dict) -> dict[str, np.ndarray]:
 
 
 def _square_roots(x: str, result: str, name: str) -> list[onnx.NodeProto]:
+    from onnx import helper
+
     steps = (
         ("Mul", (x, x), f"{name}_squares"),
         ("Conv", (f"{name}_squares", f"{name}_kernel", f"{name}_bias"), f"{name}_sum"),
@@ -127,3 +143,16 @@ def _square_roots(x: str, result: str, name: str) -> list[onnx.NodeProto]:
         helper.make_node(kind, inputs, [output], name=f"{name}_{number}")
         for number, (kind, inputs, output) in enumerate(steps)
     ]
+
+
+def _write(job: Job, artifact: Artifact, folder: Path) -> None:
+    quantize_onnx(folder / FILE, folder / artifact.file, job.calibration)
+
+
+FORMAT = Format(
+    (Artifact("onnx int8", "model.int8.onnx", "onnxruntime", "int8", INT8_TOLERANCE),),
+    _write,
+    load_onnx,
+    suffix=".onnx",
+    requires=("onnx",),
+)

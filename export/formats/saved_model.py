@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_convnets.card import ModelCard
-from keras_convnets.images.resizing import encoded_views
+from keras_convnets.errors import UnreadableImage
+from keras_convnets.export.formats.format import FLOAT32_TOLERANCE, Artifact, Format, Job
+from keras_convnets.prediction import Classifier
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
 
 TOP_K = 5
 # Every signature takes in every variable, several times over while it is written and read: some 10 kB each. With more
@@ -39,12 +44,16 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
         card: its class names and view.
         folder: where `saved_model.pb` and `variables/` go.
     """
+    import tensorflow as tf
+
+    from keras_convnets.images.resizing import encoded_views
+
     module = tf.Module()
     # The weights stay variables. As constants they gain nothing measurable on a folded network, whose convolution,
     # bias, sum and ReLU are fused into one operation either way, and every signature holds copies of its own:
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
     module.weights, infer = _weights_and_inference(network)
-    pixels = tf.TensorSpec([None, *card.view["crop"], 3], tf.uint8, name="images")
+    pixels = tf.TensorSpec([None, *card.view.crop, 3], tf.uint8, name="images")
     # Both are functions of their own, so that the signatures share what is traced of them.
     module.infer = tf.function(infer, input_signature=[pixels], autograph=False)
     module.view = encoded_views(card.view)
@@ -53,6 +62,8 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
 
 def _weights_and_inference(network: keras.Model) -> tuple[list[tf.Variable], Callable[[tf.Tensor], dict]]:
     """Return the variables to store, and the network as a function that reads them."""
+    import tensorflow as tf
+
     if len(network.weights) <= MOST_VARIABLES:
         return [weight.value for weight in network.weights], lambda images: network(images, training=False)
     shapes = [weight.shape for weight in network.weights]
@@ -74,6 +85,8 @@ def _signatures(
     infer: tf.types.experimental.PolymorphicFunction, view: Callable[[tf.Tensor], tf.Tensor], card: ModelCard
 ) -> dict[str, Callable]:
     """Return the signatures by name, all of which call the same functions for decoding and for inference."""
+    import tensorflow as tf
+
     names, k = tf.constant(card.class_names), min(TOP_K, len(card.class_names))
 
     def infer_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -109,3 +122,39 @@ def _signatures(
     if "features" in infer.get_concrete_function().structured_outputs:
         given[features] = encoded
     return {call.__name__: tf.function(call, input_signature=[spec], autograph=False) for call, spec in given.items()}
+
+
+def load_saved_model(folder: Path, card: ModelCard | None) -> Classifier:
+    """Load a SavedModel with TensorFlow.
+
+    A SavedModel is a program: TensorFlow's operations read and write files. Load only what you trust.
+    """
+    import tensorflow as tf
+
+    from keras_convnets.tensorflow_errors import plain_reason, unless_cancelled
+
+    loaded = tf.saved_model.load(str(folder))
+    by_bytes, by_images = loaded.signatures["serving_default"], loaded.signatures["predict_images"]
+
+    def predict_encoded(encoded: Sequence[bytes]) -> np.ndarray:
+        image_bytes = tf.constant(list(encoded), tf.string)
+        try:
+            return unless_cancelled(lambda: by_bytes(image_bytes=image_bytes))["probabilities"].numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise UnreadableImage(f"one of {len(encoded)} images is not readable ({plain_reason(error)}).") from error
+
+    def predict_images(images: np.ndarray) -> np.ndarray:
+        return by_images(images=tf.constant(images, tf.uint8))["probabilities"].numpy()
+
+    return Classifier(card, predict_images, predict_encoded)
+
+
+def _write(job: Job, artifact: Artifact, folder: Path) -> None:
+    write_saved_model(job.network, job.card, folder / artifact.file)
+
+
+FORMAT = Format(
+    (Artifact("saved_model", "", "tensorflow", "float32", FLOAT32_TOLERANCE),),
+    _write,
+    load_saved_model,
+)

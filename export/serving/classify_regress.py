@@ -1,4 +1,4 @@
-"""Classify and Regress: tf.Examples from JSON, the signatures that take them, and the answers.
+"""Classify and Regress, alike over REST and gRPC: the signatures that take tf.Examples, and what they answer.
 
 A signature for either has one input, `inputs`, of serialized tf.Examples. A classifier's outputs are `classes`,
 `scores` or both; a regressor's is `outputs`. The method name that the signature carries is not looked at, because what
@@ -11,56 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.export.serving import codec
-from keras_convnets.export.serving.dtypes import NUMBERS, dtype_name
-from keras_convnets.export.serving.engine import DEFAULT_SIGNATURE, SavedModelEngine
-from keras_convnets.export.serving.limits import NO_LIMITS, Limits
+from keras_convnets.export.serving.admission.limits import NO_LIMITS, Limits
+from keras_convnets.export.serving.engines.engine import Engine
+from keras_convnets.export.serving.signatures import DEFAULT_SIGNATURE, NUMBERS, dtype_name
 from keras_convnets.export.serving.status import invalid_argument
 
 _INPUTS = "inputs"
 _CLASSES = "classes"
 _SCORES = "scores"
 _OUTPUTS = "outputs"
-_INT64 = (-(2**63), 2**63 - 1)
-_UINT64_MAX = 2**64 - 1
 
 # A classifier's answer: labels (bytes) and scores, each [examples, classes] or None where the model has no such output.
 Classification = tuple[np.ndarray | None, np.ndarray | None]
 
 
-def parse_request(body: bytes, limits: Limits = NO_LIMITS) -> tuple[str, list[bytes]]:
-    """Read the body of a `:classify` or `:regress` request.
-
-    Args:
-        body: the JSON text.
-        limits: how many examples there may be.
-
-    Returns:
-        The signature name asked for ("" for none) and the serialized tf.Examples, each with the request's context in
-        front of it.
-
-    Raises:
-        ServingError: INVALID_ARGUMENT, in the order and with the texts of TensorFlow Serving.
-
-    Example:
-        >>> parse_request(b'{"examples": [{"age": 3}]}')
-        ('', [b'\\n\\x0e\\n\\x0c\\n\\x03age\\x12\\x05\\x1a\\x03\\n\\x01\\x03'])
-    """
-    document, name = codec.parse_request(body)
-    context = _example(document["context"]) if "context" in document else b""
-    if "examples" not in document:
-        # TensorFlow Serving says "classify" for :regress too.
-        raise codec.format_error(document, "When method is classify, key 'examples' is expected and was not found")
-    examples = document["examples"]
-    if not isinstance(examples, list):
-        raise codec.format_error(document, "Expecting 'examples' value to be an list/array")
-    if not examples:
-        raise codec.format_error(document, "'examples' value is an empty array")
-    limits.check_rows(len(examples))
-    return name, _with_context(context, [_example(example) for example in examples], limits)
-
-
-def _with_context(context: bytes, examples: list[bytes], limits: Limits) -> list[bytes]:
+def with_context(context: bytes, examples: list[bytes], limits: Limits) -> list[bytes]:
     """Return serialized examples, each with the context in front of it; one behind another they read as their merger.
 
     The context is sent once and kept once for each example.
@@ -87,10 +52,10 @@ def serialized_examples(request_input: Any, limits: Limits = NO_LIMITS) -> list[
     if not examples:
         raise invalid_argument("Input is empty.")
     limits.check_rows(len(examples))
-    return _with_context(context, [example.SerializeToString() for example in examples], limits)
+    return with_context(context, [example.SerializeToString() for example in examples], limits)
 
 
-def check_classifier(engine: SavedModelEngine, name: str) -> None:
+def check_classifier(engine: Engine, name: str) -> None:
     """Check that a signature classifies examples.
 
     Raises:
@@ -110,7 +75,7 @@ def check_classifier(engine: SavedModelEngine, name: str) -> None:
         )
 
 
-def check_regressor(engine: SavedModelEngine, name: str) -> None:
+def check_regressor(engine: Engine, name: str) -> None:
     """Check that a signature computes one number for each example.
 
     Raises:
@@ -127,7 +92,7 @@ def check_regressor(engine: SavedModelEngine, name: str) -> None:
         raise invalid_argument(f"No regression outputs found in SignatureDef: {proto}")
 
 
-def resolve(engine: SavedModelEngine, name: str) -> str:
+def resolve(engine: Engine, name: str) -> str:
     """Return the name of the signature that is meant.
 
     Raises:
@@ -139,7 +104,7 @@ def resolve(engine: SavedModelEngine, name: str) -> str:
     return name
 
 
-def classify(engine: SavedModelEngine, name: str, examples: list[bytes]) -> Classification:
+def classify(engine: Engine, name: str, examples: list[bytes]) -> Classification:
     """Run a signature that `check_classifier` passed.
 
     Raises:
@@ -162,7 +127,7 @@ def classify(engine: SavedModelEngine, name: str, examples: list[bytes]) -> Clas
     return classes, scores
 
 
-def regress(engine: SavedModelEngine, name: str, examples: list[bytes]) -> np.ndarray:
+def regress(engine: Engine, name: str, examples: list[bytes]) -> np.ndarray:
     """Run a signature that `check_regressor` passed; returns one float32 for each example.
 
     Raises:
@@ -187,36 +152,7 @@ def class_rows(classification: Classification) -> list[list[tuple[bytes, float]]
     return [list(zip(*row, strict=True)) for row in zip(labels, numbers, strict=True)]
 
 
-def encode_classification(classification: Classification) -> bytes:
-    """Write a classifier's answer as JSON.
-
-    Example:
-        >>> encode_classification((np.array([[b"cat"]], object), np.array([[0.5]], np.float32)))
-        b'{"results":[[["cat",0.5]]]}'
-    """
-    _, scores = classification
-    rows = class_rows(classification)
-    # The classes of all examples in one list, because numbers are written much faster at once.
-    numbers = iter(codec.float_tokens(scores.reshape(-1)) if scores is not None else ["0.0"] * sum(map(len, rows)))
-    lists = (",".join(f"[{codec.string_token(label)},{next(numbers)}]" for label, _ in row) for row in rows)
-    return _results(",".join(f"[{text}]" for text in lists))
-
-
-def encode_regression(values: np.ndarray) -> bytes:
-    """Write a regressor's answer as JSON.
-
-    Example:
-        >>> encode_regression(np.array([0.5, 2.0], np.float32))
-        b'{"results":[0.5,2.0]}'
-    """
-    return _results(",".join(codec.float_tokens(values)))
-
-
-def _results(text: str) -> bytes:
-    return f'{{"results":[{text}]}}'.encode("utf-8", "surrogateescape")
-
-
-def _run(engine: SavedModelEngine, name: str, examples: list[bytes]) -> dict[str, np.ndarray]:
+def _run(engine: Engine, name: str, examples: list[bytes]) -> dict[str, np.ndarray]:
     tensor = np.empty(len(examples), dtype=object)
     tensor[:] = examples
     return engine.run(name, {_INPUTS: tensor})
@@ -232,47 +168,3 @@ def _check_dtype(array: np.ndarray, dtype: str, what: str) -> None:
     if dtype_name(array) != dtype:
         expected, got = (types_pb2.DataType.Name(NUMBERS[name]) for name in (dtype, dtype_name(array)))
         raise invalid_argument(f"Expected {what} Tensor of {expected}. Got: {got}")
-
-
-def _example(value: Any) -> bytes:
-    """Return the serialized tf.Example of a JSON object."""
-    from tensorflow.core.example import example_pb2
-
-    if not isinstance(value, dict):
-        raise invalid_argument(f"Example must be JSON object but got JSON {codec.json_type(value)}")
-    example = example_pb2.Example()
-    for name, values in value.items():
-        # A protocol buffer's string takes no bytes that are not UTF-8.
-        key = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        feature = example.features.feature[key]
-        kind = None
-        for item in values if isinstance(values, list) else [values]:
-            item_kind = _kind(name, item)
-            if kind not in (None, item_kind):
-                raise invalid_argument(f"Unexpected element type in feature: {name} expecting type: {kind}")
-            kind = item_kind
-            getattr(feature, f"{kind}_list").value.append(_element(name, item, kind))
-    return example.SerializeToString()
-
-
-def _kind(name: str, value: Any) -> str:
-    """Return the kind of list that a value belongs to: "bytes", "float" or "int64"."""
-    if isinstance(value, str) or (isinstance(value, dict) and codec.is_base64(value)):
-        return "bytes"
-    if isinstance(value, int) and _INT64[0] <= value <= _UINT64_MAX:
-        return "int64"
-    if isinstance(value, (int, float)):
-        # What is beyond 64 bits is a double in TensorFlow Serving.
-        return "float"
-    raise invalid_argument(f"Feature: {name} has element with unexpected JSON type: {codec.json_type(value)}")
-
-
-def _element(name: str, value: Any, kind: str) -> bytes | float | int:
-    """Return a value as it is in a list of its kind."""
-    if kind == "float":
-        return float(value)
-    if kind == "int64":
-        if value > _INT64[1]:
-            raise invalid_argument(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
-        return int(value)
-    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else codec.decode_base64(value["b64"])

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.errors import UserError
 from keras_convnets.export import model_config
-from keras_convnets.export.serving import configuration
-from keras_convnets.export.serving.concurrency import MAX_QUEUED_REQUESTS
-from keras_convnets.export.serving.limits import Limits
+from keras_convnets.export.serving import flag_files
+from keras_convnets.export.serving.admission.limits import Limits
+from keras_convnets.export.serving.models import configuration
+from keras_convnets.export.serving.scheduling.concurrency import MAX_QUEUED_REQUESTS
 
 if TYPE_CHECKING:
     from keras_convnets.export.serving.server import ModelServer
 
 MODEL_SERVER = "tensorflow_model_server"
-# Flags that both servers have and whose values go over as they are.
+# Flags that both servers have, whose values are passed on as they are.
 _SHARED = (
     "port",
     "rest_api_port",
@@ -92,7 +93,7 @@ def _check_honoured(flags: Mapping[str, Any]) -> None:
 
 
 def _model_arguments(flags: Mapping[str, Any]) -> list[str]:
-    configuration.require_packages()
+    flag_files.require_packages()
     file, wait = flags["model_config_file"], flags["model_config_file_poll_wait_seconds"]
     if not file and flags["model_base_path"]:
         return _one_model(flags["model_name"] or "default", flags["model_base_path"])
@@ -152,18 +153,18 @@ def make_local_server(flags: Mapping[str, Any]) -> ModelServer:
     Raises:
         UserError: if there is nothing to serve, or a file can't be read or used.
     """
-    configuration.require_packages()
-    from keras_convnets.export.serving.batching import BatchingParameters
+    flag_files.require_packages()
+    from keras_convnets.export.serving.scheduling.batching import BatchingParameters
     from keras_convnets.export.serving.server import ModelServer
 
     check_batching(flags)
     batching = None
     if flags["enable_batching"]:
         file = flags["batching_parameters_file"]
-        batching = configuration.read_batching(file) if file else BatchingParameters()
+        batching = flag_files.read_batching(file) if file else BatchingParameters()
     monitoring = flags["monitoring_config_file"]
     models, wait = _source(flags)
-    same = ("port", "rest_api_port", "grpc_socket_path", "reload_folders")
+    same: tuple[str, ...] = ("port", "rest_api_port", "grpc_socket_path", "reload_folders")
     same += ("enable_model_warmup", "allow_version_labels_for_unavailable_models", "file_system_poll_wait_seconds")
     same += ("rest_api_timeout_in_ms", "rest_api_enable_cors_support", "enable_grpc_healthcheck_service")
     return ModelServer(
@@ -174,9 +175,9 @@ def make_local_server(flags: Mapping[str, Any]) -> ModelServer:
         limits=Limits(**{name: flags[name] for name in _LIMITS if flags[name] is not None}),
         engine=flags["engine"] or "tensorflow",
         batching=batching,
-        grpc_channel_arguments=configuration.channel_arguments(flags["grpc_channel_arguments"]),
+        grpc_channel_arguments=flag_files.channel_arguments(flags["grpc_channel_arguments"]),
         config_poll_wait_seconds=wait,
-        prometheus_path=configuration.read_monitoring(monitoring) if monitoring else None,
+        prometheus_path=flag_files.read_monitoring(monitoring) if monitoring else None,
     )
 
 

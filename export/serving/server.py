@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import errno
 import functools
-import ipaddress
 import logging
 import os
 import signal
@@ -16,25 +14,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_convnets.errors import UserError, unknown_name
-from keras_convnets.export.serving import configuration
-from keras_convnets.export.serving.admission import Admission
-from keras_convnets.export.serving.batching import Batching, BatchingParameters
-from keras_convnets.export.serving.concurrency import AT_ONCE, MAX_QUEUED_REQUESTS, Turns
-from keras_convnets.export.serving.engine import Engine, SavedModelEngine
-from keras_convnets.export.serving.limits import Limits
+from keras_convnets.errors import UserError
+from keras_convnets.export.serving.admission.admission import Admission
+from keras_convnets.export.serving.admission.limits import Limits
+from keras_convnets.export.serving.engines import check_engine, load_engine
+from keras_convnets.export.serving.engines.engine import Engine
+from keras_convnets.export.serving.flag_files import require_packages
 from keras_convnets.export.serving.metrics import Metrics
-from keras_convnets.export.serving.rest import RestApp, RestServer
-from keras_convnets.export.serving.servables import Servables
+from keras_convnets.export.serving.models import configuration
+from keras_convnets.export.serving.models.servables import Servables
+from keras_convnets.export.serving.rest.app import RestApp
+from keras_convnets.export.serving.scheduling.batching import Batching, BatchingParameters
+from keras_convnets.export.serving.scheduling.concurrency import MAX_QUEUED_REQUESTS, ConcurrencyLimit
+from keras_convnets.export.serving.scheduling.scheduler import Scheduler
+from keras_convnets.export.serving.sockets import add_unix_socket, bind, is_loopback, port_error
 from keras_convnets.export.serving.status import Code, ServingError
 
 if TYPE_CHECKING:
     import grpc
 
-ENGINES = ("tensorflow", "onnxruntime")
+    from keras_convnets.export.serving.rest.http_server import RestServer
+
 GRACE_SECONDS = 10.0
 ENDING = (signal.SIGTERM, signal.SIGINT)
-# Threads beside those that run or wait for a turn, so that the state of a server that is full can still be asked for.
 SPARE_WORKERS = 8
 
 _log = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class ModelServer:
             `("grpc.max_connection_age_ms", 2000)`.
         engine: "tensorflow", or "onnxruntime" for the ONNX files of versions that were exported here.
         batching: how requests are run together; None runs each by itself.
-        max_queued_requests: how many may wait for their turn before more are refused.
+        max_queued_requests: how many may wait before more are refused.
         enable_model_warmup: answer a version's own warm-up requests before it is available.
         allow_version_labels_for_unavailable_models: let a new label name a version that is not available.
         config_poll_wait_seconds: seconds between two readings of the configuration; 0 reads it on `reread` only.
@@ -111,8 +113,15 @@ class ModelServer:
         self.port, self.rest_api_port, self.host = port, rest_api_port, host
         self._socket_path, self._health = grpc_socket_path, enable_grpc_healthcheck_service
         self._grpc_options = list(grpc_channel_arguments)
-        self._scheduler, self._workers = _scheduler(batching, max_queued_requests)
-        self._admission = Admission(limits, self._workers - SPARE_WORKERS)
+        self._scheduler: Scheduler
+        if batching is None:
+            self._scheduler = ConcurrencyLimit(waiting=max_queued_requests)
+        else:
+            self._scheduler = Batching(batching)
+        inside = self._scheduler.requests_at_once + max_queued_requests
+        # Threads for all that run or wait, and more, so that the state of a server that is full can still be asked for.
+        self._workers = inside + SPARE_WORKERS
+        self._admission = Admission(limits, inside)
         self._reload_folders = None if reload_folders is None else [os.fspath(folder) for folder in reload_folders]
         self._read_config = models if callable(models) else functools.partial(configuration.of_base_paths, models)
         self._config = self._read_config()
@@ -124,7 +133,7 @@ class ModelServer:
             max_num_load_retries=max_num_load_retries,
             load_retry_interval_seconds=load_retry_interval_seconds,
             allow_version_labels_for_unavailable_models=allow_version_labels_for_unavailable_models,
-            load=functools.partial(_load, engine, self._scheduler, self._admission, enable_model_warmup),
+            load=functools.partial(self._load, engine, enable_model_warmup),
         )
         self._executor = concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix="rest")
         self._app = RestApp(
@@ -141,6 +150,14 @@ class ModelServer:
         self._stopped = threading.Event()
         self._reread = threading.Event()
         self._config_thread: threading.Thread | None = None
+
+    def _load(self, engine: str, warm: bool, folder: Path) -> Engine:
+        loaded = load_engine(engine, folder, self._scheduler, self._admission)
+        if warm:
+            from keras_convnets.export.serving.warmup import warm_up
+
+            warm_up(loaded, folder)
+        return loaded
 
     @property
     def models(self) -> list[str]:
@@ -164,9 +181,9 @@ class ModelServer:
         if self.port == self.rest_api_port != 0:
             raise UserError(f"port {self.port} is given twice; give --port and --rest_api_port different numbers.")
         # Ports that are taken are found out before the models load, which takes a while; nothing listens yet.
-        with contextlib.closing(_bind(self.host, self.port, "--port")):
+        with contextlib.closing(bind(self.host, self.port, "--port")):
             pass
-        rest_socket = _bind(self.host, self.rest_api_port, "--rest_api_port")
+        rest_socket = bind(self.host, self.rest_api_port, "--rest_api_port")
         try:
             self._servables.load_initial(lambda: not self._stopped.is_set())
             if self._stopped.is_set():
@@ -181,9 +198,10 @@ class ModelServer:
         self._config_thread.start()
 
     def _start_front_ends(self, rest_socket: socket.socket) -> None:
-        from keras_convnets.export.serving import grpc_service
+        from keras_convnets.export.serving.rest.http_server import RestServer
+        from keras_convnets.export.serving.rpc.server import make_server
 
-        server = grpc_service.make_server(
+        server = make_server(
             self._servables,
             self._workers,
             metrics=self._metrics,
@@ -196,14 +214,14 @@ class ModelServer:
         try:
             self.port = server.add_insecure_port(f"{host}:{self.port}")
         except RuntimeError as error:
-            raise _port_error(self.host, self.port, "--port", error) from error
+            raise port_error(self.host, self.port, "--port", error) from error
         if self._socket_path:
-            _add_socket(server, self._socket_path)
+            add_unix_socket(server, self._socket_path)
         try:
             rest_socket.listen(2048)
         except OSError as error:
             server.stop(None)
-            raise _port_error(self.host, self.rest_api_port, "--rest_api_port", error) from error
+            raise port_error(self.host, self.rest_api_port, "--rest_api_port", error) from error
         self.rest_api_port = rest_socket.getsockname()[1]
         self._grpc = server
         self._rest = RestServer(self._app, rest_socket, self._admission.limits.max_connections)
@@ -217,14 +235,15 @@ class ModelServer:
     def _check_reload(self, config: Any) -> None:
         """Check what a client wants to have served; raises ServingError where it may not."""
         folders = self._reload_folders
-        if folders is None and not _is_loopback(self.host):
+        if folders is None and not is_loopback(self.host):
             raise ServingError(
                 Code.PERMISSION_DENIED,
                 "HandleReloadConfigRequest is off where others than this machine reach the server; start it with "
                 "--reload_folders and the folders whose models they may have served.",
             )
         if folders is None:
-            folders = [self._read_config.root] if isinstance(self._read_config, configuration.RepositoryConfig) else []
+            source = self._read_config
+            folders = [str(source.root)] if isinstance(source, configuration.RepositoryConfig) else []
         served = [item.base_path for item in self._config.model_config_list.config]
         configuration.check_folders(config, folders, served)
 
@@ -254,7 +273,7 @@ class ModelServer:
         return self._stopped.wait(timeout)
 
     def request_stop(self) -> None:
-        """End `wait`; safe in a signal handler. The server goes on until `stop`."""
+        """End `wait`; safe in a signal handler. The server answers until `stop`."""
         self._stopped.set()
 
     def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
@@ -323,9 +342,8 @@ def serve_forever(
 def _check_arguments(models: Any, engine: str) -> None:
     if not models:
         raise UserError("no model to serve was given; give at least one name with its base path.")
-    if engine not in ENGINES:
-        raise unknown_name("engine", engine, ENGINES)
-    configuration.require_packages()
+    check_engine(engine)
+    require_packages()
 
 
 @contextlib.contextmanager
@@ -338,86 +356,3 @@ def _handlers(handle: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _scheduler(batching: BatchingParameters | None, waiting: int) -> tuple[Turns | Batching, int]:
-    """Return what gives requests their turns, and how many threads each front end needs so that all can wait."""
-    if batching is None:
-        return Turns(AT_ONCE, waiting), AT_ONCE + waiting + SPARE_WORKERS
-    # A thread for each request of two batches, and for those that wait.
-    return Batching(batching), min(2 * batching.max_batch_size, 1000) + waiting + SPARE_WORKERS
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address, or each of a name's."""
-    try:
-        found = socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback for *_, address in found)
-
-
-def _load(kind: str, scheduler: Turns | Batching, admission: Admission, warm: bool, folder: Path) -> Engine:
-    if kind == "onnxruntime":
-        from keras_convnets.export.serving.onnx_engine import OnnxEngine
-
-        engine: Engine = OnnxEngine(folder, scheduler, admission)
-    else:
-        engine = SavedModelEngine(folder, scheduler, admission)
-    if warm:
-        from keras_convnets.export.serving.warmup import warm_up
-
-        warm_up(engine, folder)
-    return engine
-
-
-def _add_socket(server: grpc.Server, path: str) -> None:
-    if not hasattr(socket, "AF_UNIX"):
-        raise UserError(f"--grpc_socket_path got {path!r}; this system has no UNIX sockets: give --port instead.")
-    try:
-        # What a server that was killed left behind is no server; one that listens keeps its socket.
-        if Path(path).is_socket() and not _listens(path):
-            os.unlink(path)
-        server.add_insecure_port(f"unix:{path}")
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"cannot listen on the socket {path!r}; give --grpc_socket_path a free path in a folder that exists."
-        ) from error
-
-
-def _listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(path) == 0
-
-
-def _bind(host: str, port: int, flag: str) -> socket.socket:
-    # Looking up the address would silently wrap a number that is too large.
-    if not 0 <= port <= 65535:
-        raise UserError(f"port {port} does not exist; give {flag} a number from 1 to 65535, or 0 for a free port.")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # TCP by name, because asyncio sends without delay only where it reads that: an answer's head and body are two
-        # writes, and the second would wait for the client to acknowledge the first.
-        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    except OSError as error:
-        raise _port_error(host, port, flag, error) from error
-    try:
-        # Otherwise a port that was closed a moment ago would count as taken.
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise _port_error(host, port, flag, error) from error
-    return bound
-
-
-def _port_error(host: str, port: int, flag: str, error: Exception) -> UserError:
-    if isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.EADDRINUSE:
-        return UserError(
-            f"port {port} on {host} is in use; stop what listens there, or give another port with {flag} "
-            "(0 takes a free one)."
-        )
-    return UserError(
-        f"cannot listen on {host!r}, port {port} ({getattr(error, 'strerror', None) or error}); give an address of "
-        f"this machine, and with {flag} a port that you may use (0 takes a free one)."
-    )

@@ -53,6 +53,8 @@ _HTTP_STATUS = {
 }
 
 _GRPC_DETAILS_LIMIT = 1024
+# Characters of a name that a client sent, in a log and in a message.
+MAX_NAME = 200
 
 
 class ServingError(Exception):

@@ -6,10 +6,11 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from keras_convnets.export.serving.engine import Engine
+from keras_convnets.export.serving.engines.engine import Engine
+from keras_convnets.export.serving.models.servables import Servable
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
+from keras_convnets.export.warmup import PLACE
 
-PLACE = Path("assets.extra", "tf_serving_warmup_requests")
 MOST_RECORDS = 1000
 
 
@@ -44,8 +45,7 @@ def _answer(engine: Engine, record: bytes, path: Path) -> None:
     from google.protobuf.message import DecodeError
     from tensorflow_serving.apis import prediction_log_pb2
 
-    from keras_convnets.export.serving import inference
-    from keras_convnets.export.serving.servables import Servable
+    from keras_convnets.export.serving.rpc import methods
 
     try:
         log = prediction_log_pb2.PredictionLog.FromString(record)
@@ -59,13 +59,13 @@ def _answer(engine: Engine, record: bytes, path: Path) -> None:
 
     kind = log.WhichOneof("log_type")
     if kind == "predict_log":
-        inference.predict(servable, log.predict_log.request)
+        methods.predict(servable, log.predict_log.request)
     elif kind == "classify_log":
-        inference.classify(servable, log.classify_log.request)
+        methods.classify(servable, log.classify_log.request)
     elif kind == "regress_log":
-        inference.regress(servable, log.regress_log.request)
+        methods.regress(servable, log.regress_log.request)
     elif kind == "multi_inference_log":
-        inference.multi_inference(use, log.multi_inference_log.request)
+        methods.multi_inference(use, log.multi_inference_log.request)
     else:
         number = log.DESCRIPTOR.fields_by_name[kind].number if kind else 0
         raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {number}")

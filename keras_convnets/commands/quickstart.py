@@ -1,7 +1,8 @@
-"""The main job in one go, by the commands a user would type: train, evaluate, export, serve, predict."""
+"""Do the main job on real data: train, evaluate, export, serve, classify over REST and gRPC."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import shlex
@@ -11,8 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from keras_convnets.commands.arguments import Command, Parser
+from keras_convnets.extras import EXTRAS, require
 
 NAME = "digits"
 SETTINGS = ("epochs=40", "batch_size=64", "holdout=0.1")
@@ -21,34 +26,46 @@ START_SECONDS = 120.0
 SHOWN = 20
 
 
-def quickstart(command: Callable[[list[str]], int], *, run: str, repository: str, keep_serving: bool) -> None:
+def add_flags(parser: Parser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("--run", default="runs/quickstart", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--to", default="saved_models", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--keep_serving", action="store_true", help="leave the endpoint up until Ctrl-C")
+
+
+def run(args: argparse.Namespace) -> None:
     """Train ResNet-20 on scikit-learn's handwritten digits and take it all the way to an endpoint.
 
-    Args:
-        command: the command line's `main`: arguments to exit status.
-        run: the run directory; a run that was stopped goes on.
-        repository: where the model is exported to.
-        keep_serving: leave the endpoint up until Ctrl-C.
+    Each step is a command that a user would type.
 
     Raises:
         SystemExit: with a step's exit status, if it fails.
     """
+    for extra in EXTRAS:
+        require(extra, "the quickstart")
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    _step(command, ["train", "--model", "ResNet20", "--dataset", NAME, "--run", run, *settings])
-    _step(command, ["evaluate", run])
-    _step(command, ["export", run, "--name", NAME, "--to", repository])
-    with _endpoint(repository) as (grpc_url, rest_url, server):
-        _ask(command, run, rest_url, "REST")
-        _ask(command, run, grpc_url, "gRPC")
-        top1, n = _measure(command, rest_url)
-        _say_what_next(run, repository)
+    _step(["train", "--model", "ResNet20", "--dataset", NAME, "--run", args.run, *settings])
+    _step(["evaluate", args.run])
+    _step(["export", args.run, "--name", NAME, "--to", args.to])
+    with _endpoint(args.to) as (grpc_url, rest_url, server):
+        _ask(args.run, rest_url, "REST")
+        _ask(args.run, grpc_url, "gRPC")
+        top1, n = _measure(rest_url)
+        _say_what_next(args.run, args.to)
         last_line = f"top-1 {100 * top1:.1f} % over REST (n={n})"
-        if keep_serving:
+        if args.keep_serving:
             print(f"{rest_url} and {grpc_url} stay up until Ctrl-C.\n{last_line}", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
-    if not keep_serving:
+    if not args.keep_serving:
         print(last_line)
+
+
+def _command(arguments: list[str]) -> int:
+    """Run a command in this process and return its exit status."""
+    from keras_convnets.commands.main import main
+
+    return main(arguments)
 
 
 @contextlib.contextmanager
@@ -68,9 +85,9 @@ def _endpoint(repository: str) -> Iterator[tuple[str, str, subprocess.Popen]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _step(command: Callable[[list[str]], int], arguments: list[str]) -> None:
+def _step(arguments: list[str]) -> None:
     _show(arguments)
-    status = command(arguments)
+    status = _command(arguments)
     if status:
         raise SystemExit(status)
 
@@ -79,13 +96,13 @@ def _show(arguments: list[str]) -> None:
     print(f"\n$ keras-convnets {shlex.join(arguments)}", flush=True)
 
 
-def _ask(command: Callable[[list[str]], int], run: str, url: str, protocol: str) -> None:
+def _ask(run: str, url: str, protocol: str) -> None:
     """Classify the run's held-out samples over the wire and print the answers beside the truth."""
     samples = str(Path(run) / "samples")
     _show(["predict", samples, "--url", url])
     with tempfile.TemporaryFile("w+") as file:
         arguments = ["predict", samples, "--url", url, "--json"]
-        if status := _into(file, command, arguments):
+        if status := _into(file, arguments):
             raise SystemExit(status)
         file.seek(0)
         answers = json.load(file)
@@ -99,16 +116,16 @@ def _ask(command: Callable[[list[str]], int], run: str, url: str, protocol: str)
     print(f"  {right} of {len(answers)} are right")
 
 
-def _into(file, command: Callable[[list[str]], int], arguments: list[str]) -> int:
+def _into(file: IO[str], arguments: list[str]) -> int:
     with contextlib.redirect_stdout(file):
-        return command(arguments)
+        return _command(arguments)
 
 
-def _measure(command: Callable[[list[str]], int], url: str) -> tuple[float, int]:
+def _measure(url: str) -> tuple[float, int]:
     """Evaluate the endpoint on the whole test split."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "evaluation.json")
-        _step(command, ["evaluate", url, "--dataset", NAME, "--batch_size", "60", "--json", path])
+        _step(["evaluate", url, "--dataset", NAME, "--batch_size", "60", "--json", path])
         result = json.loads(Path(path).read_text(encoding="utf-8"))[url]
     return result["top1"], result["n"]
 
@@ -163,3 +180,6 @@ Look at {run}/plots/learning_curves.png and {run}/plots/confusion_matrix.png. Wh
     docker run -p 8500:8500 -p 8501:8501 -v "{Path(repository).resolve()}:/models" \\
       -e MODEL_NAME={NAME} tensorflow/serving
 """)
+
+
+COMMAND = Command(__doc__, add_flags, run)

@@ -1,4 +1,4 @@
-"""Image files to pixels: TensorFlow ops, alike in training, in evaluation and inside an exported SavedModel."""
+"""Encoded images to pixels: TensorFlow operations, the same in training, evaluation and an exported SavedModel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BROKEN_GIF = "the GIF's first frame is not whole, or what lies before and in it 
 UNKNOWN = f"Unknown image file format; {READ} are read."
 ANIMATED_WEBP = "animated WebP images are not read; take a still one, such as the first frame"
 # What `tf.strings.to_number` puts before the message that `_required` makes it fail with.
-_REFUSAL_PREFIX = "StringToNumberOp could not correctly convert string: "
+REFUSAL_PREFIX = "StringToNumberOp could not correctly convert string: "
 
 
 def decode_image(data: tf.Tensor) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Picture files as a client handles them: found, read, set upright. Pillow only."""
+"""Image files as users have them: found, read, turned upright by EXIF, encoded. Pillow only."""
 
 from __future__ import annotations
 

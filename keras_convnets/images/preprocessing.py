@@ -1,4 +1,4 @@
-"""Preprocessing as a value: what turns RGB in 0-255 into what a network was trained on. NumPy only."""
+"""`Preprocessing`, a value: channel order, mean and standard deviation, from RGB in 0-255. NumPy only."""
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
-"""Resizing and cropping: TensorFlow ops, alike in training, in evaluation and inside an exported SavedModel."""
+"""Resizing and cropping: TensorFlow operations, the same in training, evaluation and an exported SavedModel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from keras_convnets.card import DECODED_AT_ONCE, check_view
 from keras_convnets.images.decoding import decode_image
+from keras_convnets.images.view import DECODED_AT_ONCE, View
 
 # What `ScaleAndTranslate` calls the kernels that it has, and how far they reach.
 SCALE_AND_TRANSLATE = {"bilinear": "triangle", "bicubic": "keyscubic"}
@@ -19,45 +18,23 @@ NEAR = 8
 SINGLE_PRECISION_PIXELS = 2.0**20
 
 
-def apply_view(image: tf.Tensor, view: Mapping[str, Any]) -> tf.Tensor:
-    """Bring an image to a network's input as the view of its model card says.
-
-    Args:
-        image: uint8 [H, W, 3].
-        view: as `keras_convnets.card.center_view` returns it; "kernel" is bilinear and "antialias" true where the view
-            does not say.
-
-    Returns:
-        uint8 [crop height, crop width, 3].
-
-    Raises:
-        UserError: if the view is none that can be applied.
-    """
-    check_view(view)
-    return center_view(image, view["resize"], view["crop"], view.get("kernel", "bilinear"), view.get("antialias", True))
-
-
-def center_view(
-    image: tf.Tensor, resize: int, crop: Sequence[int], kernel: str = "bilinear", antialias: bool = True
-) -> tf.Tensor:
+def apply_view(image: tf.Tensor, view: View) -> tf.Tensor:
     """Resize the shorter side, keeping the aspect ratio, and crop the centre.
 
     Only the pixels that enter the crop are resampled, so that a narrow image of any length costs no more than a square.
     Where one side is up to about seventeen times the other, every number is that of `tf.image.resize` on the whole
     image. Further out the centre lies so far from the first pixel that positions are counted from nearer by: some
     pixels differ by one level from what single precision counts from the first. An image that has the size already is
-    left as it is.
+    left as it is. Where the crop is larger than the shorter side, the image is resized until it covers the crop.
 
     Args:
         image: uint8 [H, W, 3].
-        resize: the shorter side after resizing, in pixels; more where the crop would not fit.
-        crop: (height, width) of the centre that is kept.
-        kernel: one of `keras_convnets.card.KERNELS`.
-        antialias: whether bilinear and bicubic are widened where the image shrinks.
+        view: what to resize to, to crop, and how to resample.
 
     Returns:
         uint8 [crop height, crop width, 3].
     """
+    resize, crop = view.resize, list(view.crop)
     height_width = tf.shape(image)[:2]
 
     def read(window: tf.Tensor) -> tf.Tensor:
@@ -71,7 +48,7 @@ def center_view(
             larger = tf.cast(tf.round(sides * tf.reduce_max(tf.cast(crop, tf.float64) / sides)), tf.int64)
             scaled = tf.where(tf.reduce_all(scaled >= crop), scaled, tf.maximum(larger, crop))
         corner = (scaled - crop) // 2
-        return crop_of_resized(height_width, read, scaled, corner, crop, kernel, antialias, from_first=NEAR * resize)
+        return crop_of_resized(height_width, read, scaled, corner, crop, view.kernel, view.antialias, NEAR * resize)
 
     as_it_is = tf.reduce_all(height_width == crop) & (min(crop) == resize)
     return tf.ensure_shape(tf.cond(as_it_is, lambda: image, resized_and_cropped), [*crop, 3])
@@ -116,7 +93,7 @@ def crop_of_resized(
         scaled: height and width after resizing, int64 [2].
         corner: top and left of the rectangle in the resized image, int64 [2].
         crop: height and width of the rectangle.
-        kernel: one of `keras_convnets.card.KERNELS`.
+        kernel: one of `keras_convnets.images.view.KERNELS`.
         antialias: whether bilinear and bicubic are widened where the image shrinks.
         from_first: a rectangle that begins at most so many pixels from the first is resampled with all that lies
             before it, which makes its numbers those of the whole image resized; where a pixel lies is rounded otherwise
@@ -186,7 +163,7 @@ def _rows_of_kernel(
     if kernel == "nearest":
         nearest = tf.cast(tf.floor((places + 0.5) / scale), tf.int32)
         return tf.cast(tf.gather(rows, tf.clip_by_value(nearest, 0, height - 1)), tf.float32)
-    # Area: what share of each row of the source lies in a row of the result.
+    # Area: the fraction of each row of the source that lies in a row of the result.
     source = tf.cast(tf.range(height), tf.float64)
     low, high = places[:, None] / scale, (places[:, None] + 1.0) / scale
     overlap = tf.maximum(tf.minimum(high, source + 1.0) - tf.maximum(low, source), 0.0)
@@ -194,22 +171,14 @@ def _rows_of_kernel(
     return tf.matmul(tf.cast(weights, tf.float32), tf.cast(rows, tf.float32))
 
 
-def encoded_views(view: Mapping[str, Any]) -> tf.types.experimental.PolymorphicFunction:
-    """Return the function from encoded images, string [batch], to a network's input, uint8 [batch, H, W, 3].
-
-    Args:
-        view: as `keras_convnets.card.center_view` returns it.
-
-    Raises:
-        UserError: if the view is none that can be applied.
-    """
+def encoded_views(view: View) -> tf.types.experimental.PolymorphicFunction:
+    """Return the function from encoded images, string [batch], to a network's input, uint8 [batch, H, W, 3]."""
 
     def viewed(data: tf.Tensor) -> tf.Tensor:
         return apply_view(decode_image(data), view)
 
     def views(image_bytes: tf.Tensor) -> tf.Tensor:
-        pixels = tf.TensorSpec([*view["crop"], 3], tf.uint8)
+        pixels = tf.TensorSpec([*view.crop, 3], tf.uint8)
         return tf.map_fn(viewed, image_bytes, fn_output_signature=pixels, parallel_iterations=DECODED_AT_ONCE)
 
-    check_view(view)
     return tf.function(views, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)

@@ -17,9 +17,12 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_convnets.images import preprocessing
-from keras_convnets.networks.application import Common, application, check_fixed_size
-from keras_convnets.networks.layers import LRN, GroupedConv2D
+from keras_convnets.images.preprocessing import IMAGENET, Preprocessing
+from keras_convnets.networks.application import Activation, Common, Pooling, Shape, application, check_fixed_size
+from keras_convnets.networks.layers import LRN, GroupedConv2D, LRNConstants
+from keras_convnets.weights.loading import WeightsArgument
+
+__all__ = ["AlexNet", "AlexNetOneTower", "AlexNetSixConvs"]
 
 # Figure 2 and section 3.5: (name, filters, kernel, stride, groups, bias at the start, what follows)
 TABLE = (
@@ -38,8 +41,8 @@ MINIMUM_SIDE = 64
 PAD_OF_UNKNOWN = 3
 
 
-def _network(common: Common, groups: bool, sixth: bool, lrn: dict[str, float] | None) -> keras.Model:
-    inputs, x = common.start((224, 224, 3), MINIMUM_SIDE, preprocessing.IMAGENET)
+def _network(common: Common, lrn: LRNConstants | None, groups: bool = True, sixth: bool = False) -> keras.Model:
+    inputs, x = common.start((224, 224, 3), MINIMUM_SIDE, IMAGENET)
     x = layers.ZeroPadding2D(_conv1_padding(x.shape[1:3]), name="conv1_pad")(x)
     for name, filters, kernel, stride, towers, bias, following in TABLE + ((SIXTH,) if sixth else ()):
         x = GroupedConv2D(
@@ -71,32 +74,49 @@ def _network(common: Common, groups: bool, sixth: bool, lrn: dict[str, float] | 
 
 def _conv1_padding(size: Any) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return ((top, bottom), (left, right)): what lets 11x11 windows of stride 4 cover the image exactly."""
-    extra = [PAD_OF_UNKNOWN if side is None else (11 - side) % 4 for side in size]
-    return tuple((pad // 2, pad - pad // 2) for pad in extra)
+    rows, columns = (PAD_OF_UNKNOWN if side is None else (11 - side) % 4 for side in size)
+    return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
 
 
 def _gaussian() -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=0.01)
 
 
-_LRN = """
+def _arguments(
+    include_top: bool = True,
+    weights: WeightsArgument = None,
+    input_tensor: Any = None,
+    input_shape: Shape = None,
+    pooling: Pooling = None,
+    classes: int = 1000,
+    classifier_activation: Activation = "softmax",
+    name: str | None = None,
+    *,
+    lrn: LRNConstants | None = None,
+    include_preprocessing: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> None:
+    """Declare what these networks take.
+
+    Args:
         lrn: other constants of the response normalisation, such as {"k": 1, "alpha": 2e-5}; by default the paper's
-            n=5, k=2, alpha=1e-4, beta=0.75."""
+            n=5, k=2, alpha=1e-4, beta=0.75.
+    """
 
 
-def _variant(name: str, summary: str, *, groups: bool, sixth: bool):
-    fixed = {"groups": groups, "sixth": sixth}
-    return application(_network, name, summary, documented=_LRN, fixed=fixed, lrn=None)
+@application(_arguments)
+def AlexNet(common: Common, lrn: LRNConstants | None) -> keras.Model:
+    """AlexNet, the network of Krizhevsky et al. 2012, figure 2."""
+    return _network(common, lrn)
 
 
-_SOURCE = "of Krizhevsky et al. 2012"
-AlexNet = _variant("AlexNet", f"AlexNet, the network {_SOURCE}, figure 2.", groups=True, sixth=False)
-AlexNetOneTower = _variant(
-    "AlexNetOneTower", f"The network {_SOURCE} without groups: every filter sees all maps.", groups=False, sixth=False
-)
-AlexNetSixConvs = _variant(
-    "AlexNetSixConvs",
-    f"The network {_SOURCE} with a sixth convolution over the last pooling layer (section 6.1, CNN*).",
-    groups=True,
-    sixth=True,
-)
+@application(_arguments)
+def AlexNetOneTower(common: Common, lrn: LRNConstants | None) -> keras.Model:
+    """The network of Krizhevsky et al. 2012 without groups: every filter sees all maps."""
+    return _network(common, lrn, groups=False)
+
+
+@application(_arguments)
+def AlexNetSixConvs(common: Common, lrn: LRNConstants | None) -> keras.Model:
+    """The network of Krizhevsky et al. 2012 with a sixth convolution over the last pooling (section 6.1, CNN*)."""
+    return _network(common, lrn, sixth=True)

@@ -1,45 +1,49 @@
-"""What every network has in common: the applications' arguments, the input, the head, and the weights at the end.
+"""What all builders share: the arguments of keras.applications, input, classifier, and loading of weights.
 
-A family's file holds the paper's table and one function `network(common, ...)` that builds it; `application` makes the
-public builders of it, all with the signature of keras.applications.
+A family's file holds the paper's table, one function that builds a network of it, and the builders: ordinary functions
+that `application` gives the signature of keras.applications.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, ParamSpec
 
 import keras
 from keras import layers
 
 from keras_convnets.errors import UserError
 from keras_convnets.images.preprocessing import Preprocessing
-from keras_convnets.networks.functional import BuiltAs, Functional, weights_digest
+from keras_convnets.networks.functional import Functional, weights_digest
 from keras_convnets.networks.layers import ImageNormalization
+from keras_convnets.networks.spec import ELSEWHERE, ModelSpec
 from keras_convnets.numbers import whole_number
-from keras_convnets.weights.loading import Weights, choose_preprocessing, find_weights
+from keras_convnets.weights.loading import Weights, WeightsArgument, choose_preprocessing, find_weights
 
-# What is left out of the note of how a network was built.
-NOT_NOTED = ("input_tensor", "preprocessing", "weights")
+P = ParamSpec("P")
+Shape = Sequence[int | None] | None
+Pooling = Literal["avg", "max"] | None
+Activation = str | Callable[..., Any] | None
 
 
 @dataclass(frozen=True)
 class Common:
-    """The arguments that every builder takes; `application` documents them.
+    """The arguments that every builder takes; `common_arguments` documents them.
 
-    One is not the caller's: `chosen`, the names of those that were given whatever the weights ask for.
+    `chosen` is not an argument: names of the network's own arguments that the caller gave, which override the weights'.
     """
 
     include_top: bool
     weights: Weights | None
     input_tensor: Any
-    input_shape: Any
-    pooling: str | None
+    input_shape: Shape
+    pooling: Pooling
     classes: int
-    classifier_activation: Any
+    classifier_activation: Activation
     name: str
     include_preprocessing: bool
     preprocessing: Preprocessing | None
@@ -96,7 +100,7 @@ class Common:
     def _shared(self, name: str) -> str:
         """Return the name of a layer that networks of all families have.
 
-        Those on one tensor can be made one model only if no two layers bear one name.
+        Networks on one tensor can be combined into one model only if layer names are unique.
         """
         return name if self.input_tensor is None else f"{self.name}_{name}"
 
@@ -133,109 +137,20 @@ def he_normal() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(scale=2.0, mode="fan_in", distribution="untruncated_normal")
 
 
-def application(
-    network: Callable[..., keras.Model],
-    name: str,
-    summary: str,
-    *,
+def common_arguments(
+    include_top: bool = True,
+    weights: WeightsArgument = None,
+    input_tensor: Any = None,
+    input_shape: Shape = None,
+    pooling: Pooling = None,
     classes: int = 1000,
-    documented: str = "",
-    leading: tuple[str, ...] = (),
-    stem: str | None = None,
-    fixed: dict[str, Any] | None = None,
-    **extras: Any,
-) -> Callable[..., keras.Model]:
-    """Return a builder with the signature of keras.applications.
-
-    Args:
-        network: builds it: `network(common, **fixed, **extras)`.
-        name: of the builder; in lower case the default name of its models.
-        summary: the first line of its docstring, with the source.
-        classes: the default number of classes.
-        documented: docstring lines of the extra arguments.
-        leading: names of arguments without default that stand before the common ones.
-        stem: what a model's default name begins with, before the leading arguments; by default the builder's name.
-        fixed: arguments of `network` that make this one of its variants.
-        **extras: names and defaults of its keyword-only arguments.
-    """
-    signature = _signature(leading, None if leading else name.lower(), classes, extras)
-
-    def builder(*args: Any, **kwargs: Any) -> keras.Model:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}() {error}") from None
-        bound.apply_defaults()
-        values = dict(bound.arguments)
-        own = {key: values.pop(key) for key in (*leading, *extras)}
-        chosen = frozenset(key for key, value in own.items() if value is not None)
-        # Keras takes Python's whole numbers alone.
-        for given in (values, own):
-            given.update({key: number for key, value in given.items() if (number := whole_number(value)) is not None})
-        values["weights"] = weights = find_weights(values["weights"], name)
-        if weights is not None:
-            own |= {key: weights.arguments[key] for key in own.keys() & weights.arguments.keys() if own[key] is None}
-        noted = {**values, **own}
-        if values["name"] is None:
-            values["name"] = (stem or name.lower()) + "".join(str(own[key]) for key in leading)
-        model = network(Common(**values, chosen=chosen), **(fixed or {}), **own)
-        if values["input_tensor"] is None or values["input_tensor"] is model.inputs[0]:
-            # Else the network begins before its own first layer.
-            model.built_as = _built_as(name, signature, noted, model.input_shape)
-        return model
-
-    builder.__name__ = builder.__qualname__ = name
-    builder.__module__ = network.__module__
-    builder.__signature__ = signature
-    example = f"{name}({'26, ' if leading else ''}classes=5)"
-    builder.__doc__ = _DOCSTRING.format(summary=summary, documented=documented, classes=classes, example=example)
-    return builder
-
-
-def _built_as(name: str, signature: inspect.Signature, values: dict[str, Any], input_shape: Any) -> BuiltAs:
-    """Return the call that makes a network again, without its weights.
-
-    Args:
-        name: the builder's.
-        signature: the builder's.
-        values: of its arguments.
-        input_shape: the model's, [batch, height, width, channels].
-    """
-    arguments: dict[str, Any] = {"classes": values["classes"], "input_shape": list(input_shape[1:])}
-    for key, parameter in signature.parameters.items():
-        if key not in (*arguments, *NOT_NOTED):
-            value = values[key]
-            value = keras.activations.serialize(value) if callable(value) else _plain(value)
-            if value != parameter.default:
-                arguments[key] = value
-    return BuiltAs(name, arguments)
-
-
-def _signature(
-    leading: tuple[str, ...], default_name: str | None, classes: int, extras: dict[str, Any]
-) -> inspect.Signature:
-    """Return the signature of keras.applications, with arguments before it and keyword-only ones after."""
-    kinds = inspect.Parameter
-    common = {
-        "include_top": True,
-        "weights": None,
-        "input_tensor": None,
-        "input_shape": None,
-        "pooling": None,
-        "classes": classes,
-        "classifier_activation": "softmax",
-        "name": default_name,
-    }
-    keyword_only = {**extras, "include_preprocessing": True, "preprocessing": None}
-    return inspect.Signature(
-        [kinds(key, kinds.POSITIONAL_OR_KEYWORD) for key in leading]
-        + [kinds(key, kinds.POSITIONAL_OR_KEYWORD, default=value) for key, value in common.items()]
-        + [kinds(key, kinds.KEYWORD_ONLY, default=value) for key, value in keyword_only.items()],
-        return_annotation=keras.Model,
-    )
-
-
-_DOCSTRING = """{summary}
+    classifier_activation: Activation = "softmax",
+    name: str | None = None,
+    *,
+    include_preprocessing: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> None:
+    """Declare the arguments of keras.applications, and two of ours.
 
     Args:
         include_top: whether the classifier is there: from the last pooling to the softmax.
@@ -248,24 +163,133 @@ _DOCSTRING = """{summary}
             family, or with their tops, can be called instead: network(tensor).
         input_shape: (height, width, 3); by default the paper's. Sides may be None where nothing is fully connected.
         pooling: without top: None for the feature map, "avg" or "max" for a vector.
-        classes: number of classes; {classes} by default.
+        classes: number of classes.
         classifier_activation: "softmax", or None for logits.
-        name: the model's name.{documented}
+        name: the model's name; by default the builder's in lower case.
         include_preprocessing: whether the first layer normalises RGB 0-255; else the bare network.
         preprocessing: the `Preprocessing` of that layer; by default that of the weights, else minus the channel
             means of the family's data.
+    """
+
+
+COMMON = tuple(inspect.signature(common_arguments).parameters)
+
+
+def application(
+    arguments: Callable[P, None], default_name: str | None = None
+) -> Callable[[Callable[..., keras.Model]], Callable[P, keras.Model]]:
+    """Make a function that builds a network a public builder with the signature of keras.applications.
+
+    Args:
+        arguments: a function that does nothing; it declares the builder's arguments with their types and defaults, and
+            documents those that are not `common_arguments`. Type checkers see its signature.
+        default_name: of the models; {} stand for arguments without default. By default the builder's in lower case.
 
     Returns:
-        A functional `keras.Model`: [batch, H, W, 3], RGB in 0-255, uint8 or float, to probabilities
-        [batch, classes], float32.
-
-    Raises:
-        UserError: an argument, shape or weights file that does not fit.
-        DownloadError: published weights that can't be had.
+        A decorator of functions `network(common, **own)`, where own are the arguments that are not common. Its
+        docstring is one paragraph: what the network is, and its source.
 
     Example:
-        >>> model = {example}
+        >>> @application(common_arguments)
+        ... def VGG16(common: Common) -> keras.Model:
+        ...     "VGG-16, configuration D of Simonyan and Zisserman 2014 (arXiv:1409.1556), table 1."
+        ...     return _network(common, depth=16)
+    """
+
+    def builder_of(network: Callable[..., keras.Model]) -> Callable[P, keras.Model]:
+        name = network.__name__
+        model_name = default_name or name.lower()
+        signature = _signature(arguments, None if "{" in model_name else model_name)
+
+        @functools.wraps(network)
+        def builder(*args: P.args, **kwargs: P.kwargs) -> keras.Model:
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{name}() {error}") from None
+            bound.apply_defaults()
+            values = {key: _python_number(value) for key, value in bound.arguments.items()}
+            own = {key: values.pop(key) for key in signature.parameters if key not in COMMON}
+            chosen = frozenset(key for key, value in own.items() if value is not None)
+            values["weights"] = weights = find_weights(values["weights"], name)
+            if weights is not None:
+                asked = own.keys() & weights.arguments.keys()
+                own |= {key: weights.arguments[key] for key in asked if own[key] is None}
+            noted = {**values, **own}
+            if values["name"] is None:
+                values["name"] = model_name.format(**own)
+            model = network(Common(**values, chosen=chosen), **own)
+            if values["input_tensor"] is None or values["input_tensor"] is model.inputs[0]:
+                # Else the network begins before its own first layer.
+                model.built_as = _built_as(name, signature, noted, model.input_shape)
+            return model
+
+        builder.__signature__ = signature  # type: ignore[attr-defined]
+        builder.__annotations__ = {key: item.annotation for key, item in signature.parameters.items()}
+        builder.__doc__ = _documented(network, arguments, signature)
+        return builder
+
+    return builder_of
+
+
+def _signature(arguments: Callable[..., None], name: str | None) -> inspect.Signature:
+    """Return the signature that a builder has, with its types and the default of its models' name."""
+    declared = inspect.signature(arguments, eval_str=True)
+    parameters = [
+        parameter.replace(default=name) if key == "name" else parameter
+        for key, parameter in declared.parameters.items()
+    ]
+    return declared.replace(parameters=parameters, return_annotation=keras.Model)
+
+
+def _python_number(value: Any) -> Any:
+    """Return NumPy's whole numbers as Python's, which alone Keras takes; anything else as it is."""
+    number = whole_number(value)
+    return value if number is None else number
+
+
+def _built_as(name: str, signature: inspect.Signature, values: Mapping[str, Any], input_shape: Any) -> ModelSpec:
+    """Return the call that makes a network again, without its weights.
+
+    Args:
+        name: the builder's.
+        signature: the builder's.
+        values: of its arguments.
+        input_shape: the model's, [batch, height, width, channels].
+    """
+    arguments: dict[str, Any] = {"classes": values["classes"], "input_shape": list(input_shape[1:])}
+    for key, parameter in signature.parameters.items():
+        if key not in (*arguments, *ELSEWHERE):
+            value = values[key]
+            value = keras.activations.serialize(value) if callable(value) else _plain(value)
+            if value != parameter.default:
+                arguments[key] = value
+    return ModelSpec(name, arguments)
+
+
+_RESULT = """
+
+Returns:
+    A functional `keras.Model`: [batch, H, W, 3], RGB in 0-255, uint8 or float, to probabilities
+    [batch, classes], float32.
+
+Raises:
+    UserError: an argument, shape or weights file that does not fit.
+    DownloadError: published weights that can't be had.
+
+Example:
+    >>> model = {call}
 """
+
+
+def _documented(network: Callable[..., Any], arguments: Callable[..., None], signature: inspect.Signature) -> str:
+    """Return a builder's docstring: the network's, all its arguments, what it returns and raises."""
+    declared = [common_arguments] if arguments is common_arguments else [arguments, common_arguments]
+    rows = [inspect.cleandoc(function.__doc__ or "").partition("Args:\n")[2].rstrip() for function in declared]
+    needs_depth = any(parameter.default is parameter.empty for parameter in signature.parameters.values())
+    call = f"{network.__name__}({'26, ' if needs_depth else ''}classes=5)"
+    summary = inspect.cleandoc(network.__doc__ or "")
+    return "\n".join([summary, "", "Args:", *filter(None, rows)]) + _RESULT.format(call=call)
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""Networks made of networks: features of named stages, and the classifier as convolutions."""
+"""Feature extraction by named stages, and fully convolutional networks."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,11 @@ import keras
 from keras import layers
 
 from keras_convnets.errors import UserError, unknown_name
+from keras_convnets.networks.graph import along_paths
+from keras_convnets.networks.table import FAMILIES
 
-# A layer whose name matches ends the stage of the second column; of several the last one does.
-STAGE_ENDS = (
-    (re.compile(r"(conv\d)_block\d+_out"), "{}_x"),  # residual and plain networks
-    (re.compile(r"(conv\d)_blocks\d+_\d+"), "{}_x"),  # the same, nested
-    (re.compile(r"(conv1)_relu"), "{}"),
-    (re.compile(r"(conv\d)"), "{}"),  # AlexNet, GoogLeNet's stem
-    (re.compile(r"(block\d)_conv\d"), "{}"),  # VGG
-    (re.compile(r"(inception_\d[a-e])"), "{}"),
-)
-# What stands between the last pooling or flattening and the probabilities; not the auxiliary heads.
-HIDDEN = ("fc1", "fc1_dropout", "fc2", "fc2_dropout", "fc6", "fc6_dropout", "fc7", "fc7_dropout", "dropout")
-CLASSIFIER = (*HIDDEN, "predictions", "probabilities")
+# (pattern of a layer's name, name of the stage that the layer ends); the last of several layers counts.
+STAGE_ENDS = tuple(dict.fromkeys((re.compile(pattern), name) for family in FAMILIES for pattern, name in family.stages))
 
 
 @dataclass(frozen=True)
@@ -122,7 +114,7 @@ def fully_convolutional(model: keras.Model) -> keras.Model:
         x = layers.AveragePooling2D(window, strides=1, name="avg_pool")(x)
         window = (1, 1)
     carried = []
-    for layer in (layer for layer in model.layers if layer.name in CLASSIFIER):
+    for layer in _behind(model, model.get_layer(first)):
         if isinstance(layer, layers.Dense):
             convolution = _as_convolution(layer, window)
             x = convolution(x)
@@ -135,6 +127,19 @@ def fully_convolutional(model: keras.Model) -> keras.Model:
         kernel, bias = dense.get_weights()
         convolution.set_weights([kernel.reshape(convolution.kernel.shape), bias])
     return fully
+
+
+def _behind(model: keras.Model, first: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return the layers that take a layer's output, directly or through others, in order."""
+    reached = {id(_output_of(model, first))}
+    found = []
+    for layer in model.layers:
+        for node in layer._inbound_nodes:
+            if any(id(tensor) in reached for tensor in node.input_tensors):
+                found.append(layer)
+                reached.update(map(id, node.output_tensors))
+                break
+    return found
 
 
 def _as_convolution(dense: keras.layers.Dense, window: tuple[int, int]) -> keras.layers.Conv2D:
@@ -160,33 +165,6 @@ def _at_any_size(body: keras.Model, images: Any) -> Any:
     copy = keras.models.clone_model(body, images, copied)
     copy.set_weights(body.get_weights())
     return copy.output
-
-
-def along_paths(model: keras.Model, value: Callable[[Any], int], start: int, join: Callable[[int, int], int]) -> dict:
-    """Follow every path from the inputs and return the largest joined value at each tensor.
-
-    Args:
-        model: a functional model.
-        value: of one layer; nested models are followed inside.
-        start: the value at the inputs.
-        join: what a layer makes of the value before it and its own.
-
-    Returns:
-        id of a tensor to its value.
-    """
-    values = {id(tensor): start for tensor in model.inputs}
-    for layer in model.layers:
-        for node in layer._inbound_nodes:
-            before = [values[id(tensor)] for tensor in node.input_tensors if id(tensor) in values]
-            if not before or isinstance(layer, layers.InputLayer):
-                continue
-            if isinstance(layer, keras.Model):
-                own = max(along_paths(layer, value, start, join)[id(tensor)] for tensor in layer.outputs)
-            else:
-                own = value(layer)
-            for tensor in node.output_tensors:
-                values[id(tensor)] = max(join(max(before), own), values.get(id(tensor), start))
-    return values
 
 
 def _stride(layer: Any) -> int:

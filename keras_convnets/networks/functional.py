@@ -1,4 +1,4 @@
-"""The model that builders return: a functional Keras model that knows which builder made it, also from a file."""
+"""The model that builders return: a functional Keras model that records its `ModelSpec`, also in files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +16,43 @@ import keras
 import numpy as np
 
 from keras_convnets.files import check_room, writing
+from keras_convnets.networks.spec import ModelSpec
 from keras_convnets.weights.keras_reader import check_archive, refusing, write_configuration
 
 # What HDF5 and the configuration need beside the numbers, in bytes: 1 MB for a network of a thousand weights.
 HDF5_OVERHEAD = 2**20
-# What loads a saved network; Keras imports no packages but its own.
+# Shown by Keras when it finds no class for a saved network: Keras imports no other packages.
 HINT = "made by keras-convnets: 'import keras_convnets' before loading it (pip install keras-convnets)"
-
-
-@dataclass(frozen=True)
-class BuiltAs:
-    """The call that makes a network.
-
-    Attributes:
-        architecture: the builder's name, such as "ResNet34".
-        arguments: what it took that is not its default, `classes` and `input_shape` always; plain data for JSON. Not
-            among them are weights, an input tensor, and the preprocessing, which is the first layer's.
-    """
-
-    architecture: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 # The name is Keras' own: of a whole model the legacy .h5 format keeps the class's bare name, not the registered one.
 @keras.saving.register_keras_serializable("keras_convnets")
 class Functional(keras.Model):
-    """A functional Keras model with a note of how it was built, which `.keras` and `.weights.h5` files carry.
+    """A functional Keras model with the spec it was built from, which `.keras` and `.weights.h5` files keep.
 
-    A model that is made of its layers, such as `keras.Model(network.input, ...)`, is Keras' own and has no such note.
+    A model made of its layers, such as `keras.Model(network.input, ...)`, is Keras' own class and has no spec.
 
     Attributes:
-        built_as: the call that makes it, or None of a copy that may be another network.
+        built_as: the call that makes it, `classes` and `input_shape` always among its arguments; the preprocessing is
+            the first layer's. None of a copy that may be another network.
     """
 
-    built_as: BuiltAs | None = None
+    built_as: ModelSpec | None = None
 
     def get_config(self) -> dict[str, Any]:
-        """Return the configuration, with the note and the hint of what loads it."""
-        note = self.built_as
-        plain = None if note is None else {"architecture": note.architecture, "arguments": dict(note.arguments)}
-        # The hint comes first: where this package is not imported, Keras' error begins with what the file says.
+        """Return the configuration, with the spec and a hint that names the package to import."""
+        plain = None if self.built_as is None else self.built_as.to_dict()
+        # The hint comes first: where this package is not imported, Keras' error begins with the configuration.
         return {"hint": HINT, **super().get_config(), "built_as": plain}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Functional:
-        """Return the model of a configuration, with its note."""
+        """Return the model of a configuration, with its spec."""
         note = config.get("built_as")
         rest = {key: value for key, value in config.items() if key not in ("built_as", "hint")}
         model = super().from_config(rest, custom_objects=custom_objects)
         if note is not None:
-            model.built_as = BuiltAs(note["architecture"], dict(note["arguments"]))
+            model.built_as = ModelSpec.from_dict(note)
         return model
 
     def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
@@ -84,7 +70,7 @@ def _bytes_of(weight: Any) -> int:
 
 
 def load_keras(path: str | os.PathLike) -> keras.Model:
-    """Return the network of a .keras file, compiled for nothing. No code that the file may hold is run.
+    """Return the network of a .keras file, not compiled. Code in the file is never run.
 
     Raises:
         UserError: if Keras does not load it, or it asks for other files or for memory beyond its size.
@@ -112,4 +98,4 @@ def _in_small_letters(path: Path) -> Iterator[Path]:
 def weights_digest(model: keras.Model) -> tuple[int, ...]:
     """Return a checksum of each weight: it tells whether training has changed a model since, not who changed it."""
     arrays = (np.ascontiguousarray(keras.ops.convert_to_numpy(weight)) for weight in model.weights)
-    return tuple(zlib.crc32(array) for array in arrays)
+    return tuple(zlib.crc32(array.data) for array in arrays)

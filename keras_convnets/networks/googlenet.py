@@ -12,10 +12,14 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_convnets.images import preprocessing
-from keras_convnets.networks.application import Common, application, check_fixed_size
-from keras_convnets.networks.functional import BuiltAs, Functional
-from keras_convnets.networks.layers import LRN
+from keras_convnets.images.preprocessing import IMAGENET, Preprocessing
+from keras_convnets.networks.application import Activation, Common, Pooling, Shape, application, check_fixed_size
+from keras_convnets.networks.functional import Functional
+from keras_convnets.networks.layers import LRN, LRNConstants
+from keras_convnets.networks.spec import ModelSpec
+from keras_convnets.weights.loading import WeightsArgument
+
+__all__ = ["GoogLeNet", "without_auxiliary"]
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj; None is the max pooling 3x3/2 between two rows.
 TABLE = {
@@ -38,10 +42,10 @@ MINIMUM_SIDE = 31
 MINIMUM_SIDE_WITH_AUXILIARY = 79
 
 
-def _network(common: Common, auxiliary: bool, lrn: dict[str, float] | None) -> keras.Model:
+def _network(common: Common, auxiliary: bool, lrn: LRNConstants | None) -> keras.Model:
     auxiliary = auxiliary and common.include_top
     minimum = MINIMUM_SIDE_WITH_AUXILIARY if auxiliary else MINIMUM_SIDE
-    inputs, x = common.start((224, 224, 3), minimum, preprocessing.IMAGENET)
+    inputs, x = common.start((224, 224, 3), minimum, IMAGENET)
     constants = lrn or {}
     x = layers.ZeroPadding2D(3, name="conv1_pad")(x)
     x = _conv(x, 64, 7, "conv1", strides=2, padding="valid")
@@ -113,20 +117,37 @@ def without_auxiliary(model: keras.Model) -> keras.Model:
     note = getattr(model, "built_as", None)
     if note is not None:
         kept = {key: value for key, value in note.arguments.items() if key != "auxiliary"}
-        bare.built_as = BuiltAs(note.architecture, kept)
+        bare.built_as = ModelSpec(note.architecture, kept)
     return bare
 
 
-GoogLeNet = application(
-    _network,
-    "GoogLeNet",
-    "GoogLeNet of Szegedy et al. 2014 (arXiv:1409.4842), table 1.",
-    documented="""
+def _arguments(
+    include_top: bool = True,
+    weights: WeightsArgument = None,
+    input_tensor: Any = None,
+    input_shape: Shape = None,
+    pooling: Pooling = None,
+    classes: int = 1000,
+    classifier_activation: Activation = "softmax",
+    name: str | None = None,
+    *,
+    auxiliary: bool = False,
+    lrn: LRNConstants | None = None,
+    include_preprocessing: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> None:
+    """Declare what GoogLeNet takes.
+
+    Args:
         auxiliary: whether the two auxiliary classifiers are there; the outputs are then a dictionary of
             "probabilities", "aux1" (on 4a) and "aux2" (on 4d), each with a loss of its own in `compile`, given as
             dictionaries over these names; the paper's loss weights are 1, 0.3 and 0.3.
         lrn: other constants of the response normalisation, such as {"k": 1, "alpha": 2e-5}; by default those of
-            AlexNet's paper: n=5, k=2, alpha=1e-4, beta=0.75.""",
-    auxiliary=False,
-    lrn=None,
-)
+            AlexNet's paper: n=5, k=2, alpha=1e-4, beta=0.75.
+    """
+
+
+@application(_arguments)
+def GoogLeNet(common: Common, auxiliary: bool, lrn: LRNConstants | None) -> keras.Model:
+    """GoogLeNet of Szegedy et al. 2014 (arXiv:1409.4842), table 1."""
+    return _network(common, auxiliary, lrn)

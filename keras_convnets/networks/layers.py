@@ -1,8 +1,8 @@
-"""The layers Keras does not have. All are serialisable under the package name "keras_convnets"."""
+"""Custom layers, all registered as serialisable under the package name "keras_convnets"."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import keras
 import numpy as np
@@ -124,6 +124,15 @@ class GroupedConv2D(keras.layers.Conv2D):
         from keras_convnets.networks import layer_ops
 
         return layer_ops.grouped_convolution(inputs, kernel, self.strides, self.padding)
+
+
+class LRNConstants(TypedDict, total=False):
+    """Constants of `LRN`; those left out are its defaults."""
+
+    n: int
+    k: float
+    alpha: float
+    beta: float
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

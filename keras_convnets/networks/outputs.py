@@ -1,4 +1,4 @@
-"""What a network gives: probabilities, logits that a softmax turns into them, or something else."""
+"""The kind of a network's output: probabilities, logits, or something else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras import layers
 from keras_convnets.errors import UserError
 
 PROBABILITIES, LOGITS, UNKNOWN = "probabilities", "logits", "unknown"
-# What gives neither probabilities nor the scores of classes.
+# Layers whose output is neither probabilities nor logits.
 FEATURES = (
     layers.Add,
     layers.BatchNormalization,

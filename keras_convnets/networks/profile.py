@@ -1,4 +1,4 @@
-"""What a built network costs: parameters, multiply-adds, depth, counted from its own layers."""
+"""Parameters, multiply-adds and depth of a built network, counted from its layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import keras
 from keras import layers
 
 from keras_convnets.errors import UserError
-from keras_convnets.networks.features import along_paths
+from keras_convnets.networks.graph import along_paths, leaves
 from keras_convnets.networks.registry import get_model
 
 
@@ -57,7 +57,7 @@ def model_info(model: str | keras.Model, **arguments: Any) -> ModelInfo:
     output_shape = keras.tree.map_structure(lambda tensor: tuple(tensor.shape[1:]), model.output)
     if None in input_shape:
         raise UserError(f"the input shape of {model.name} is {input_shape}; counting needs a fixed height and width.")
-    weighted = list(_leaf_layers(model))
+    weighted = list(leaves(model))
     statistics = sum(
         math.prod(weight.shape)
         for layer in weighted
@@ -99,30 +99,22 @@ def layer_table(model: keras.Model) -> list[LayerRow]:
     return [
         LayerRow(
             name=layer.name,
-            kind=_kind(layer),
+            kind=_kind_in_words(layer),
             output_shape=tuple(layer.output.shape[1:]),
             parameters=layer.count_params(),
             multiply_adds=_multiply_adds(layer),
         )
-        for layer in _leaf_layers(model)
+        for layer in leaves(model)
         if _is_weighted(layer)
     ]
 
 
-def _kind(layer: keras.layers.Layer) -> str:
+def _kind_in_words(layer: keras.layers.Layer) -> str:
     if not isinstance(layer, layers.Conv2D):
         return "fully connected"
     stride, groups = layer.strides[0], layer.groups
     details = [f"stride {stride}"] * (stride > 1) + [f"{groups} groups"] * (groups > 1)
     return ", ".join(["x".join(map(str, layer.kernel_size)) + " conv", *details])
-
-
-def _leaf_layers(model: keras.Model):
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _leaf_layers(layer)
-        else:
-            yield layer
 
 
 def _is_weighted(layer: keras.layers.Layer) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from keras import layers
 
@@ -11,7 +11,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.networks.application import he_normal
 from keras_convnets.networks.layers import BatchNormalization, ShortcutA
 
-SHORTCUTS = ("A", "B", "C")
+Shortcut = Literal["A", "B", "C"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class Units:
         stride_on_3x3: a bottleneck's stride on its 3x3 convolution instead of its first 1x1, which is not the paper's.
     """
 
-    shortcut: str | None
+    shortcut: Shortcut | None
     stride_on_3x3: bool = False
 
     def __post_init__(self):
-        if self.shortcut is not None and self.shortcut not in SHORTCUTS:
-            raise UserError(f"shortcut is {self.shortcut!r}; it must be one of {', '.join(SHORTCUTS)}.")
+        known = get_args(Shortcut)
+        if self.shortcut is not None and self.shortcut not in known:
+            raise UserError(f"shortcut is {self.shortcut!r}; it must be one of {', '.join(known)}.")
 
     def conv(self, x: Any, filters: int, kernel: int, stride: int, name: str) -> Any:
         """Add a convolution without bias and its batch normalisation; at stride 2 with symmetric padding."""

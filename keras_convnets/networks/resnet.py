@@ -6,12 +6,26 @@ of a bottleneck on its first 1x1 convolution. Shortcuts by default as option B; 
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 from keras import layers
 
-from keras_convnets.images import preprocessing
-from keras_convnets.networks.application import Common, application, he_normal
-from keras_convnets.networks.residual import Units
+from keras_convnets.images.preprocessing import IMAGENET, Preprocessing
+from keras_convnets.networks.application import (
+    Activation,
+    Common,
+    Pooling,
+    Shape,
+    application,
+    common_arguments,
+    he_normal,
+)
+from keras_convnets.networks.residual import Shortcut, Units
+from keras_convnets.weights.loading import WeightsArgument
+
+__all__ = ["PlainNet18", "PlainNet34", "ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152"]
+__all__ += ["ResNet50v1_5", "ResNet101v1_5", "ResNet152v1_5"]
 
 # Table 1: (kind of block, number of blocks in conv2_x, conv3_x, conv4_x, conv5_x).
 TABLE = {
@@ -28,11 +42,11 @@ STAGES = (("conv2", 64, 1), ("conv3", 128, 2), ("conv4", 256, 2), ("conv5", 512,
 MINIMUM_SIDE = 32
 
 
-def _network(common: Common, depth: int, shortcut: str | None, stride_on_3x3: bool = False) -> keras.Model:
+def _network(common: Common, depth: int, shortcut: Shortcut | None, stride_on_3x3: bool = False) -> keras.Model:
     kind, counts = TABLE[depth]
     units = Units(shortcut, stride_on_3x3)
     add_block = getattr(units, kind)
-    inputs, x = common.start((224, 224, 3), MINIMUM_SIDE, preprocessing.IMAGENET)
+    inputs, x = common.start((224, 224, 3), MINIMUM_SIDE, IMAGENET)
     x = units.conv(x, 64, 7, 2, "conv1")
     x = layers.Activation("relu", name="conv1_relu")(x)
     x = layers.ZeroPadding2D(1, name="pool1_pad")(x)
@@ -46,37 +60,82 @@ def _network(common: Common, depth: int, shortcut: str | None, stride_on_3x3: bo
     return common.finish(inputs, common.classifier(x, he_normal()))
 
 
-_SOURCE = "of He et al. 2015 (arXiv:1512.03385), table 1"
-_SHORTCUT = """
-        shortcut: "A", identity with zero channels; "B", projections where the dimensions grow; "C", everywhere."""
+def _arguments(
+    include_top: bool = True,
+    weights: WeightsArgument = None,
+    input_tensor: Any = None,
+    input_shape: Shape = None,
+    pooling: Pooling = None,
+    classes: int = 1000,
+    classifier_activation: Activation = "softmax",
+    name: str | None = None,
+    *,
+    shortcut: Shortcut = "B",
+    include_preprocessing: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> None:
+    """Declare what the residual networks take.
+
+    Args:
+        shortcut: "A", identity with zero channels; "B", projections where the dimensions grow; "C", everywhere.
+    """
 
 
-def _resnet(depth: int):
-    summary = f"ResNet-{depth} {_SOURCE}."
-    return application(_network, f"ResNet{depth}", summary, documented=_SHORTCUT, fixed={"depth": depth}, shortcut="B")
+@application(_arguments)
+def ResNet18(common: Common, shortcut: Shortcut) -> keras.Model:
+    """ResNet-18 of He et al. 2015 (arXiv:1512.03385), table 1."""
+    return _network(common, 18, shortcut)
 
 
-def _plain(depth: int):
-    summary = f"Plain-{depth} {_SOURCE}: the residual network without its shortcuts."
-    return application(_network, f"PlainNet{depth}", summary, fixed={"depth": depth, "shortcut": None})
+@application(_arguments)
+def ResNet34(common: Common, shortcut: Shortcut) -> keras.Model:
+    """ResNet-34 of He et al. 2015 (arXiv:1512.03385), table 1."""
+    return _network(common, 34, shortcut)
 
 
-def _v1_5(depth: int):
-    summary = (
-        f"Not the paper's ResNet-{depth} but its common variant (v1.5): a bottleneck's stride stands on the 3x3\n"
-        "    convolution instead of the first 1x1."
-    )
-    fixed = {"depth": depth, "stride_on_3x3": True}
-    return application(_network, f"ResNet{depth}v1_5", summary, documented=_SHORTCUT, fixed=fixed, shortcut="B")
+@application(_arguments)
+def ResNet50(common: Common, shortcut: Shortcut) -> keras.Model:
+    """ResNet-50 of He et al. 2015 (arXiv:1512.03385), table 1."""
+    return _network(common, 50, shortcut)
 
 
-ResNet18 = _resnet(18)
-ResNet34 = _resnet(34)
-ResNet50 = _resnet(50)
-ResNet101 = _resnet(101)
-ResNet152 = _resnet(152)
-ResNet50v1_5 = _v1_5(50)
-ResNet101v1_5 = _v1_5(101)
-ResNet152v1_5 = _v1_5(152)
-PlainNet18 = _plain(18)
-PlainNet34 = _plain(34)
+@application(_arguments)
+def ResNet101(common: Common, shortcut: Shortcut) -> keras.Model:
+    """ResNet-101 of He et al. 2015 (arXiv:1512.03385), table 1."""
+    return _network(common, 101, shortcut)
+
+
+@application(_arguments)
+def ResNet152(common: Common, shortcut: Shortcut) -> keras.Model:
+    """ResNet-152 of He et al. 2015 (arXiv:1512.03385), table 1."""
+    return _network(common, 152, shortcut)
+
+
+@application(_arguments)
+def ResNet50v1_5(common: Common, shortcut: Shortcut) -> keras.Model:
+    """ResNet-50 v1.5, not the paper's but its common variant: a bottleneck's stride on the 3x3 convolution."""
+    return _network(common, 50, shortcut, stride_on_3x3=True)
+
+
+@application(_arguments)
+def ResNet101v1_5(common: Common, shortcut: Shortcut) -> keras.Model:
+    """ResNet-101 v1.5, not the paper's but its common variant: a bottleneck's stride on the 3x3 convolution."""
+    return _network(common, 101, shortcut, stride_on_3x3=True)
+
+
+@application(_arguments)
+def ResNet152v1_5(common: Common, shortcut: Shortcut) -> keras.Model:
+    """ResNet-152 v1.5, not the paper's but its common variant: a bottleneck's stride on the 3x3 convolution."""
+    return _network(common, 152, shortcut, stride_on_3x3=True)
+
+
+@application(common_arguments)
+def PlainNet18(common: Common) -> keras.Model:
+    """Plain-18 of He et al. 2015 (arXiv:1512.03385), table 1: the residual network without its shortcuts."""
+    return _network(common, 18, shortcut=None)
+
+
+@application(common_arguments)
+def PlainNet34(common: Common) -> keras.Model:
+    """Plain-34 of He et al. 2015 (arXiv:1512.03385), table 1: the residual network without its shortcuts."""
+    return _network(common, 34, shortcut=None)

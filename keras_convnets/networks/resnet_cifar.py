@@ -16,9 +16,13 @@ import keras
 from keras import layers
 
 from keras_convnets.errors import UserError
-from keras_convnets.images import preprocessing
-from keras_convnets.networks.application import Common, application, he_normal
+from keras_convnets.images.preprocessing import CIFAR10, Preprocessing
+from keras_convnets.networks.application import Activation, Common, Pooling, Shape, application, he_normal
 from keras_convnets.networks.residual import Units
+from keras_convnets.weights.loading import WeightsArgument
+
+__all__ = ["CIFARResNet", "ResNet20", "ResNet32", "ResNet44", "ResNet56", "ResNet110", "ResNet1202"]
+__all__ += ["CIFARPlainNet", "PlainNet20", "PlainNet32", "PlainNet44", "PlainNet56", "PlainNet110"]
 
 # (stage, filters, stride of its first convolution); conv1, the one layer more of the first column, stands before.
 STAGES = (("conv2", 16, 1), ("conv3", 32, 2), ("conv4", 64, 2))
@@ -37,7 +41,7 @@ def _network(common: Common, depth: int, residual: bool) -> keras.Model:
             "Take one of these."
         )
     units = Units(shortcut="A" if residual else None)
-    inputs, x = common.start((32, 32, 3), MINIMUM_SIDE, preprocessing.CIFAR10)
+    inputs, x = common.start((32, 32, 3), MINIMUM_SIDE, CIFAR10)
     x = units.conv(x, 16, 3, 1, "conv1")
     x = layers.Activation("relu", name="conv1_relu")(x)
     for stage, filters, stride in STAGES:
@@ -63,39 +67,116 @@ def _stage(x: Any, units: Units, stage: str, filters: int, stride: int, n: int, 
     return x
 
 
-_SOURCE = "of He et al. 2015 (arXiv:1512.03385), section 4.2"
+def _arguments(
+    include_top: bool = True,
+    weights: WeightsArgument = None,
+    input_tensor: Any = None,
+    input_shape: Shape = None,
+    pooling: Pooling = None,
+    classes: int = 10,
+    classifier_activation: Activation = "softmax",
+    name: str | None = None,
+    *,
+    include_preprocessing: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> None:
+    """Declare what the networks of the paper take."""
 
 
-def _family(kind: str, residual: bool):
-    described = "residual network, option-A shortcuts," if residual else "plain network, without shortcuts,"
-    return application(
-        _network,
-        f"CIFAR{kind}",
-        f"The {described} {_SOURCE}, at any depth 6n+2, the first argument.",
-        classes=10,
-        leading=("depth",),
-        stem=kind.lower(),
-        fixed={"residual": residual},
-    )
+def _any_depth(
+    depth: int,
+    include_top: bool = True,
+    weights: WeightsArgument = None,
+    input_tensor: Any = None,
+    input_shape: Shape = None,
+    pooling: Pooling = None,
+    classes: int = 10,
+    classifier_activation: Activation = "softmax",
+    name: str | None = None,
+    *,
+    include_preprocessing: bool = True,
+    preprocessing: Preprocessing | None = None,
+) -> None:
+    """Declare what the networks of any depth take.
+
+    Args:
+        depth: number of weighted layers, 6n+2: 8, 14, 20, 26, 32 and so on.
+    """
 
 
-def _variant(kind: str, depth: int):
-    summary = f"{kind}-{depth} {_SOURCE} (n = {(depth - 2) // 6})."
-    fixed = {"residual": kind == "ResNet", "depth": depth}
-    return application(_network, f"{kind}{depth}", summary, classes=10, fixed=fixed)
+@application(_any_depth, "resnet{depth}")
+def CIFARResNet(common: Common, depth: int) -> keras.Model:
+    """The residual network of He et al. 2015 (arXiv:1512.03385), section 4.2, option A, at any depth 6n+2."""
+    return _network(common, depth, residual=True)
 
 
-CIFARResNet = _family("ResNet", residual=True)
-CIFARPlainNet = _family("PlainNet", residual=False)
+@application(_any_depth, "plainnet{depth}")
+def CIFARPlainNet(common: Common, depth: int) -> keras.Model:
+    """The plain network of He et al. 2015 (arXiv:1512.03385), section 4.2, at any depth 6n+2."""
+    return _network(common, depth, residual=False)
 
-ResNet20 = _variant("ResNet", 20)
-ResNet32 = _variant("ResNet", 32)
-ResNet44 = _variant("ResNet", 44)
-ResNet56 = _variant("ResNet", 56)
-ResNet110 = _variant("ResNet", 110)
-ResNet1202 = _variant("ResNet", 1202)
-PlainNet20 = _variant("PlainNet", 20)
-PlainNet32 = _variant("PlainNet", 32)
-PlainNet44 = _variant("PlainNet", 44)
-PlainNet56 = _variant("PlainNet", 56)
-PlainNet110 = _variant("PlainNet", 110)
+
+@application(_arguments)
+def ResNet20(common: Common) -> keras.Model:
+    """ResNet-20 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 3)."""
+    return _network(common, 20, residual=True)
+
+
+@application(_arguments)
+def ResNet32(common: Common) -> keras.Model:
+    """ResNet-32 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 5)."""
+    return _network(common, 32, residual=True)
+
+
+@application(_arguments)
+def ResNet44(common: Common) -> keras.Model:
+    """ResNet-44 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 7)."""
+    return _network(common, 44, residual=True)
+
+
+@application(_arguments)
+def ResNet56(common: Common) -> keras.Model:
+    """ResNet-56 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 9)."""
+    return _network(common, 56, residual=True)
+
+
+@application(_arguments)
+def ResNet110(common: Common) -> keras.Model:
+    """ResNet-110 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 18)."""
+    return _network(common, 110, residual=True)
+
+
+@application(_arguments)
+def ResNet1202(common: Common) -> keras.Model:
+    """ResNet-1202 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 200)."""
+    return _network(common, 1202, residual=True)
+
+
+@application(_arguments)
+def PlainNet20(common: Common) -> keras.Model:
+    """PlainNet-20 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 3)."""
+    return _network(common, 20, residual=False)
+
+
+@application(_arguments)
+def PlainNet32(common: Common) -> keras.Model:
+    """PlainNet-32 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 5)."""
+    return _network(common, 32, residual=False)
+
+
+@application(_arguments)
+def PlainNet44(common: Common) -> keras.Model:
+    """PlainNet-44 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 7)."""
+    return _network(common, 44, residual=False)
+
+
+@application(_arguments)
+def PlainNet56(common: Common) -> keras.Model:
+    """PlainNet-56 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 9)."""
+    return _network(common, 56, residual=False)
+
+
+@application(_arguments)
+def PlainNet110(common: Common) -> keras.Model:
+    """PlainNet-110 of He et al. 2015 (arXiv:1512.03385), section 4.2 (n = 18)."""
+    return _network(common, 110, residual=False)

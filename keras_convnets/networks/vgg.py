@@ -11,8 +11,10 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from keras_convnets.images import preprocessing
-from keras_convnets.networks.application import Common, application, check_fixed_size, he_normal
+from keras_convnets.images.preprocessing import IMAGENET
+from keras_convnets.networks.application import Common, application, check_fixed_size, common_arguments, he_normal
+
+__all__ = ["VGG11", "VGG13", "VGG16", "VGG19"]
 
 # Table 1: number of convolutions in each block, whose widths are the second row's.
 TABLE = {
@@ -28,7 +30,7 @@ MINIMUM_SIDE = 32
 
 
 def _network(common: Common, depth: int) -> keras.Model:
-    inputs, x = common.start((224, 224, 3), MINIMUM_SIDE, preprocessing.IMAGENET)
+    inputs, x = common.start((224, 224, 3), MINIMUM_SIDE, IMAGENET)
     for block, (count, width) in enumerate(zip(TABLE[depth], WIDTHS, strict=True), start=1):
         for number in range(1, count + 1):
             x = layers.Conv2D(
@@ -54,12 +56,25 @@ def _gaussian() -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=0.01)
 
 
-def _variant(depth: int, configuration: str):
-    summary = f"VGG-{depth}, configuration {configuration} of Simonyan and Zisserman 2014 (arXiv:1409.1556), table 1."
-    return application(_network, f"VGG{depth}", summary, fixed={"depth": depth})
+@application(common_arguments)
+def VGG11(common: Common) -> keras.Model:
+    """VGG-11, configuration A of Simonyan and Zisserman 2014 (arXiv:1409.1556), table 1."""
+    return _network(common, depth=11)
 
 
-VGG11 = _variant(11, "A")
-VGG13 = _variant(13, "B")
-VGG16 = _variant(16, "D")
-VGG19 = _variant(19, "E")
+@application(common_arguments)
+def VGG13(common: Common) -> keras.Model:
+    """VGG-13, configuration B of Simonyan and Zisserman 2014 (arXiv:1409.1556), table 1."""
+    return _network(common, depth=13)
+
+
+@application(common_arguments)
+def VGG16(common: Common) -> keras.Model:
+    """VGG-16, configuration D of Simonyan and Zisserman 2014 (arXiv:1409.1556), table 1."""
+    return _network(common, depth=16)
+
+
+@application(common_arguments)
+def VGG19(common: Common) -> keras.Model:
+    """VGG-19, configuration E of Simonyan and Zisserman 2014 (arXiv:1409.1556), table 1."""
+    return _network(common, depth=19)

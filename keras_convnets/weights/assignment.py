@@ -1,8 +1,8 @@
-"""Stored layers into a network: paired, converted and checked, all before anything is changed."""
+"""Assignment of stored layers to a network's: paired, converted and checked before any weight is set."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.errors import UserError
+from keras_convnets.networks.graph import leaves
 from keras_convnets.weights.onnx_reader import StoredLayer, in_graph_order
 
 # The layers whose width is the number of classes.
@@ -22,7 +23,7 @@ Values = list[tuple[keras.layers.Layer, list[np.ndarray]]]
 def in_order(model: keras.Model, stored: Sequence[StoredLayer], path: Path) -> list[Pair]:
     """Pair a network's weighted layers with those of a graph, both in the order that the graphs give.
 
-    Auxiliary heads take no part. What a network without its classifier leaves over must be fully connected.
+    Auxiliary heads are ignored. Stored layers beyond those of a network without classifier must be fully connected.
 
     Raises:
         UserError: if the layers are not of the same kinds in the same order.
@@ -111,8 +112,8 @@ def converted(model: keras.Model, pairs: Sequence[Pair], path: Path) -> Values:
         arrays = dict(theirs.arrays)
         _check_settings(model, layer, theirs, path)
         if not _fits(layer, theirs):
-            # Only the classifier may have another width. Nothing is computed with an array of another shape, which a
-            # stranger's file may make as large as it likes.
+            # Only the classifier may have another width. Nothing is computed with an array of another shape, which an
+            # untrusted file may make arbitrarily large.
             if layer.name in HEADS and _fits(layer, theirs, width=False):
                 continue
             raise _misfit(model, layer, theirs, path)
@@ -157,15 +158,6 @@ def _misfit(model: keras.Model, layer: keras.layers.Layer, theirs: StoredLayer, 
         f"{path} does not fit {model.name}: {layer.name} has shapes {_shapes(wanted)} and the file's "
         f"{theirs.name} has {_shapes(given)}."
     )
-
-
-def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yield the layers of a model, nested models opened."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from leaves(layer)
-        else:
-            yield layer
 
 
 def _check_settings(model: keras.Model, layer: keras.layers.Layer, theirs: StoredLayer, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Published files into the user's cache: resumed, verified, and visible under their name only when they are right."""
+"""Download of published files into the user's cache: resumed, verified, and renamed only when they are right."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ log = logging.getLogger("keras_convnets")
 
 
 class DownloadError(OSError):
-    """A file that can't be had, for the network's or the disk's sake; the sentence says where to put it by hand."""
+    """A download that failed, by network or disk; the sentence says where to put the file by hand."""
 
 
 class _Unusable(Exception):
@@ -43,7 +43,7 @@ class _Unusable(Exception):
 
 
 class _Cut(Exception):
-    """Why a connection ended before the file did; the same address may go on with it."""
+    """Why a connection ended before the file did; the same address may resume it."""
 
 
 def cache_folder() -> Path:

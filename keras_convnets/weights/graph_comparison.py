@@ -1,8 +1,8 @@
-"""What networks do between their weighted layers: padding, activations, pooling, sums. Two are compared step by step.
+"""Comparison of two networks between their weighted layers: padding, activations, pooling, sums.
 
-Weights say nothing of it: a network without its poolings, or without its shortcuts, has arrays of the same names and
-shapes. An ONNX graph and the configuration of a Keras model tell it; both are read as `Step`s, brought to one form at
-the input size of the network that is to take the weights, and compared layer by layer.
+Weights alone do not show these: a network without its poolings, or without its shortcuts, has arrays of the same names
+and shapes. An ONNX graph and the configuration of a Keras model do; both are read as `Step`s, brought to one form at
+the input size of the network that takes the weights, and compared layer by layer.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.weights.onnx_reader import StoredLayer
 
 # What a layer's arrays are, by their number and the rank of the first.
-KINDS = {
+LAYER_KINDS = {
     (1, 4): ("Conv2D", ("kernel",)),
     (2, 4): ("Conv2D", ("kernel", "bias")),
     (1, 2): ("Dense", ("kernel",)),
@@ -32,10 +32,10 @@ KINDS = {
 LEGACY_EPSILON = 1.001e-5
 # Where networks of this package keep their configuration in a .weights.h5 file.
 CONFIG = "network_config"
-# Of what is compressed: this many bytes are always read, and beyond them so many times those in the file.
+# Limit of decompressed data in bytes: at least the first, at most the second times the compressed size beyond it.
 LEAST_LIMIT, MOST_EXPANSION = 64 << 20, 20
 LEAST_CHUNK = 1 << 20
-# What readers raise of files that are broken, or made to break them.
+# What readers raise for files that are corrupt or crafted.
 BROKEN = (
     *(AttributeError, KeyError, NotImplementedError, OSError, RecursionError, RuntimeError, TypeError, ValueError),
     *(struct.error, zipfile.BadZipFile, zlib.error),
@@ -43,13 +43,13 @@ BROKEN = (
 
 
 class _Outside(Exception):
-    """What of a file lies in other files."""
+    """Data of a file that lies in other files."""
 
 
 def read_h5(path: str | os.PathLike, sizes: Mapping[str, int] | None = None) -> list[StoredLayer]:
     """Read a weights file of Keras.
 
-    What a stranger's file can ask for is bounded: no other file is opened, and nothing is read that no layer takes.
+    Untrusted files are bounded: no other file is opened, and only arrays that a layer takes are read.
 
     Args:
         path: of a .weights.h5, a .keras, or a legacy .h5 file, of weights alone or of a whole model.
@@ -122,7 +122,7 @@ def check_archive(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def refusing(path: Path, what: str) -> Iterator[None]:
-    """Turn what readers raise of a broken file into a sentence.
+    """Turn what readers raise for a corrupt file into one sentence.
 
     Args:
         path: the file.
@@ -314,7 +314,9 @@ def _named(file: Any, sizes: Mapping[str, int] | None) -> Iterator[StoredLayer]:
 
 def _stored(name: str, arrays: list[np.ndarray], epsilon: float | None) -> StoredLayer:
     arrays = [array if array.strides == (0,) * array.ndim else np.asarray(array, np.float32) for array in arrays]
-    kind, names = KINDS.get((len(arrays), arrays[0].ndim), ("unknown", [str(index) for index in range(len(arrays))]))
+    kind, names = LAYER_KINDS.get(
+        (len(arrays), arrays[0].ndim), ("unknown", [str(index) for index in range(len(arrays))])
+    )
     settings = {"epsilon": epsilon} if epsilon is not None and kind == "BatchNormalization" else {}
     return StoredLayer(printable(name, 200), kind, dict(zip(names, arrays, strict=True)), settings)
 

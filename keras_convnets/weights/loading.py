@@ -1,4 +1,4 @@
-"""Weights into a network: published ones by name, or a file, checked whole before anything is changed."""
+"""Loading of weights, published ones by name or a file; everything is checked before any weight is set."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keras_convnets.errors import UserError
 from keras_convnets.files import path_text, sha256
-from keras_convnets.images.preprocessing import BGR_MEANS, CAFFE_MEANS, UNIT_SCALED, Preprocessing
-from keras_convnets.networks.registry import ARCHITECTURES
+from keras_convnets.images import preprocessing
+from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.networks.architecture import Convention
+from keras_convnets.networks.registry import ARCHITECTURES, BUILDERS
 from keras_convnets.weights import graph_comparison, keras_reader, onnx_reader
 from keras_convnets.weights.pretrained import WeightsRecord, get_record, list_weights, record_of_file
 
@@ -24,24 +26,13 @@ if TYPE_CHECKING:
     from keras_convnets.weights import assignment
 
 # How files may end, in small or capital letters, and the kind of file that it stands for.
-KINDS = {
+FILE_KINDS = {
     **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5")},
     ".weights.hdf5": ".weights.h5",
     ".hdf5": ".h5",
 }
-SUFFIXES = tuple(KINDS)
+WEIGHT_SUFFIXES = tuple(FILE_KINDS)
 TAKES = "None, the name of published weights, a WeightsRecord, or the path of a .onnx, .keras, .weights.h5 or .h5 file"
-# What a file that no record knows was trained on, by the network's module and the file's kind.
-CONVENTIONS = {
-    ("keras_convnets.networks.alexnet", ".onnx"): BGR_MEANS,
-    ("keras_convnets.networks.googlenet", ".onnx"): BGR_MEANS,
-    ("keras_convnets.networks.vgg", ".onnx"): UNIT_SCALED,
-    ("keras_convnets.networks.resnet", ".onnx"): UNIT_SCALED,
-    ("keras_convnets.networks.vgg", ".h5"): CAFFE_MEANS,
-    ("keras_convnets.networks.resnet", ".h5"): CAFFE_MEANS,
-}
-# Caffe's AlexNet takes crops of this size; the paper's 224 needs padding.
-CAFFE_ALEXNET_INPUT = (227, 227, 3)
 log = logging.getLogger("keras_convnets")
 
 
@@ -52,7 +43,7 @@ class Weights:
     Attributes:
         path: the file.
         architecture: the builder's name.
-        record: what is known of it, or None of a file that is nobody's.
+        record: of the published weights that the file holds, or None.
     """
 
     path: Path
@@ -61,8 +52,8 @@ class Weights:
 
     @property
     def suffix(self) -> str:
-        """The kind of the file: one of the values of `KINDS`."""
-        return next(kind for suffix, kind in KINDS.items() if str(self.path).lower().endswith(suffix))
+        """The kind of the file: one of the values of `FILE_KINDS`."""
+        return next(kind for suffix, kind in FILE_KINDS.items() if str(self.path).lower().endswith(suffix))
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing | None:
@@ -74,7 +65,7 @@ class Weights:
             found = [config["preprocessing"] for kind, config in layers if kind == "ImageNormalization"]
             if found:
                 return Preprocessing.from_dict(found[0])
-        return CONVENTIONS.get((self._module, self.suffix))
+        return getattr(preprocessing, self._convention.preprocessing) if self._convention else None
 
     @functools.cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -88,13 +79,12 @@ class Weights:
         """The size of the images they were trained on, where it is not the paper's."""
         if self.record is not None:
             return self.record.input_shape
-        alexnet = (self._module, self.suffix) == ("keras_convnets.networks.alexnet", ".onnx")
-        return CAFFE_ALEXNET_INPUT if alexnet else None
+        return self._convention.input_shape if self._convention else None
 
     @property
     def in_imagenet_order(self) -> bool:
         """Whether 1,000 outputs are ImageNet's classes: of records and of the kinds of files that publish them."""
-        return self.record is not None or (self._module, self.suffix) in CONVENTIONS
+        return self.record is not None or self._convention is not None
 
     def load_into(self, model: keras.Model, chosen: Collection[str] = ()) -> bool:
         """Put the weights into a network; returns whether its classifier was among them.
@@ -114,15 +104,15 @@ class Weights:
             if fitting is None:
                 raise
             raise UserError(f"{str(error).removesuffix('.')}; {fitting} takes it.") from error
-        from keras_convnets.weights import assignment
+        from keras_convnets.networks.graph import leaves
 
         self._say_what_is_not_known(model)
-        # A network keeps these facts about its weights, not the file's numbers besides its own.
+        # The network keeps this object; the file's arrays are dropped.
         self.__dict__.pop("_onnx", None)
         for layer, arrays in values:
             layer.set_weights(arrays)
         loaded = {layer.name for layer, _ in values}
-        left = [layer.name for layer in assignment.leaves(model) if layer.weights and layer.name not in loaded]
+        left = [layer.name for layer in leaves(model) if layer.weights and layer.name not in loaded]
         if left:
             log.warning(
                 "%s: loaded all but %s, which the file has for other classes or not at all: untrained",
@@ -133,6 +123,7 @@ class Weights:
 
     def _values(self, model: keras.Model, chosen: Collection[str] = ()) -> assignment.Values:
         """Return what each layer of a network gets. Arguments and errors as of `load_into`."""
+        from keras_convnets.networks.graph import leaves
         from keras_convnets.weights import assignment
 
         steps: Iterable[graph_comparison.Step] | None
@@ -142,7 +133,7 @@ class Weights:
                 onnx = onnx_reader.with_normalizations(onnx)
             pairs, steps = assignment.in_order(model, onnx.layers, self.path), onnx.steps
         else:
-            sizes = {layer.name: _largest(layer) for layer in assignment.leaves(model)}
+            sizes = {layer.name: _largest(layer) for layer in leaves(model)}
             pairs = assignment.by_name(model, keras_reader.read_h5(self.path, sizes), self.path)
             config = keras_reader.configuration(self.path)
             steps = None if config is None else graph_comparison.keras_steps(config)
@@ -152,7 +143,7 @@ class Weights:
         return values
 
     def _say_what_is_not_known(self, model: keras.Model) -> None:
-        """Log what the file leaves open of the network that is to take its weights."""
+        """Log what the file does not say about the network that takes its weights."""
         from keras_convnets.weights import assignment
 
         if self._onnx is None and keras_reader.configuration(self.path) is None:
@@ -183,9 +174,10 @@ class Weights:
         return fitting(model, self.architecture, weighted, lambda relative: self._values(relative, ("lrn",)))
 
     @property
-    def _module(self) -> str | None:
-        known = ARCHITECTURES.get(self.architecture)
-        return known.module if known else None
+    def _convention(self) -> Convention | None:
+        """How files of this kind are known to have been trained that no record describes."""
+        family = BUILDERS.get(self.architecture)
+        return family.conventions.get(self.suffix) if family else None
 
     @functools.cached_property
     def _onnx(self) -> onnx_reader.OnnxWeights | None:
@@ -194,10 +186,11 @@ class Weights:
     def _check_structure(
         self, model: keras.Model, pairs: Sequence[Any], steps: Iterable[graph_comparison.Step], chosen: Collection[str]
     ) -> None:
-        """Refuse a file whose network does something else between its layers: all arrays of the two may agree."""
-        names = {position: layer.name for position, (layer, _) in enumerate(pairs)}
+        """Refuse a file whose network differs between its layers, even where all shapes agree."""
+        names: dict[Hashable, str] = {position: layer.name for position, (layer, _) in enumerate(pairs)}
         theirs = {stored.name if stored.step is None else stored.step: at for at, (_, stored) in enumerate(pairs)}
-        size = tuple(side or graph_comparison.ANY_SIDE for side in model.input_shape[1:3])
+        height, width = (side or graph_comparison.ANY_SIDE for side in model.input_shape[1:3])
+        size = (height, width)
         forms = graph_comparison.Forms()
         # A record knows the constants that its file was trained with.
         known = self.record.arguments if self.record is not None else {}
@@ -217,6 +210,10 @@ class Weights:
                 f"{self.path} does not hold weights for {model.name}, as its layers are those of another network: "
                 f"{differing}{hint}."
             )
+
+
+# What builders take as weights=.
+WeightsArgument = str | os.PathLike[str] | WeightsRecord | Weights | None
 
 
 def _largest(layer: keras.layers.Layer) -> int:
@@ -245,7 +242,7 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
         if architecture not in ARCHITECTURES:
             raise UserError(
                 f"weights is {text!r}; {architecture} has no published weights: give None or the path of a "
-                f"{', '.join(SUFFIXES)} file."
+                f"{', '.join(WEIGHT_SUFFIXES)} file."
             )
         weights = get_record(architecture, text)
     if weights.architecture != architecture:
@@ -259,12 +256,12 @@ def _is_path(text: str) -> bool:
     """Whether a text names a file: names that any network's weights have come first."""
     if text.lower() in {record.name.lower() for record in list_weights()}:
         return False
-    return text.lower().endswith(SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
+    return text.lower().endswith(WEIGHT_SUFFIXES) or os.sep in text or "/" in text or Path(text).exists()
 
 
 def _of_file(path: Path, architecture: str) -> Weights:
-    if not str(path).lower().endswith(SUFFIXES):
-        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(SUFFIXES)} file, or None.")
+    if not str(path).lower().endswith(WEIGHT_SUFFIXES):
+        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(WEIGHT_SUFFIXES)} file, or None.")
     if not path.is_file():
         raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
     return Weights(path, architecture, record_of_file(architecture, sha256(path)))

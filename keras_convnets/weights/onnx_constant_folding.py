@@ -1,4 +1,4 @@
-"""Computes what an ONNX graph makes of its stored tensors alone: weights behind a Reshape are weights still."""
+"""Constant folding of ONNX graphs: weights may stand behind Reshape, Transpose, Cast and the like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks into ONNX files before any runtime does: a tensor may ask for the bytes of another file of the machine."""
+"""Check of ONNX files for external data, before any runtime opens them: tensors may refer to other files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def _fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, Any]]:
     """Yield (number, wire type, value) of a message's fields: of bytes where they start and end, of a varint itself."""
     while at < end:
         tag, at = _varint(data, at, end)
-        kind, value = tag & 7, None
+        kind = tag & 7
+        value: Any = None
         if kind == VARINT:
             value, at = _varint(data, at, end)
         elif kind == BYTES:

@@ -1,4 +1,4 @@
-"""Reads an ONNX graph as steps that can be compared with those of a network."""
+"""An ONNX graph as the `Step`s that `graph_comparison` compares."""
 
 from __future__ import annotations
 

@@ -100,8 +100,10 @@ def read_onnx(path: str | os.PathLike) -> OnnxWeights:
 
 
 def with_normalizations(onnx: OnnxWeights) -> OnnxWeights:
-    """Return what a file says whose batch normalisations were folded, with one that changes nothing behind each
-    convolution: the network's own has a place for the convolution's bias."""
+    """Return a file's weights with an identity batch normalisation added behind each convolution.
+
+    For files whose batch normalisations were folded: the network's own then takes the convolution's bias.
+    """
     layers: list[StoredLayer] = []
     for layer in onnx.layers:
         layers.append(layer)
@@ -109,8 +111,8 @@ def with_normalizations(onnx: OnnxWeights) -> OnnxWeights:
             zeros = np.zeros(layer.arrays["kernel"].shape[-1:], np.float32)
             arrays = {"gamma": zeros + 1, "beta": zeros, "moving_mean": zeros, "moving_variance": zeros + 1}
             name = f"the batch normalisation of {layer.name}"
-            step = (layer.step, "normalised")
-            layers.append(StoredLayer(name, "BatchNormalization", arrays, {"epsilon": 0.0}, step=step))
+            settings = {"epsilon": 0.0}
+            layers.append(StoredLayer(name, "BatchNormalization", arrays, settings, step=(layer.step, "normalised")))
     steps: list[Step] = []
     for step in onnx.steps:
         if step.kind == "convolution":

@@ -1,7 +1,7 @@
-"""Published weights as records: plain data that needs no Keras, no network and no file.
+"""Records of published weights: plain data that needs no Keras, no network and no file.
 
 The files are those of the ONNX Model Zoo; sizes, sha256 and accuracies are as it states them. What a file does not say
-(channel order, means, input size) stands here, so that nobody has to remember it.
+(channel order, means, input size) is recorded here.
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
-"""Which network of a family a weights file fits, when it does not fit the one that was asked for."""
+"""Suggestions: which network of the family a weights file fits that does not fit the requested one."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import importlib
 import inspect
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
-from keras_convnets.networks.registry import ARCHITECTURES
-from keras_convnets.networks.residual import SHORTCUTS
+from keras_convnets.networks.registry import ARCHITECTURES, get_builder
 
 
 def fitting(model: keras.Model, architecture: str, weighted: int, check: Callable[[keras.Model], Any]) -> str | None:
@@ -32,9 +31,9 @@ def fitting(model: keras.Model, architecture: str, weighted: int, check: Callabl
     common: dict[str, Any] = {"include_top": top is not None, "input_shape": tuple(model.input_shape[1:])}
     common |= {"include_preprocessing": False} | ({"classes": top.units} if top is not None else {})
     for name, own in _relatives(architecture, weighted):
-        # Whatever goes wrong in a search for a hint, it is the refusal that counts.
+        # The search is for a hint only: errors in it must not hide the refusal.
         with contextlib.suppress(Exception):
-            # Keras notes variables without values, and names that are taken, by thread: with this one that is gone.
+            # Keras keeps stateless variables and used names per thread; they end with this one.
             with concurrent.futures.ThreadPoolExecutor(1) as thread:
                 relative = thread.submit(_shapes_of, name, {**common, **own}).result()
             check(relative)
@@ -51,21 +50,17 @@ def _relatives(architecture: str, weighted: int) -> Iterator[tuple[str, dict[str
     likely = [
         other.name
         for other in ARCHITECTURES.values()
-        if other.module == known.module and other.depth <= weighted <= other.depth * 3 // 2
+        if other.family is known.family and other.depth <= weighted <= other.depth * 3 // 2
     ]
     yield from ((name, {}) for name in likely if name != architecture)
     for name in likely:
-        own = inspect.signature(_builder(name)).parameters.get("shortcut")
+        own = inspect.signature(get_builder(name)).parameters.get("shortcut")
         if own is not None:
-            others = [shortcut for shortcut in SHORTCUTS if name == architecture or shortcut != own.default]
-            yield from ((name, {"shortcut": shortcut}) for shortcut in others)
-
-
-def _builder(name: str) -> Callable[..., keras.Model]:
-    return getattr(importlib.import_module(ARCHITECTURES[name].module), name)
+            others = [kind for kind in typing.get_args(own.annotation) if name == architecture or kind != own.default]
+            yield from ((name, {"shortcut": kind}) for kind in others)
 
 
 def _shapes_of(name: str, arguments: dict[str, Any]) -> keras.Model:
     """Return a network whose weights have no values: it takes no memory, and a quarter of the time to build."""
     with keras.StatelessScope(initialize_variables=False):
-        return _builder(name)(**arguments)
+        return get_builder(name)(**arguments)

@@ -13,8 +13,8 @@ from keras_convnets.training.seeds import purpose_seed
 def balanced_positions(labels: np.ndarray, seed: int, first: int = 0) -> Iterator[np.ndarray]:
     """Give positions without end, one of each class in every round, the classes in random order.
 
-    Each class has a deck of its own, which is shuffled anew when it is used up: all its images come equally often too.
-    The order is a function of the seed alone, so that a stream can go on in its middle.
+    Each class has a deck of its own, which is shuffled again when it is used up: all its images come equally often too.
+    The order is a function of the seed alone, so that a stream can resume in its middle.
 
     Args:
         labels: integers [n]; a class without images is none.

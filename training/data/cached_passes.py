@@ -1,4 +1,4 @@
-"""Passes over all images of a data set: what they find is kept, and whoever waits for them is told how far they are."""
+"""Passes over all images of a data set: their results are cached and their progress is reported."""
 
 from __future__ import annotations
 

@@ -1,23 +1,19 @@
-"""The data set as training and evaluation see it, and the way from a name to one."""
+"""The data set as training and evaluation see it."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from keras_convnets.card import center_view, check_view
 from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError, unknown_name
-from keras_convnets.files import path_text
+from keras_convnets.images.view import View
 from keras_convnets.numbers import finite_number
-from keras_convnets.training.data.integrity import BROKEN_SHARE, BrokenImage, check_share
+from keras_convnets.training.data.integrity import BROKEN_FRACTION, BrokenImage, check_fraction
 from keras_convnets.training.data.splits import Split, held_out
 
 # Of a data set, over all its splits, decoded images of up to this many bytes are held in memory; more are decoded
@@ -78,7 +74,7 @@ class DataSet:
             "validation: add one, or name another with --split."
         )
 
-    def without_broken(self, share: float = BROKEN_SHARE) -> tuple[DataSet, list[BrokenImage]]:
+    def without_broken(self, fraction: float = BROKEN_FRACTION) -> tuple[DataSet, list[BrokenImage]]:
         """Return the data set without the images that do not decode, and these.
 
         Every image is decoded once with the ops that training uses; splits that are known to be sound, and those in
@@ -86,7 +82,7 @@ class DataSet:
         streams stay functions of the seed.
 
         Args:
-            share: which part of a split may be broken, 0 to 1.
+            fraction: of a split that may be broken, 0 to 1.
 
         Raises:
             UserError: if more of a split is broken, or a class has no training image left.
@@ -97,7 +93,7 @@ class DataSet:
                 continue
             found = split.broken()
             broken = [BrokenImage(name, file, reason) for _, file, reason in found]
-            check_share(name, split.size, broken, share)
+            check_fraction(name, split.size, broken, fraction)
             good = np.setdiff1d(np.arange(split.size), [position for position, _, _ in found])
             splits[name] = split.subset(good) if found else split.subset(range(split.size))
             splits[name].checked = True
@@ -122,7 +118,7 @@ class DataSet:
         resize: int | None = None,
         leaving: Mapping[str, Split] | None = None,
     ) -> DataSet:
-        """Return the data set with every image brought to one size by the plain centre view.
+        """Return the data set with every image resized and centre cropped to one size.
 
         Splits are decoded once and held as long as all together fit into the memory limit, "train" and "holdout" first;
         the others are decoded whenever they are read. What is held is held once: neither streams nor subsets nor
@@ -137,15 +133,14 @@ class DataSet:
             leaving: splits that are taken as they are given here.
 
         Raises:
-            UserError: if more than a share of 0.05 of a split is broken.
+            UserError: if more than a fraction of 0.05 of a split is broken.
         """
-        return self.in_view(center_view(height, width, resize), memory_limit, leaving)
+        return self.in_view(View.of_size(height, width, resize), memory_limit, leaving)
 
     def in_view(
-        self, view: Mapping[str, Any], memory_limit: int = MEMORY_LIMIT, leaving: Mapping[str, Split] | None = None
+        self, view: View, memory_limit: int = MEMORY_LIMIT, leaving: Mapping[str, Split] | None = None
     ) -> DataSet:
-        """Return the data set with every image as a model card's view shows it; else as `at_size`."""
-        check_view(view)
+        """Return the data set with every image brought to one size by a view; else as `at_size`."""
         leaving = dict(leaving or {})
         others = {name: split for name, split in self.splits.items() if name not in leaving}
         sound, _ = dataclasses.replace(self, splits=others).without_broken()
@@ -155,22 +150,22 @@ class DataSet:
             sized[name] = sound.splits[name].at_size(view, left)
             left -= sized[name].held_bytes
         splits = {name: leaving.get(name) or sized[name] for name in self.splits}
-        return dataclasses.replace(self, splits=splits, image_size=tuple(view["crop"]))
+        return dataclasses.replace(self, splits=splits, image_size=view.crop)
 
     def with_holdout(self, holdout: float) -> DataSet:
         """Return the data set with a part of "train" moved into a split named "holdout".
 
-        Every class gives its share, by position, so that the same data always give the same parts. With broken images
-        among the data they are to be left out before, in training as in evaluation.
+        Every class gives the same fraction, by position, so that the same data always give the same parts. Broken
+        images are to be left out before, in training as in evaluation.
 
         Args:
-            holdout: a number of images from 1 on, or a share below 1; 0 leaves the data set as it is.
+            holdout: a number of images from 1 on, or a fraction below 1; 0 leaves the data set as it is.
 
         Raises:
             UserError: if nothing would be left to train on.
         """
         if finite_number(holdout) is None:
-            raise UserError(f"holdout is {holdout!r}; give a number of images, or a share below 1.")
+            raise UserError(f"holdout is {holdout!r}; give a number of images, or a fraction below 1.")
         if not holdout:
             return self
         train = self.split("train")
@@ -191,45 +186,3 @@ class DataSet:
         for name in sorted(self.splits):
             digest.update(f"{name}:{self.splits[name].fingerprint()}".encode())
         return digest.hexdigest()[:16]
-
-
-def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike | None = None) -> DataSet:
-    """Return a data set by what it is called.
-
-    Args:
-        name: "digits" (scikit-learn's 8x8 handwritten digits); a folder of images, `train/<class>/*.jpg` with or
-            without `val/` or `test/`, or `<class>/*.jpg`, of which every fifth image of each class is then "test";
-            a folder of shards that `prepare` wrote; or a name of TensorFlow Datasets, such as "cifar10",
-            "emnist/letters" with a config, or "cifar10:3.0.2" with a version. What exists as a folder is a folder.
-        data_dir: where TensorFlow Datasets' prepared directories are looked for first, then TFDS_DATA_DIR, then
-            ~/tensorflow_datasets.
-
-    Raises:
-        UserError: if there is no such data set, or it can't be read.
-
-    Example:
-        >>> load_dataset("digits").splits["test"].size
-        360
-    """
-    if isinstance(name, DataSet):
-        return name
-    if name == "digits":
-        from keras_convnets.training.data.digits import load_digits
-
-        return load_digits()
-    text = path_text(name, "dataset", "a DataSet, digits, a folder of images, or a name of TensorFlow Datasets")
-    if Path(text).is_dir():
-        from keras_convnets.training.data.shards import holds_shards, load_shards
-
-        if holds_shards(Path(text)):
-            return load_shards(Path(text))
-        from keras_convnets.training.data.folder import load_folder
-
-        return load_folder(Path(text))
-    from keras_convnets.training.data.tfds import CATALOGUE_NAME
-
-    if not CATALOGUE_NAME.fullmatch(text) and (os.sep in text or text.startswith((".", "~"))):
-        raise UserError(f"there is no folder {text}; give an existing folder of images, digits, or a TFDS name.")
-    from keras_convnets.training.data.tfds import load_catalogue
-
-    return load_catalogue(text, data_dir)

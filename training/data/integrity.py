@@ -19,7 +19,7 @@ from keras_convnets.images.files import ORIENTATION, READ
 from keras_convnets.training.data.cached_passes import counted, kept
 
 # Of a split; more than this is a fault of the collection that somebody should look at.
-BROKEN_SHARE = 0.05
+BROKEN_FRACTION = 0.05
 CHECKING = "checking that images decode"
 CHECKED_TOGETHER = 256
 # What reading and decoding raise for the file's own sake; running out of memory is not among them.
@@ -105,27 +105,27 @@ def broken_positions(encoded: tf.data.Dataset, size: int, state: str) -> list[in
     return kept("broken", f"{tf.__version__} {state}", size, look, are_positions)
 
 
-def check_share(split: str, size: int, broken: Sequence[BrokenImage], share: float) -> None:
+def check_fraction(split: str, size: int, broken: Sequence[BrokenImage], fraction: float) -> None:
     """Log each image that is left out, and refuse a split of which too many are.
 
     Args:
         split: its name.
         size: number of images with the broken ones.
         broken: these.
-        share: which part of the split may be broken, 0 to 1.
+        fraction: of the split that may be broken, 0 to 1.
 
     Raises:
         UserError: if more are, or all.
     """
     if not broken:
         return
-    if len(broken) > share * size or len(broken) == size:
+    if len(broken) > fraction * size or len(broken) == size:
         first = "; ".join(f"{image.file}: {image.reason}" for image in broken[:3])
         raise UserError(
             f"{len(broken)} of the {size} images of split {split} can't be read ({first}"
-            f"{'; ...' if len(broken) > 3 else ''}), and a share of {share:g} may be; mend or remove them, allow more "
-            "with broken_images, or run keras-convnets data verify FOLDER --quarantine, which lists them all and has "
-            "them left out."
+            f"{'; ...' if len(broken) > 3 else ''}), and a fraction of {fraction:g} may be; mend or remove them, allow "
+            "more with broken_images, or run keras-convnets data verify FOLDER --quarantine, which lists them all and "
+            "has them left out."
         )
     for image in broken:
         log.warning("left out of %s: %s (%s)", split, printable(image.file), image.reason)

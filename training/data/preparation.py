@@ -27,10 +27,10 @@ from keras_convnets.images.files import ORIENTATION, OTHER_SUFFIXES
 from keras_convnets.numbers import whole_number
 from keras_convnets.training.data.folder import load_folder
 from keras_convnets.training.data.integrity import (
-    BROKEN_SHARE,
+    BROKEN_FRACTION,
     UNREADABLE,
     BrokenImage,
-    check_share,
+    check_fraction,
     image_type,
     open_header,
 )
@@ -76,7 +76,7 @@ def prepare_folder(
 
     The splits are those of `load_dataset(folder)` and become `train/`, `test/` and so on, so that no image changes its
     part. Shards hold the images of a split in a random order that is always the same, because they are read one after
-    the other. A second call with the same arguments goes on where the first was stopped.
+    the other. A second call with the same arguments resumes where the first was stopped.
 
     Args:
         folder: of images, as `load_dataset` takes it.
@@ -96,7 +96,7 @@ def prepare_folder(
     data = load_folder(folder, convertible=True)
     splits: dict[str, FileSplit] = dict(data.splits)
     plan = {"source": data.fingerprint(), "shorter_side": shorter_side, "format": format}
-    then = "mend that, and the same command goes on, or name another with --to"
+    then = "mend that, and the same command resumes, or name another with --to"
     with writing(to, then):
         to.mkdir(parents=True, exist_ok=True)
     with writing(to, then), only_one(to, "prepared"):
@@ -109,7 +109,7 @@ def prepare_folder(
                 # Others than those that training reads are a gain, and no loss.
                 left_out = [BrokenImage(*item) for item in index["left_out"] if item[0] == name]
                 broken = [image for image in left_out if not image.file.lower().endswith(OTHER_SUFFIXES)]
-                check_share(name, split.size, broken, BROKEN_SHARE)
+                check_fraction(name, split.size, broken, BROKEN_FRACTION)
             sizes = index.pop("sizes")
             write_json(to / INDEX, {**index, "image_size": sizes[0] if len(sizes) == 1 else None, "finished": True})
     return Prepared(to, index["images"], tuple(BrokenImage(*item) for item in index["left_out"]))

@@ -103,8 +103,8 @@ class StreamSplit(Split):
     def encoded_shuffled(self, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
         """Return an endless stream; records can't be reached by position, so a buffer shuffles what is read.
 
-        The buffer's order is a function of the seed and the epoch, so this stream too goes on where it was left; it
-        reads again what it passes over of an epoch.
+        The buffer's order is a function of the seed and the epoch, so this stream too resumes where it was left; it
+        reads again what it skips of an epoch.
         """
         if balanced:
             raise UserError(

@@ -110,7 +110,7 @@ def holds_shards(folder: Path) -> bool:
         return False
     index = read_index(folder)
     if not index["finished"]:
-        raise UserError(f"{folder} is not finished; run the same keras-convnets data prepare again, which goes on.")
+        raise UserError(f"{folder} is not finished; run the same keras-convnets data prepare again, which resumes.")
     return index["plan"]["format"] == "tfrecord"
 
 

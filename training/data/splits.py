@@ -11,16 +11,16 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_convnets.errors import UserError
 from keras_convnets.images.decoding import decode_image
-from keras_convnets.images.resizing import center_view
+from keras_convnets.images.resizing import apply_view
+from keras_convnets.images.view import View
 from keras_convnets.training.data.balanced_sampling import balanced_positions
 from keras_convnets.training.data.cached_passes import counted
 from keras_convnets.training.data.integrity import broken_kind, broken_positions
@@ -74,8 +74,8 @@ class Split(abc.ABC):
     def encoded_shuffled(self, seed: int, first: int = 0, balanced: bool = False) -> tf.data.Dataset:
         """Return an endless stream of single images as they are encoded, each of them once an epoch.
 
-        The order is a function of the seed and the epoch alone, so that a resumed run goes on with just the images
-        the unbroken one would have seen next.
+        The order is a function of the seed and the epoch alone, so that a resumed run sees just the images that
+        the uninterrupted one would have seen next.
 
         Args:
             seed: of the permutations.
@@ -104,15 +104,15 @@ class Split(abc.ABC):
         """The same images as the data hold them, not yet brought to one size."""
         return self
 
-    def at_size(self, view: Mapping[str, Any], memory_limit: int) -> SizedSplit:
+    def at_size(self, view: View, memory_limit: int) -> SizedSplit:
         """Return the split with images of one size: decoded into memory where they fit, else decoded when read.
 
         Args:
-            view: as `keras_convnets.card.center_view` describes it.
+            view: what they are resized and cropped to.
             memory_limit: how many bytes of decoded images may be held.
         """
         viewed = ViewedSplit(self, view)
-        fits = self.size * math.prod(view["crop"]) * 3 <= memory_limit
+        fits = self.size * math.prod(view.crop) * 3 <= memory_limit
         return viewed.in_memory() if fits else viewed
 
 
@@ -125,7 +125,7 @@ class SizedSplit(Split):
     """
 
     image_size: tuple[int, int]
-    view: Mapping[str, Any] | None = None
+    view: View | None = None
 
     @abc.abstractmethod
     def in_order(self, batch_size: int) -> tf.data.Dataset:
@@ -147,10 +147,10 @@ class ViewedSplit(SizedSplit):
         view: how they are brought to one size.
     """
 
-    def __init__(self, source: Split, view: Mapping[str, Any]):
+    def __init__(self, source: Split, view: View):
         self._source, self.view = source, view
         self.size, self.checked, self.held_bytes = source.size, source.checked, source.held_bytes
-        self.image_size = (view["crop"][0], view["crop"][1])
+        self.image_size = view.crop
 
     @property
     def labelled(self) -> bool:
@@ -167,7 +167,7 @@ class ViewedSplit(SizedSplit):
         """The same images as the data hold them."""
         return self._source.originals
 
-    def at_size(self, view: Mapping[str, Any], memory_limit: int) -> SizedSplit:
+    def at_size(self, view: View, memory_limit: int) -> SizedSplit:
         """Return the split in another view of the encoded images."""
         return self._source.at_size(view, memory_limit)
 
@@ -181,7 +181,7 @@ class ViewedSplit(SizedSplit):
 
     def state(self) -> str:
         """Return that of the encoded images, and the view."""
-        return f"{self._source.state()} {sorted(self.view.items())}"
+        return f"{self._source.state()} {self.view}"
 
     def broken(self) -> list[tuple[int, str, str]]:
         """Return (position, path or what else finds it, reason) of the images that do not decode."""
@@ -222,8 +222,7 @@ class ViewedSplit(SizedSplit):
         return ArraySplit(images, labels, self.view, self.originals)
 
     def _decoded(self, examples: tf.data.Dataset) -> tf.data.Dataset:
-        kernel, antialias = self.view.get("kernel", "bilinear"), self.view.get("antialias", True)
-        viewed = _viewing(self.view["resize"], self.image_size, kernel, antialias)
+        viewed = _viewing(self.view)
         return examples.map(
             lambda encoded, label, position: (viewed(encoded), label),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -232,10 +231,10 @@ class ViewedSplit(SizedSplit):
 
 
 @functools.lru_cache(maxsize=16)
-def _viewing(resize: int, crop: tuple[int, int], kernel: str, antialias: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+def _viewing(view: View) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return what turns an encoded image into a view; its graph takes half a second to build, so it is kept."""
     return tf.function(
-        lambda encoded: center_view(decode_image(encoded), resize, crop, kernel, antialias),
+        lambda encoded: apply_view(decode_image(encoded), view),
         input_signature=[tf.TensorSpec([], tf.string)],
         autograph=False,
     )
@@ -319,7 +318,7 @@ class ArraySplit(PositionSplit, SizedSplit):
         self,
         images: np.ndarray,
         labels: np.ndarray,
-        view: Mapping[str, Any] | None = None,
+        view: View | None = None,
         originals: Split | None = None,
     ):
         labels = np.asarray(labels, np.int64)
@@ -332,9 +331,7 @@ class ArraySplit(PositionSplit, SizedSplit):
         self._set(_aligned(images), None, labels, view)
         self._originals = originals
 
-    def _set(
-        self, stored: np.ndarray, at: np.ndarray | None, labels: np.ndarray, view: Mapping[str, Any] | None
-    ) -> None:
+    def _set(self, stored: np.ndarray, at: np.ndarray | None, labels: np.ndarray, view: View | None) -> None:
         self._stored, self._at, self._labels, self.view = stored, at, labels, view
         self.size, self.image_size = len(labels), (stored.shape[1], stored.shape[2])
         self.held_bytes = self.size * math.prod(stored.shape[1:])
@@ -354,10 +351,9 @@ class ArraySplit(PositionSplit, SizedSplit):
         """Whether the labels are known: those that are not are negative."""
         return bool(self._labels.min() >= 0)
 
-    def at_size(self, view: Mapping[str, Any], memory_limit: int) -> SizedSplit:
+    def at_size(self, view: View, memory_limit: int) -> SizedSplit:
         """Return the split resized; itself where it has the size already."""
-        has_size = [*self.image_size] == [*view["crop"]]
-        if has_size and (self.view == view or min(view["crop"]) == view["resize"]):
+        if self.image_size == view.crop and (self.view == view or min(view.crop) == view.resize):
             return self
         if self._originals is not None:
             return self._originals.at_size(view, memory_limit)
@@ -498,7 +494,7 @@ def _file_state(path: Path) -> str:
 
 
 def held_out(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose `count` positions, evenly spaced within each class, each class by its share.
+    """Choose `count` positions, evenly spaced within each class, each class by its fraction.
 
     Args:
         labels: integers [n].

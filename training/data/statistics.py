@@ -40,11 +40,11 @@ def data_statistics(data: DataSet | Survey, progress: Callable[[int, int], None]
         Plain data for JSON: "name"; "problems", sentences about what has a folder refused; "splits", for each its
         "images", "broken" and, where images decode, "classes" (name -> count), "empty", "tiny" and "extreme" (names of
         classes without images, of images whose shorter side is below 16 pixels, and of those more than ten times as
-        long as wide), "class_counts", "width" and "height" in pixels (each min, median, max), "formats" (name -> share
-        of the images), "mean" and "std" of the channels RGB in 0-255, "components" (principal components of the pixels
-        scaled to 0-1, one a row, that of the largest variance first) and "eigenvalues" (their variances); "identical",
-        groups of images with the same pixels; "similar", groups of others whose 8 x 8 average hash is the same, which
-        are worth a look. A group is a list of [split, image].
+        long as wide), "class_counts", "width" and "height" in pixels (each min, median, max), "formats" (name ->
+        fraction of the images), "mean" and "std" of the channels RGB in 0-255, "components" (principal components of
+        the pixels scaled to 0-1, one a row, that of the largest variance first) and "eigenvalues" (their variances);
+        "identical", groups of images with the same pixels; "similar", groups of others whose 8 x 8 average hash is the
+        same, which are worth a look. A group is a list of [split, image].
     """
     total, done = sum(split.size for split in data.splits.values()), 0
     seen = {}
@@ -187,7 +187,9 @@ def statistics_text(facts: dict[str, Any]) -> str:
         lines += _odd_lines(split)
         lines.append(f"  width        {_shown(split['width'])}")
         lines.append(f"  height       {_shown(split['height'])}")
-        lines.append(f"  formats      {', '.join(f'{kind} {share:.1%}' for kind, share in split['formats'].items())}")
+        lines.append(
+            f"  formats      {', '.join(f'{kind} {fraction:.1%}' for kind, fraction in split['formats'].items())}"
+        )
         lines.append(f"  mean RGB     {_numbers(split['mean'], 2)}")
         lines.append(f"  std RGB      {_numbers(split['std'], 2)}")
         for vector, variance in zip(split["components"], split["eigenvalues"], strict=True):

@@ -29,10 +29,10 @@ NO_FLIPS = {
 }
 NETWORK_TIMEOUT = 10.0
 # name, name/config, either with :version, as TFDS has them; a part of it never leads to another folder.
-CATALOGUE_NAME = re.compile(r"(?P<name>\w+(/\w[\w.+-]*)?)(:(?P<version>[0-9*]+\.[0-9*]+\.[0-9*]+))?")
+TFDS_NAME = re.compile(r"(?P<name>\w+(/\w[\w.+-]*)?)(:(?P<version>[0-9*]+\.[0-9*]+\.[0-9*]+))?")
 
 
-def load_catalogue(name: str, data_dir: str | os.PathLike | None) -> DataSet:
+def load_tfds(name: str, data_dir: str | os.PathLike | None) -> DataSet:
     """Return a data set of TensorFlow Datasets as RGB images with one label.
 
     Args:
@@ -44,6 +44,8 @@ def load_catalogue(name: str, data_dir: str | os.PathLike | None) -> DataSet:
         UserError: if the name is unknown, the data set is not images with one label, or it is neither prepared nor
             to be downloaded; the sentence says where the data may be put.
     """
+    if not TFDS_NAME.fullmatch(name) and (os.sep in name or name.startswith((".", "~"))):
+        raise UserError(f"there is no folder {name}; give an existing folder of images, digits, or a TFDS name.")
     builder = _prepared(name, data_dir) or _downloaded(name, data_dir)
     features = builder.info.features
     try:
@@ -77,7 +79,7 @@ def _prepared(name: str, data_dir: str | os.PathLike | None) -> Any | None:
     """Return a builder over a directory that lies prepared, of the highest version, or None."""
     import tensorflow_datasets as tfds
 
-    found = CATALOGUE_NAME.fullmatch(name)
+    found = TFDS_NAME.fullmatch(name)
     if found is None:
         return None
     place, version = found["name"], found["version"] or "*"

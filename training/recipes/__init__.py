@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 
 from keras_convnets.errors import unknown_name
-from keras_convnets.networks.registry import Architecture
+from keras_convnets.networks.architecture import Architecture
+from keras_convnets.networks.spec import ModelSpec
 from keras_convnets.training.recipes.base import Recipe
 
 # name -> (module, class); a recipe is imported when it is asked for.
@@ -18,19 +19,11 @@ RECIPES = {
     "resnet_imagenet": ("keras_convnets.training.recipes.resnet_imagenet", "ResNetImageNet"),
     "vgg": ("keras_convnets.training.recipes.vgg", "VGG"),
 }
-# The recipe of each family's paper, by the networks' module.
-OF_FAMILY = {
-    "alexnet": "alexnet",
-    "vgg": "vgg",
-    "googlenet": "googlenet",
-    "resnet": "resnet_imagenet",
-    "resnet_cifar": "resnet_cifar",
-}
 
 
-def default_recipe(architecture: Architecture, weights: object) -> str:
+def default_recipe(network: Architecture | ModelSpec, weights: object) -> str:
     """Return "finetune" where there are weights to start from, else the name of the recipe of the network's paper."""
-    return "finetune" if weights else OF_FAMILY[architecture.module.rpartition(".")[2]]
+    return "finetune" if weights else network.family.recipe
 
 
 def get_recipe(name: str | Recipe, overrides: dict[str, object] | None = None) -> Recipe:

@@ -24,13 +24,13 @@ import tensorflow as tf
 
 from keras_convnets.training.random_crops import random_square_crop
 from keras_convnets.training.recipes.base import option
-from keras_convnets.training.recipes.photographs import Photographs, Plateau
+from keras_convnets.training.recipes.photographs import DividedOnPlateaus, Photographs
 
 SQUARE = 256
 
 
 @dataclass(frozen=True)
-class AlexNet(Photographs, Plateau):
+class AlexNet(Photographs, DividedOnPlateaus):
     """The recipe; see the module for the paper's words, the command and the expected result.
 
     `learning_rate` is 0.01 * batch_size / 128 unless it is set.
@@ -39,7 +39,7 @@ class AlexNet(Photographs, Plateau):
     epochs: float | None = option(90, "length in passes over the training images", low=0)
     weight_decay: float = option(5e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("kernels", "which weights decay: all, or kernels", choices=("all", "kernels"))
-    holdout: float = option(0.04, "training images held out to see the plateau: a number, or a share below 1", low=0)
+    holdout: float = option(0.04, "training images held out to see the plateau: a number, or a fraction below 1", low=0)
     colour_shift: float = option(0.1, "standard deviation of the shift along the colours' principal components", low=0)
 
     def base_learning_rate(self) -> float:

@@ -1,4 +1,4 @@
-"""What every recipe has: fields with their documentation, values read from text, and the schedule's arithmetic."""
+"""What every recipe has: fields with their documentation, values read from text, and the schedule that they name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,22 @@ from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.numbers import finite_number, whole_number
 from keras_convnets.training.data import DataSet, SizedSplit
+from keras_convnets.training.schedules import (
+    Constant,
+    Cosine,
+    Curve,
+    EarlyStopping,
+    LinearWarmup,
+    OneCycle,
+    Schedule,
+    TrainingErrorWarmup,
+)
 
 # (images [b, H, W, 3], seed int [2]) -> images
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 SCHEDULES = ("paper", "cosine", "one_cycle")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-# One-cycle (Smith 2018, arXiv:1803.09820): the rate rises over this share of the run, unless `warmup_share` says
-# another, and falls to nothing after it.
+# The one-cycle rate rises over this fraction of the run, unless `warmup_share` says another, and falls after it.
 ONE_CYCLE_PEAK = 0.3
 
 
@@ -66,21 +75,23 @@ class Recipe:
     nesterov: bool = option(False, "Nesterov's form of the momentum")
     weight_decay: float = option(0.0, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("all", "which weights decay: all, or kernels", choices=("all", "kernels"))
-    holdout: float = option(0, "training images held out to choose the best epoch: a number, or a share below 1", low=0)
+    holdout: float = option(
+        0, "training images held out to choose the best epoch: a number, or a fraction below 1", low=0
+    )
     image_size: int | None = option(None, "side of the square input; none: the data's own size", low=1)
     schedule: str = option("paper", "of the learning rate: paper, cosine or one_cycle", choices=SCHEDULES)
-    warmup_share: float = option(0.0, "share of the run in which the rate rises", low=0, high=0.9)
-    label_smoothing: float = option(0.0, "share of the target that all classes divide between them", low=0, high=0.9)
+    warmup_share: float = option(0.0, "fraction of the run in which the rate rises", low=0, high=0.9)
+    label_smoothing: float = option(0.0, "fraction of the target spread evenly over all classes", low=0, high=0.9)
     clip_norm: float | None = option(None, "largest norm of the whole gradient; none: any", low=1e-9)
-    ema: float | None = option(None, "most decay a step of the weights' average, the final network", low=0, below=1)
+    ema: float | None = option(None, "largest decay a step of the weights' average, the final network", low=0, below=1)
     precision: str = option("float32", "of the network's computations", choices=PRECISIONS)
     balanced: bool = option(False, "draw every class equally often")
-    broken_images: float = option(0.05, "share of a split's images that may be unreadable", low=0, high=1)
+    broken_images: float = option(0.05, "fraction of a split's images that may be unreadable", low=0, high=1)
     seed: int = option(0, "of initialisation, order and augmentation", low=0, high=2**31 - 1)
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = _settled(field, _hints(type(self))[field.name], getattr(self, field.name))
+            value = _checked(field, _hints(type(self))[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if (self.iterations is None) == (self.epochs is None) and (self.iterations or not self.has_length):
             raise UserError(
@@ -125,39 +136,40 @@ class Recipe:
         """Return the learning rate at the start: the field, or the recipe's relation."""
         return self.learning_rate if self.learning_rate is not None else 0.1
 
-    def learning_rate_at(self, step: int, total_steps: int, divisions: int = 0) -> float:
-        """Return the paper's learning rate of a step, drops being at fractions of the run's length.
+    def make_schedule(self, total_steps: int) -> Schedule:
+        """Return the objects that decide the learning rate of each step and the end of a run of so many steps.
 
-        Args:
-            step: counted from 0.
-            total_steps: length of the run.
-            divisions: how often the holdout's plateaus have made it fall, in a recipe that looks at them.
+        The rate rises linearly over `warmup_share`. The cosine falls over what is left, the paper's schedule is
+        multiplied by the rise, and one-cycle rises by itself: the field says for how long.
         """
-        return self.base_learning_rate()
-
-    def scheduled_rate(self, step: int, total_steps: int, divisions: int = 0) -> float:
-        """Return the learning rate of a step by the chosen schedule; arguments as of `learning_rate_at`.
-
-        The rate rises evenly over `warmup_share`. The cosine falls over what is left, the paper's schedule is
-        multiplied by the rise, and one-cycle rises by itself: the share says for how long.
-        """
-        share, base = step / total_steps, self.base_learning_rate()
+        base, warmup = self.base_learning_rate(), self.warmup_share
         if self.schedule == "one_cycle":
-            peak = self.warmup_share or ONE_CYCLE_PEAK
-            return base * min(1.0, (step + 1) / (peak * total_steps), (1 - share) / (1 - peak))
-        rise = min(1.0, (step + 1) / (self.warmup_share * total_steps)) if self.warmup_share else 1.0
-        if self.schedule == "cosine":
-            progress = max(0.0, share - self.warmup_share) / (1 - self.warmup_share)
-            return base * rise * 0.5 * (1 + math.cos(math.pi * progress))
-        return rise * self.learning_rate_at(step, total_steps, divisions)
+            curve: Curve = OneCycle(base, total_steps, warmup or ONE_CYCLE_PEAK)
+        elif self.schedule == "cosine":
+            curve = Cosine(base, total_steps, warmup)
+        else:
+            paper = self.paper_curve(total_steps)
+            curve = LinearWarmup(paper, total_steps, warmup) if warmup else paper
+        return Schedule(
+            curve,
+            best_is=self.best_is,
+            warmup=self.paper_warmup(),
+            early_stopping=self.early_stopping(),
+            head_only_steps=self.head_only_fraction * total_steps,
+            patient_steps=max(warmup * total_steps, self.head_only_fraction * total_steps),
+        )
 
-    def plateau(self, total_steps: int) -> float | None:
-        """Return after how many steps without a better holdout the learning rate falls; None: they change nothing."""
+    def paper_curve(self, total_steps: int) -> Curve:
+        """Return the learning rates of `schedule=paper`, the warm-ups aside."""
+        return Constant(self.base_learning_rate())
+
+    def paper_warmup(self) -> TrainingErrorWarmup | None:
+        """Return a warm-up that lasts until the training error falls; None: there is none."""
         return None
 
-    def divisions_by(self, step: int, total_steps: int) -> int:
-        """Return how often the learning rate has fallen by a step, whatever the holdout says."""
-        return 0
+    def early_stopping(self) -> EarlyStopping | None:
+        """Return what ends a run before its length; None: nothing does."""
+        return None
 
     @property
     def has_length(self) -> bool:
@@ -169,9 +181,10 @@ class Recipe:
         """What the best network on the holdout is chosen by: "val_top1", the highest, or "val_loss", the lowest."""
         return "val_top1"
 
-    def head_only(self, step: int, total_steps: int) -> bool:
-        """Whether only the classifier is trained at a step."""
-        return False
+    @property
+    def head_only_fraction(self) -> float:
+        """Fraction of the run, from its start, in which only the classifier is trained."""
+        return 0.0
 
     def rate_multipliers(self, model: keras.Model) -> Mapping[str, float]:
         """Return what the learning rate of single weights is multiplied by, by their paths; 1 where none is given."""
@@ -195,7 +208,7 @@ class Recipe:
 
     @property
     def reads_photographs(self) -> bool:
-        """Whether each image is cropped from its encoded file, by `read`, instead of from the plain view."""
+        """Whether each image is cropped from its encoded file, by `read`, instead of resized and centre-cropped."""
         return False
 
     def read(self, encoded: tf.Tensor, seed: tf.Tensor, size: int) -> tf.Tensor:
@@ -214,16 +227,16 @@ class Recipe:
         Args:
             data: says whether flips keep labels.
             preprocessing: what the network's first layer does.
-            sample: gives training images in the plain view, for what is computed from them.
+            sample: gives training images, resized and centre-cropped, for what is computed from them.
         """
         return lambda images, seed: tf.cast(images, tf.float32)
 
     def for_network(self, depth: int) -> Recipe:
-        """Return the recipe with what it makes depend on the network settled."""
+        """Return the recipe with the fields resolved that depend on the network."""
         return self
 
     def for_data(self, train_images: int) -> Recipe:
-        """Return the recipe with what it makes depend on the number of training images settled."""
+        """Return the recipe with the fields resolved that depend on the number of training images."""
         return self
 
 
@@ -256,7 +269,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _settled(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     """Return a field's value as plain Python; refuse one of another type or outside the field's range."""
     rules = field.metadata
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

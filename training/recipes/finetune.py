@@ -23,10 +23,11 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from keras_convnets.networks.graph import leaves
 from keras_convnets.training.random_crops import random_area_crop
 from keras_convnets.training.recipes.base import option
 from keras_convnets.training.recipes.photographs import Photographs
-from keras_convnets.weights.assignment import leaves
+from keras_convnets.training.schedules import EarlyStopping
 
 # 12 passes over 250 images; fewer over more, though never fewer than 3, and 20 at most.
 PASSES, PASSES_FOR, PASSES_EXPONENT, PASSES_RANGE = 12, 250, 0.4, (3, 20)
@@ -43,14 +44,18 @@ class Finetune(Photographs):
         "cosine", "of the learning rate: paper, cosine or one_cycle", choices=("cosine", "one_cycle", "paper")
     )
     weight_decay: float = option(1e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
-    holdout: float = option(0.1, "training images held out to stop early on: a number, or a share below 1", low=0)
-    head_share: float = option(0.25, "share of the run in which the classifier alone is trained", low=0, high=1)
-    last_rate: float = option(0.1, "learning rate of the last layer before the classifier, in parts of its", low=0)
-    first_rate: float = option(0.01, "learning rate of the first layer, in parts of the classifier's", low=0)
+    holdout: float = option(0.1, "training images held out to stop early on: a number, or a fraction below 1", low=0)
+    head_share: float = option(0.25, "fraction of the run in which the classifier alone is trained", low=0, high=1)
+    last_rate: float = option(
+        0.1, "learning rate of the last layer before the classifier, as a fraction of the classifier's", low=0
+    )
+    first_rate: float = option(0.01, "learning rate of the first layer, as a fraction of the classifier's", low=0)
     stop_patience: int | None = option(
         4, "reports without a better holdout before the run ends; none: it never does", low=1
     )
-    smallest_area: float = option(0.35, "smallest share of a photograph that a training view shows", low=0.01, high=1)
+    smallest_area: float = option(
+        0.35, "smallest fraction of a photograph that a training crop shows", low=0.01, high=1
+    )
     freeze_statistics: bool = option(True, "keep batch normalisation in inference mode")
 
     def total_steps(self, train_images: int) -> int:
@@ -63,7 +68,7 @@ class Finetune(Photographs):
 
     @property
     def has_length(self) -> bool:
-        """Whether the length is settled without iterations and epochs: yes, by the data."""
+        """Whether the recipe knows its length without iterations and epochs: yes, by the number of images."""
         return True
 
     @property
@@ -71,9 +76,14 @@ class Finetune(Photographs):
         """What the best network is chosen by: the loss, which tells more than the accuracy on few images."""
         return "val_loss"
 
-    def head_only(self, step: int, total_steps: int) -> bool:
-        """Whether only the classifier is trained at a step."""
-        return step < self.head_share * total_steps
+    @property
+    def head_only_fraction(self) -> float:
+        """Fraction of the run in which only the classifier is trained: the field."""
+        return self.head_share
+
+    def early_stopping(self) -> EarlyStopping | None:
+        """Return what ends the run: `stop_patience` reports without a better holdout."""
+        return None if self.stop_patience is None else EarlyStopping(self.stop_patience)
 
     def prepare(self, model: keras.Model) -> None:
         """Keep batch normalisation in inference mode: Keras' frozen layers use their moving statistics."""
@@ -86,8 +96,8 @@ class Finetune(Photographs):
         body = [layer for layer in leaves(model) if layer.trainable_weights and layer.name != "predictions"]
         found = {}
         for position, layer in enumerate(body):
-            share = position / max(1, len(body) - 1)
-            rate = self.first_rate * (self.last_rate / self.first_rate) ** share if self.first_rate else 0.0
+            depth = position / max(1, len(body) - 1)
+            rate = self.first_rate * (self.last_rate / self.first_rate) ** depth if self.first_rate else 0.0
             found |= {weight.path: rate for weight in layer.trainable_weights}
         return found
 

@@ -29,6 +29,7 @@ from keras_convnets.training.augmentation import photometric_distortion
 from keras_convnets.training.random_crops import KERNELS, random_area_crop
 from keras_convnets.training.recipes.base import Augmentation, option
 from keras_convnets.training.recipes.photographs import Photographs
+from keras_convnets.training.schedules import Curve, EvenDivision
 from keras_convnets.training.seeds import folded
 
 # 64 epochs, 8 of them at each rate.
@@ -46,7 +47,9 @@ class GoogLeNet(Photographs):
     epochs: float | None = option(64, "length in passes over the training images", low=0)
     weight_decay: float = option(2e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
     weight_decay_scope: str = option("kernels", "which weights decay: all, or kernels", choices=("all", "kernels"))
-    ema: float | None = option(0.9999, "most decay a step of the weights' average, the final network", low=0, below=1)
+    ema: float | None = option(
+        0.9999, "largest decay a step of the weights' average, the final network", low=0, below=1
+    )
     auxiliary: float = option(0.3, "weight of each auxiliary classifier's loss; 0: none of them", low=0)
     drop_factor: float = option(
         0.96, "what the learning rate is multiplied by at every eighth of the run", low=0, high=1
@@ -57,9 +60,9 @@ class GoogLeNet(Photographs):
         """Return the field, or 0.01 for 32 images and in proportion for others."""
         return self.learning_rate if self.learning_rate is not None else 0.01 * self.batch_size / 32
 
-    def learning_rate_at(self, step: int, total_steps: int, divisions: int = 0) -> float:
-        """Return the learning rate of a step: 4 % less after each eighth of the run."""
-        return self.base_learning_rate() * self.drop_factor ** (step * RATES // total_steps)
+    def paper_curve(self, total_steps: int) -> Curve:
+        """Return a rate that falls by 4 % after each eighth of the run."""
+        return EvenDivision(self.base_learning_rate(), total_steps, RATES, self.drop_factor)
 
     def builder_arguments(self, architecture: str) -> dict[str, Any]:
         """Return the auxiliary classifiers, of the network that has them."""

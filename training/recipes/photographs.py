@@ -15,9 +15,10 @@ from keras_convnets.training.augmentation import pca_colour_shift, pixel_compone
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.data.cached_passes import counted, kept
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
+from keras_convnets.training.schedules import Curve, EvenDivision, Plateau
 from keras_convnets.training.seeds import folded
 
-# How many images are looked at together for means and colour components.
+# Images in a batch, when channel means and colour components are measured.
 SAMPLE_BATCH = 64
 
 
@@ -85,37 +86,22 @@ def kept_components(train: SizedSplit) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return np.array(components), np.array(eigenvalues), np.array(mean)
 
 
-# A tenth of the run is left for each rate after the first: later than that no plateau is waited for.
-SHARE_OF_A_RATE = 0.1
-
-
 @dataclass(frozen=True)
-class Plateau(Recipe):
+class DividedOnPlateaus(Recipe):
     """The learning rate is divided when the holdout stops improving; without one, at even fractions of the run.
 
-    It is divided `plateau_drops` times in every run, however short: a plateau that does not come is not waited for when
-    a tenth of the run, or less where there are many drops, is left for each of the lower rates.
+    It is divided `plateau_drops` times in every run, however short; see `schedules.Plateau`.
     """
 
     plateau_patience: float = option(
-        0.05, "share of the run without a better holdout before the rate falls", low=0, high=1
+        0.05, "fraction of the run without a better holdout before the rate falls", low=0, high=1
     )
     plateau_drops: int = option(3, "how often the rate falls", low=0)
     drop_factor: float = option(0.1, "what the learning rate is multiplied by at each drop", low=0, high=1)
 
-    def learning_rate_at(self, step: int, total_steps: int, divisions: int = 0) -> float:
-        """Return the base rate, divided on the holdout's plateaus, and in the end without; see the class."""
-        return self.base_learning_rate() * self.drop_factor ** max(divisions, self.divisions_by(step, total_steps))
-
-    def plateau(self, total_steps: int) -> float | None:
-        """Return the patience in steps, where the paper's schedule has a holdout to look at."""
-        return self.plateau_patience * total_steps if self.holdout and self.schedule == "paper" else None
-
-    def divisions_by(self, step: int, total_steps: int) -> int:
-        """Return how many drops are due at a step whatever the holdout says."""
-        drops = self.plateau_drops
+    def paper_curve(self, total_steps: int) -> Curve:
+        """Return the base rate, divided on the holdout's plateaus where the recipe holds images out."""
+        base, drops, factor = self.base_learning_rate(), self.plateau_drops, self.drop_factor
         if not self.holdout:
-            return step * (drops + 1) // total_steps
-        left = min(SHARE_OF_A_RATE, 1 / (drops + 1))
-        lower = range(drops, 0, -1)  # the rates to come at each drop, a step at least for each
-        return sum(step >= min(round((1 - rates * left) * total_steps), total_steps - rates) for rates in lower)
+            return EvenDivision(base, total_steps, drops + 1, factor)
+        return Plateau(base, total_steps, self.plateau_patience, drops, factor)

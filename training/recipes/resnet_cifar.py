@@ -11,12 +11,12 @@ whole schedule takes a CPU of 2 cores about three hours.
 10 at 32k and 48k iterations, and terminate training at 64k iterations ... 4 pixels are padded on each side, and a 32x32
 crop is randomly sampled from the padded image or its horizontal flip."
 
-Two things are said otherwise than in the paper and mean the same, or nearly. The paper subtracts the per-pixel mean
+Two things differ in form from the paper and are the same in effect, or nearly. The paper subtracts the per-pixel mean
 from the images and then pads with zeros. Here normalisation is the network's first layer, so the image is padded with
 the training set's mean colour, and the mean image is subtracted after the crop: what the padding leaves is the mean
 colour minus the mean image at that place, near zero but not zero, and inside the crop the mean image stays where the
 network sees it instead of moving with the crop. And the weight decay is on all weights, gamma and beta of the batch
-normalisation included, as the solver of the paper's time did it.
+normalisation included, as in the solvers of the time.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.training.augmentation import pad_and_crop, random_flip
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
+from keras_convnets.training.schedules import Curve, StepDivision, TrainingErrorWarmup
 from keras_convnets.training.seeds import folded
 
 # The paper warms up its 110-layer network; the 1202-layer one "is trained as described above".
@@ -73,17 +74,16 @@ class ResNetCIFAR(Recipe):
         """Return the field, or 0.1 for 128 images and in proportion for others."""
         return self.learning_rate if self.learning_rate is not None else 0.1 * self.batch_size / 128
 
-    def learning_rate_at(self, step: int, total_steps: int, divisions: int = 0) -> float:
-        """Return the learning rate of a step, the warm-up aside."""
-        passed = sum(step >= round(fraction * total_steps) for fraction in self.drops)
-        return self.base_learning_rate() * self.drop_factor**passed
+    def paper_curve(self, total_steps: int) -> Curve:
+        """Return a rate that falls at the fractions of `drops`."""
+        return StepDivision(self.base_learning_rate(), total_steps, self.drops, self.drop_factor)
 
-    def warmup_learning_rate(self) -> float:
-        """Return a tenth of the base rate: 0.01 for the paper's 0.1."""
-        return 0.1 * self.base_learning_rate()
+    def paper_warmup(self) -> TrainingErrorWarmup | None:
+        """Return the paper's warm-up at a tenth of the base rate, 0.01 for its 0.1, where it is on."""
+        return TrainingErrorWarmup(0.1 * self.base_learning_rate(), self.warmup_until_error) if self.warmup else None
 
     def for_network(self, depth: int) -> ResNetCIFAR:
-        """Return the recipe with the warm-up settled by the depth."""
+        """Return the recipe with the warm-up on or off by the depth."""
         deep = depth >= WARMUP_FROM_DEPTH and self._may_warm_up
         warmup = deep if self.warmup is None else self.warmup
         return dataclasses.replace(self, warmup=warmup)

@@ -23,13 +23,13 @@ import tensorflow as tf
 
 from keras_convnets.training.random_crops import random_scale_crop
 from keras_convnets.training.recipes.base import option
-from keras_convnets.training.recipes.photographs import Photographs, Plateau
+from keras_convnets.training.recipes.photographs import DividedOnPlateaus, Photographs
 
 SHORTER = (256, 480)
 
 
 @dataclass(frozen=True)
-class ResNetImageNet(Photographs, Plateau):
+class ResNetImageNet(Photographs, DividedOnPlateaus):
     """The recipe; see the module for the paper's words, the command and the expected result.
 
     `learning_rate` is 0.1 * batch_size / 256 unless it is set.
@@ -38,7 +38,7 @@ class ResNetImageNet(Photographs, Plateau):
     batch_size: int = option(256, "images in a step, over all devices", low=1)
     iterations: int | None = option(600_000, "length in steps", low=1)
     weight_decay: float = option(1e-4, "L2 in the gradient: weight_decay * w is added to dL/dw", low=0)
-    holdout: float = option(0.04, "training images held out to see the plateau: a number, or a share below 1", low=0)
+    holdout: float = option(0.04, "training images held out to see the plateau: a number, or a fraction below 1", low=0)
     colour_shift: float = option(0.1, "standard deviation of the shift along the colours' principal components", low=0)
 
     def base_learning_rate(self) -> float:

@@ -1,0 +1,1 @@
+"""Admission: the limits for one client, what a request will cost, and waiting for free memory before it is read."""

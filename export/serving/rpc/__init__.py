@@ -1,0 +1,1 @@
+"""The gRPC interface: services, their methods, and protocol buffers to arrays and back."""

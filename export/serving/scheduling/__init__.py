@@ -1,0 +1,1 @@
+"""When a request runs: its deadline, the limit of runs at once, and requests that run together."""

@@ -1,0 +1,120 @@
+"""Check a data set, describe it, or make its photographs small once for all."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keras_convnets.commands import FAILURE, PROGRAM
+from keras_convnets.commands.arguments import Command, Parser, add_commands, positive
+from keras_convnets.commands.startup import load_tensorflow
+from keras_convnets.commands.terminal import image_progress, print_json
+from keras_convnets.errors import UserError
+
+if TYPE_CHECKING:
+    from keras_convnets.training.data import DataSet
+
+
+def _add_verify_flags(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, as train takes it")
+    parser.add_argument(
+        "--quarantine",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write the list of those that are skipped; without FILE to FOLDER/quarantine.txt, which training respects",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Find the images that training would skip or see otherwise; exit status 1 if some would be skipped."""
+    _existing_folder(args.folder)
+    load_tensorflow()
+    from keras_convnets.training.data.verification import verify_folder
+
+    with image_progress(f"verifying {args.folder}", args.json) as show:
+        found = verify_folder(args.folder, show)
+    listed = None if args.quarantine is None else found.write_quarantine(args.quarantine)
+    if args.json:
+        print_json(found.to_dict())
+        return FAILURE if found.skipped or found.refused else 0
+    width = max((len(finding.path) for finding in found.findings), default=0)
+    for item in found.findings:
+        print(f"{item.path:<{width}}  {item.kind:<12} {item.fate:<8} {item.detail}")
+    print(f"{found.files} files, {len(found.skipped)} of them skipped in training")
+    if found.refused:
+        print("training refuses the folder until what is marked as refused is mended")
+    if listed is not None:
+        print(f"wrote {listed}")
+    return FAILURE if found.skipped or found.refused else 0
+
+
+def _add_stats_flags(parser: Parser) -> None:
+    parser.add_argument("data", metavar="DATA", help="digits, a folder, or a name of TensorFlow Datasets")
+    parser.add_argument("--data_dir", metavar="DIR", help="where prepared TFDS directories are (else TFDS_DATA_DIR)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _stats(args: argparse.Namespace) -> None:
+    """Describe a data set: counts, sizes, colours, and images that occur twice."""
+    load_tensorflow()
+    from keras_convnets import training
+    from keras_convnets.training.data.statistics import data_statistics, statistics_text
+
+    data = _surveyed(args.data) or training.load_dataset(args.data, args.data_dir)
+    with image_progress(f"reading {args.data}", args.json) as show:
+        facts = data_statistics(data, show)
+    if args.json:
+        print_json(facts)
+    else:
+        print(statistics_text(facts))
+
+
+def _surveyed(place: str) -> DataSet | None:
+    """Return what lies in a folder of images that training refuses; None of anything else, which is loaded."""
+    from keras_convnets.training.data.folder import survey, without_listed
+    from keras_convnets.training.data.shards import holds_shards
+
+    folder = Path(place)
+    if place == "digits" or not folder.is_dir() or holds_shards(folder):
+        return None
+    found = survey(folder)
+    if not found.splits:
+        found.check()
+    return without_listed(folder, found) if found.problems else None
+
+
+def _add_prepare_flags(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, as train takes it; it stays as it is")
+    parser.add_argument("--to", required=True, metavar="OUT", help="the folder to write or to resume")
+    parser.add_argument(
+        "--shorter_side", type=positive, required=True, metavar="N", help="in pixels; what is larger is resized to it"
+    )
+    parser.add_argument("--format", default="folder", help="folder or tfrecord; default: %(default)s")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    """Write a folder's photographs anew, upright and no larger than needed; the same command again resumes."""
+    _existing_folder(args.folder)
+    load_tensorflow()
+    from keras_convnets.training.data.preparation import prepare_folder
+
+    with image_progress(f"preparing {args.folder}") as show:
+        done = prepare_folder(args.folder, args.to, args.shorter_side, args.format, show)
+    print(f"{done.folder} holds {done.images} images; {len(done.left_out)} could not be read.")
+    print(f"next: {PROGRAM} train --model MODEL --dataset {done.folder} --run DIR")
+
+
+def _existing_folder(folder: str) -> None:
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder}; give an existing folder of images.")
+
+
+ACTIONS = {
+    "verify": Command(_verify.__doc__, _add_verify_flags, _verify),
+    "stats": Command(_stats.__doc__, _add_stats_flags, _stats),
+    "prepare": Command(_prepare.__doc__, _add_prepare_flags, _prepare),
+}
+COMMAND = Command(__doc__, lambda parser: add_commands(parser, "ACTION", ACTIONS))

@@ -1,0 +1,37 @@
+"""TensorFlow's start: without its messages, and with memory that grows as it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep TensorFlow's start-up messages off the screen: they come from C++ before its log level is read."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    screen = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(screen, 2)
+        os.close(screen)
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow without its messages, unless the user asked to see everything."""
+    with contextlib.nullcontext() if "--debug" in sys.argv else quiet_stderr():
+        import tensorflow as tf
+
+        # Otherwise one process takes a GPU's whole memory, and a quickstart's endpoint finds none left.
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.list_logical_devices()
+    tf.get_logger().setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)

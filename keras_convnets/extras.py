@@ -1,0 +1,55 @@
+"""The optional dependencies: which extra brings what, and one sentence where it is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from keras_convnets.errors import UserError
+
+# Of each extra of setup.cfg: the modules that are imported, and the distributions that bring them.
+EXTRAS = {
+    "train": {
+        "matplotlib": "matplotlib",
+        "sklearn": "scikit-learn",
+        "tensorboard": "tensorboard",
+        "tensorflow_datasets": "tensorflow-datasets",
+        "importlib_resources": "importlib_resources",
+    },
+    "export": {
+        "onnxruntime": "onnxruntime",
+        "sklearn": "scikit-learn",
+        "tensorflow_serving": "tensorflow-serving-api",
+        "tf2onnx": "tf2onnx",
+    },
+    "serving": {
+        "grpc": "grpcio",
+        "grpc_health": "grpcio-health-checking",
+        "httptools": "httptools",
+        "onnxruntime": "onnxruntime",
+        "tensorflow_serving": "tensorflow-serving-api",
+        "uvicorn": "uvicorn",
+    },
+}
+
+
+class MissingExtra(UserError, ImportError):
+    """Something was asked for whose extra is not installed; the sentence says how to install it."""
+
+
+def require(extra: str, doing: str, *modules: str) -> None:
+    """Refuse to begin what an extra is missing for: before the work, not in the midst of it. Nothing is imported.
+
+    Args:
+        extra: a key of `EXTRAS`.
+        doing: what needs it, such as "training".
+        *modules: those of the extra that are needed; by default all.
+
+    Raises:
+        MissingExtra: if one of them is not installed.
+    """
+    for module in modules or EXTRAS[extra]:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra(
+                f"{doing} needs {EXTRAS[extra][module]}, which is not installed; "
+                f"run: pip install 'keras-convnets[{extra}]'"
+            )

@@ -1,0 +1,152 @@
+"""Evaluation of a classifier on a split, by a protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_convnets.card import view_of_model
+from keras_convnets.errors import UserError
+from keras_convnets.images.view import View
+from keras_convnets.networks.outputs import main_output
+from keras_convnets.numbers import whole_number
+from keras_convnets.training.data import DataSet, SizedSplit
+from keras_convnets.training.evaluation.metrics import confusion_matrix, top_k_accuracy
+from keras_convnets.training.evaluation.prediction import Predictor, predict_split, predict_views
+from keras_convnets.training.evaluation.protocols import CENTER, Protocol, get_protocol
+from keras_convnets.training.evaluation.result import Evaluation
+
+
+def evaluate(
+    predictor: Predictor | keras.Model,
+    dataset: DataSet,
+    *,
+    split: str | None = None,
+    protocol: str | Protocol = CENTER.name,
+    batch_size: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+    encoded: bool = False,
+) -> Evaluation:
+    """Measure a classifier on a split; by default each image is resized and its centre cropped.
+
+    The images are brought to the classifier's input as they are read, by the view of the run that the model comes from
+    (`Run.model`) or of the classifier's card; else, for published ImageNet weights with their 1,000 classes, with the
+    shorter side resized to 256 before the crop; else with the shorter side resized to that of the model's input. Data
+    that were brought to a size before (`DataSet.at_size`) are taken as they are. Images that do not decode are left
+    out, as by `DataSet.without_broken`.
+
+    Args:
+        predictor: a Keras model, of which auxiliary classifiers are left out, or any function from images, uint8
+            [b, H, W, 3], to probabilities [b, classes]. Of a function, and of a model whose input has no fixed size,
+            the input size is not known: then the images must have one size.
+        dataset: as `load_dataset` gives it, or brought to the classifier's input size.
+        split: the split's name; by default the data set's evaluation split.
+        protocol: which views of an image the classifier sees, and how its answers are averaged: a name, or a protocol.
+        batch_size: images, or views, at a time.
+        progress: called with (images done, images in all).
+        encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
+            its size by itself.
+
+    Raises:
+        UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or
+            the number of classes differs, none of a model's several outputs is called "probabilities", or the protocol
+            is unknown or needs views that an encoded image is not brought to.
+
+    Example:
+        >>> evaluate(run.model(), load_dataset("digits")).top1
+    """
+    if (whole_number(batch_size) or 0) < 1:
+        raise UserError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
+    if getattr(predictor, "outputs", None) and isinstance(predictor, keras.Model) and main_output(predictor) is None:
+        raise UserError(
+            f"{predictor.name} has {len(predictor.outputs)} outputs; evaluation needs one, or one that the model's "
+            'dictionary calls "probabilities": make it with keras.Model(model.input, THE_OUTPUT).'
+        )
+    name, shown = split or dataset.evaluation_split, get_protocol(protocol)
+    if not dataset.split(name).labelled:
+        raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
+    probabilities, labels = _answers(predictor, dataset, name, shown, batch_size, progress, encoded)
+    classes = len(dataset.class_names)
+    _check_classes(dataset, name, probabilities.shape[1], labels)
+    return Evaluation(
+        data=dataset.name,
+        split=name,
+        protocol=shown.name,
+        n=len(labels),
+        top1=top_k_accuracy(probabilities, labels, 1),
+        top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
+        class_names=dataset.class_names,
+        confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
+        of=sum(part.size for part in dataset.splits.values()),
+    )
+
+
+def _answers(
+    predictor: Predictor | keras.Model,
+    dataset: DataSet,
+    name: str,
+    protocol: Protocol,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+    encoded: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities, float32 [n, classes], and labels, int64 [n], of a split. Arguments as of `evaluate`."""
+    if protocol.views is None:
+        images = dataset.split(name) if encoded else _at_input_size(predictor, dataset, name)
+        return predict_split(predictor, images, batch_size, progress, encoded), images.labels
+    view = _view_of(predictor)
+    if encoded or view is None:
+        raise UserError(
+            f"protocol {protocol.name} makes its own views of each image, for which the classifier's own view must be "
+            f"known, and its input must be images; evaluate by {CENTER.name}."
+        )
+    sound, _ = dataclasses.replace(dataset, splits={name: dataset.split(name).originals}).without_broken()
+    images = sound.splits[name]
+    return predict_views(predictor, images, view, protocol, batch_size, progress), images.labels
+
+
+def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) -> None:
+    """Refuse answers of another number of classes than the data have, and labels beyond their classes."""
+    classes = len(dataset.class_names)
+    if given != classes:
+        raise UserError(
+            f"the model gives {given} classes and {dataset.name} has {classes}; evaluate on data with the model's "
+            "classes."
+        )
+    if labels.max() >= classes:
+        raise UserError(
+            f"split {name} of {dataset.name} has the label {labels.max()}, and its {classes} classes end at "
+            f"{classes - 1}; prepare or download the data again."
+        )
+
+
+def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> SizedSplit:
+    """Return a split at a classifier's input size, by the rule that `evaluate` states."""
+    images, view = dataset.split(name), _view_of(predictor)
+    has_view = isinstance(images, SizedSplit) and images.view is not None
+    if has_view and view is not None and images.image_size != view.crop:
+        raise UserError(
+            f"split {name} of {dataset.name} was brought to {images.image_size[0]} x {images.image_size[1]} pixels and "
+            f"the classifier takes {view.crop[0]} x {view.crop[1]}; give the data as load_dataset returns them."
+        )
+    if has_view or (isinstance(images, SizedSplit) and view is None):
+        return images
+    if view is None:
+        raise UserError(
+            f"the input size of the classifier is not known, and the images of {dataset.name} are not of one size; "
+            "bring them to one with dataset.at_size(height, width)."
+        )
+    alone = dataclasses.replace(dataset, splits={name: images})
+    # They are read once: nothing is gained by holding them.
+    return alone.in_view(view, memory_limit=0).splits[name]
+
+
+def _view_of(predictor: Predictor | keras.Model) -> View | None:
+    """Return how an image becomes a classifier's input, or None where that is not known."""
+    card = getattr(predictor, "card", None)
+    if card is not None:
+        return card.view
+    return view_of_model(predictor) if isinstance(predictor, keras.Model) else None

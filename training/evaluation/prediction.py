@@ -1,0 +1,105 @@
+"""The probabilities of all images of a split: each counted once, whatever the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_convnets.images.decoding import decode_image
+from keras_convnets.images.view import View
+from keras_convnets.training.data import SizedSplit, Split
+from keras_convnets.training.data.splits import check_count
+from keras_convnets.training.evaluation.protocols import Protocol
+
+# What turns images, uint8 [b, H, W, 3], or encoded images, a list, into probabilities, float32 [b, classes].
+Predictor = Callable[[Any], np.ndarray]
+
+
+def predict_split(
+    predictor: Predictor | keras.Model,
+    split: SizedSplit,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+    encoded: bool = False,
+) -> np.ndarray:
+    """Return the probabilities of every image of a split, float32 [n, classes], in the stored order.
+
+    A Keras model sees full batches only, the last one padded and cut again, so that it is compiled once. With `encoded`
+    a predictor sees lists of encoded images.
+    """
+    predict = _callable(predictor, batch_size)
+    parts, done = [], 0
+    for images, *_ in split.encoded_in_order().batch(batch_size) if encoded else split.in_order(batch_size):
+        parts.append(np.asarray(predict(images.numpy().tolist() if encoded else images.numpy())))
+        done += len(images)
+        if progress:
+            progress(done, split.size)
+    check_count(done, split.size)
+    return np.concatenate(parts)
+
+
+def predict_views(
+    predictor: Predictor | keras.Model,
+    split: Split,
+    view: View,
+    protocol: Protocol,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Return the probabilities of every image of a split, averaged over a protocol's views; else as `predict_split`.
+
+    Args:
+        predictor: a Keras model, or a function from images to probabilities.
+        split: the images, which must decode.
+        view: of the classifier's card, from which the protocol makes its own.
+        protocol: one that has `views`, equally many of one size of every image.
+        batch_size: views at a time.
+        progress: called with (images done, images in all).
+    """
+    predict, parts, done = _callable(predictor, batch_size), [], 0
+    shown = split.encoded_in_order().map(
+        lambda encoded, label, position: protocol.views(decode_image(encoded), view),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    together = max(1, batch_size // (shown.element_spec.shape[0] or batch_size))
+    for images in shown.batch(together).prefetch(2).as_numpy_iterator():
+        views = images.reshape(-1, *images.shape[2:])
+        answers = [np.asarray(predict(views[at : at + batch_size])) for at in range(0, len(views), batch_size)]
+        parts.append(protocol.average(np.concatenate(answers).reshape(*images.shape[:2], -1)))
+        done += len(images)
+        if progress:
+            progress(done, split.size)
+    check_count(done, split.size)
+    return np.concatenate(parts)
+
+
+def _callable(predictor: Predictor | keras.Model, batch_size: int) -> Predictor:
+    return _compiled(predictor, batch_size) if isinstance(predictor, keras.Model) else predictor
+
+
+def _compiled(model: keras.Model, batch_size: int) -> Predictor:
+    # Kept on the model: a training evaluates after every epoch and must not compile each time.
+    compiled = getattr(model, "_keras_convnets_predict", None)
+    if compiled is None:
+
+        def infer(images: tf.Tensor) -> tf.Tensor:
+            outputs = model(images, training=False)
+            if isinstance(outputs, dict):
+                return outputs["probabilities"]
+            # A list of one output is what Keras makes of a model that was given one.
+            return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+
+        compiled = tf.function(infer, reduce_retracing=True)
+        model._keras_convnets_predict = compiled
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        missing = batch_size - len(images)
+        padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+        return compiled(tf.constant(padded)).numpy()[: len(images)]
+
+    return predict
