@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from real_data import DATA_VARIABLE
 
 from keras_convnets.export.memory import release_memory
 
@@ -21,19 +22,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each want every core only take turns.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
-DATA_VARIABLE = "KERAS_CONVNETS_TEST_DATA"
-
 
 @pytest.fixture(scope="module", autouse=True)
 def module_memory(request):
     """Give back what a module's tests leave in memory: its cached networks, Keras' state, freed pages."""
     yield
     for value in vars(request.module).values():
-        if isinstance(value, functools._lru_cache_wrapper) and value.__module__ == request.module.__name__:
+        if isinstance(value, functools._lru_cache_wrapper) and _is_of_tests(value):
             value.cache_clear()
     if "keras" in sys.modules:
         sys.modules["keras"].backend.clear_session()
     release_memory()
+
+
+def _is_of_tests(function: Callable) -> bool:
+    return Path(sys.modules[function.__module__].__file__ or "").is_relative_to(Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

@@ -18,31 +18,26 @@ import tracemalloc
 import types
 import zlib
 
+import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
+from endpoints import Models, assert_fails, call, front_ends, get, post
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
+from keras_convnets.export.serving.admission import admission, costs, image_sizes
 from keras_convnets.export.serving.admission.limits import NO_LIMITS, Limits
+from keras_convnets.export.serving.engines.engine import Engine
+from keras_convnets.export.serving.metrics import Metrics
+from keras_convnets.export.serving.rest import body, http_server, json_tensors, json_text
+from keras_convnets.export.serving.rpc import tensor_protos
+from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimit
+from keras_convnets.export.serving.scheduling.deadline import deadline
+from keras_convnets.export.serving.signatures import TensorInfo
 from keras_convnets.export.serving.status import MAX_NAME, Code, ServingError
-
-tf = pytest.importorskip("tensorflow")
-grpc = pytest.importorskip("grpc")
-pytest.importorskip("uvicorn")
-pytest.importorskip("tensorflow_serving.apis")
-
-from endpoints import Models, assert_fails, call, front_ends, get, post  # noqa: E402
-from tensorflow.core.framework import tensor_pb2  # noqa: E402
-from tensorflow_serving.apis import classification_pb2, predict_pb2, prediction_service_pb2_grpc  # noqa: E402
-
-from keras_convnets.export.serving.admission import admission, costs, image_sizes  # noqa: E402
-from keras_convnets.export.serving.engines.engine import Engine  # noqa: E402
-from keras_convnets.export.serving.metrics import Metrics  # noqa: E402
-from keras_convnets.export.serving.rest import body, http_server, json_tensors, json_text  # noqa: E402
-from keras_convnets.export.serving.rpc import tensor_protos  # noqa: E402
-from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimit  # noqa: E402
-from keras_convnets.export.serving.scheduling.deadline import deadline  # noqa: E402
-from keras_convnets.export.serving.signatures import TensorInfo  # noqa: E402
 
 MB = 2**20
 

@@ -3,24 +3,20 @@
 import concurrent.futures
 import re
 
+import grpc
 import numpy as np
 import pytest
-
-grpc = pytest.importorskip("grpc")
-pytest.importorskip("uvicorn")
-pytest.importorskip("tensorflow_serving.apis")
-
-from endpoints import Models, call, front_ends, post  # noqa: E402
-from tensorflow_serving.apis import (  # noqa: E402
+from endpoints import Models, call, front_ends, post
+from tensorflow_serving.apis import (
     classification_pb2,
     predict_pb2,
     prediction_service_pb2_grpc,
     regression_pb2,
 )
 
-from keras_convnets.export.serving.metrics import PROMETHEUS_PATH, Metrics  # noqa: E402
-from keras_convnets.export.serving.signatures import Signature, TensorInfo  # noqa: E402
-from keras_convnets.export.serving.status import Code  # noqa: E402
+from keras_convnets.export.serving.metrics import PROMETHEUS_PATH, Metrics
+from keras_convnets.export.serving.signatures import Signature, TensorInfo
+from keras_convnets.export.serving.status import Code
 
 
 class Doubling:

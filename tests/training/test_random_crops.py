@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import DATA_VARIABLE
 from PIL import Image
+from real_data import DATA_VARIABLE
 
 from keras_convnets.errors import UserError
 from keras_convnets.images.decoding import decode_image

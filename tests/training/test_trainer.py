@@ -20,7 +20,7 @@ from keras_convnets.files import only_one
 from keras_convnets.training import trainer
 from keras_convnets.training.recipes import get_recipe
 
-TESTS = Path(__file__).parent  # where scripts find the module `tiny`
+TESTS = Path(__file__).parent.parent  # where scripts find the module `tiny`
 
 
 def two_steps(recipe, kind):

@@ -52,7 +52,7 @@ for name, (shape, arguments) in json.loads(sys.argv[4]).items():
 def logits(run_python, tmp_path_factory):
     """A function of a backend's name: the folder where the networks' logits by that backend lie, computed once."""
     folder = tmp_path_factory.mktemp("backends")
-    tests = str(Path(__file__).resolve().parent)
+    tests = str(Path(__file__).resolve().parent.parent)
     done = set()
 
     def compute(backend, what):

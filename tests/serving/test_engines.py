@@ -14,6 +14,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving.admission.admission import Admission
@@ -23,8 +24,6 @@ from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimi
 from keras_convnets.export.serving.scheduling.deadline import deadline
 from keras_convnets.export.serving.signatures import Signature, TensorInfo
 from keras_convnets.export.serving.status import Code, ServingError
-
-tf = pytest.importorskip("tensorflow")
 
 
 class Model:

@@ -8,16 +8,12 @@ import random
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
-
-tf = pytest.importorskip("tensorflow")
-grpc = pytest.importorskip("grpc")
-pytest.importorskip("uvicorn")
-pytest.importorskip("tensorflow_serving.apis")
-
-from endpoints import CLASSIFY, REGRESS, Models, front_ends, post, save_examples, save_many  # noqa: E402
-from tensorflow_serving.apis import (  # noqa: E402
+import tensorflow as tf
+from endpoints import CLASSIFY, REGRESS, Models, front_ends, post, save_examples, save_many
+from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -26,9 +22,9 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from keras_convnets.export.serving.admission.limits import Limits  # noqa: E402
-from keras_convnets.export.serving.engines.saved_model import SavedModelEngine  # noqa: E402
-from keras_convnets.export.serving.metrics import Metrics  # noqa: E402
+from keras_convnets.export.serving.admission.limits import Limits
+from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
+from keras_convnets.export.serving.metrics import Metrics
 
 ROW = {"a": [1.0, 2.0], "b": 5, "s": {"b64": "b25l"}}
 VALUES = [

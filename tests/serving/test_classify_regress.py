@@ -4,13 +4,8 @@ import json
 
 import numpy as np
 import pytest
-
-tf = pytest.importorskip("tensorflow")
-grpc = pytest.importorskip("grpc")
-pytest.importorskip("uvicorn")
-pytest.importorskip("tensorflow_serving.apis")
-
-from endpoints import (  # noqa: E402
+import tensorflow as tf
+from endpoints import (
     CLASSIFY,
     REGRESS,
     Models,
@@ -20,7 +15,7 @@ from endpoints import (  # noqa: E402
     post,
     save_examples,
 )
-from tensorflow_serving.apis import (  # noqa: E402
+from tensorflow_serving.apis import (
     classification_pb2,
     inference_pb2,
     model_service_pb2_grpc,
@@ -28,8 +23,8 @@ from tensorflow_serving.apis import (  # noqa: E402
     regression_pb2,
 )
 
-from keras_convnets.export.serving.engines.saved_model import SavedModelEngine  # noqa: E402
-from keras_convnets.export.serving.rest import json_examples  # noqa: E402
+from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
+from keras_convnets.export.serving.rest import json_examples
 
 
 @pytest.fixture(scope="module")

@@ -11,19 +11,15 @@ import subprocess
 import sys
 import threading
 
+import grpc
 import numpy as np
 import pytest
+import tensorflow as tf
+from endpoints import Models
 
 from keras_convnets.errors import UserError
 from keras_convnets.export.client import Client, EndpointError
 from keras_convnets.export.credentials import Credentials
-
-tf = pytest.importorskip("tensorflow")
-grpc = pytest.importorskip("grpc")
-pytest.importorskip("uvicorn")
-pytest.importorskip("tensorflow_serving.apis")
-
-from endpoints import Models  # noqa: E402
 
 LABELS = ["red", "green", "blue"]
 

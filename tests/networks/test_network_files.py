@@ -1,0 +1,148 @@
+"""Networks saved and loaded, also in a fresh process; files of another network are refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from network_checks import (
+    FEW,
+    IMAGENET,
+    QUICK,
+    as_numpy,
+    built,
+    digest,
+    images_of,
+    load_in_a_fresh_process,
+    own_preset,
+    randomise,
+    smallest,
+    unsaturate,
+)
+
+from keras_convnets import (
+    CIFARResNet,
+    Preprocessing,
+    get_model,
+)
+from keras_convnets.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "names", [FEW, pytest.param([name for name in QUICK if name not in FEW], marks=pytest.mark.heavy)], ids="-".join
+)
+def test_keras_files_in_a_fresh_process(names, tmp_path):
+    """Networks with random weights, saved and loaded in a process that knows nothing of them."""
+    images, paths = images_of(32, 32), [tmp_path / f"{name}.keras" for name in names]
+    for seed, path in enumerate(paths):
+        randomise(built(path.stem), seed)
+        built(path.stem).save(path)
+    found, _ = load_in_a_fresh_process(images, paths)
+    for path in paths:
+        model, (weights, outputs, structure) = built(path.stem), found[str(path)]
+        assert weights == digest(model)
+        assert structure == hashlib.sha256(model.to_json().encode()).hexdigest()
+        np.testing.assert_allclose(outputs, as_numpy(model(images)), rtol=1e-4, atol=1e-6)
+
+
+# Files of a hundred megabytes, but for one with groups of convolutions, are for the heavy run.
+FILES = ["AlexNet", "GoogLeNet", "ResNet18"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [FILES, *(pytest.param([name], marks=pytest.mark.heavy) for name in IMAGENET if name not in FILES)],
+    ids="-".join,
+)
+def test_keras_files_of_imagenet_networks_in_a_fresh_process(names, tmp_path):
+    images, expected = images_of(64, 64), {}
+    for name in names:
+        side = smallest(name)
+        model = get_model(name, input_shape=(side, side, 3), classes=3)
+        randomise(model)
+        unsaturate(model)
+        path = tmp_path / f"{name}.keras"
+        model.save(path)
+        structure = hashlib.sha256(model.to_json().encode()).hexdigest()
+        expected[str(path)] = (digest(model), as_numpy(model(images[:, :side, :side])), structure)
+    found, _ = load_in_a_fresh_process(images, [Path(path) for path in expected])
+    for path, (weights, outputs, structure) in expected.items():
+        assert found[path][0] == weights, path
+        assert found[path][2] == structure, path
+        np.testing.assert_allclose(found[path][1], outputs, rtol=1e-4, atol=1e-6, err_msg=path)
+        Path(path).unlink()  # pytest keeps what is left
+
+
+def test_keras_imported_first_finds_the_layers_too(tmp_path):
+    model = CIFARResNet(8, input_shape=(8, 8, 3), preprocessing=own_preset("BGR, std and mean image", (8, 8)))
+    randomise(model)
+    model.save(tmp_path / "model.keras")
+    images = images_of(8, 8)
+    found, _ = load_in_a_fresh_process(images, [tmp_path / "model.keras"], first="keras", second="keras_convnets")
+    weights, outputs, _ = found[str(tmp_path / "model.keras")]
+    assert weights == digest(model)
+    np.testing.assert_allclose(outputs, as_numpy(model(images)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.heavy) for name in QUICK]
+)
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_weights_argument(name, suffix, kind, tmp_path):
+    path = tmp_path / f"file{suffix}"
+    (built(name).save if suffix == ".keras" else built(name).save_weights)(path)
+    assert digest(get_model(name, weights=kind(path))) == digest(built(name))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files that are not what ResNet20 with ten classes wants."""
+    folder = tmp_path_factory.mktemp("files")
+    built("ResNet32").save_weights(folder / "deeper.weights.h5")
+    CIFARResNet(14).save_weights(folder / "shallower.weights.h5")
+    built("ResNet32").save(folder / "deeper.keras")
+    # It has the same weights, but adds no shortcuts.
+    built("PlainNet20").save(folder / "plain.keras")
+    for name in ("broken.weights.h5", "broken.keras"):
+        (folder / name).write_bytes(b"this is no weights file")
+    (folder / "folder.keras").mkdir()
+    (folder / "other.txt").write_text("text")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deeper.weights.h5",
+        "shallower.weights.h5",
+        "deeper.keras",
+        "plain.keras",
+        "broken.weights.h5",
+        "broken.keras",
+        "folder.keras",
+        "other.txt",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+def test_another_networks_weights_are_refused(files, name):
+    with pytest.raises(UserError) as caught:
+        get_model("ResNet20", weights=files / name)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_keras_files_preprocessing_comes_with_its_weights(tmp_path):
+    preset = own_preset("BGR, std and mean image", (8, 8))
+    model = CIFARResNet(8, input_shape=(8, 8, 3), preprocessing=preset)
+    model.save(tmp_path / "model.keras")
+
+    def loaded(**arguments):
+        return CIFARResNet(8, weights=tmp_path / "model.keras", input_shape=(8, 8, 3), **arguments)
+
+    assert loaded().get_layer("preprocessing").preprocessing == preset
+    # Unless another is asked for.
+    own = Preprocessing((1, 2, 3))
+    assert loaded(preprocessing=own).get_layer("preprocessing").preprocessing == own
+    assert digest(loaded(include_preprocessing=False)) == digest(model)

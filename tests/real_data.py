@@ -1,0 +1,3 @@
+"""Where the real data are that some tests need."""
+
+DATA_VARIABLE = "KERAS_CONVNETS_TEST_DATA"
