@@ -269,10 +269,10 @@ def test_export_refuses_an_existing_version(cli, trained_run, published, tmp_pat
 
 
 def test_an_untrained_network_exports_by_its_name(cli, tmp_path, verified_here):
-    status, out, err = cli("export", "PlainNet20", "--to", tmp_path)
+    status, out, err = cli("export", "CIFARPlainNet(8)", "--to", tmp_path, "--formats", "saved_model")
     assert status == 0, err
     assert "published" in out
-    assert json.loads((tmp_path / "plainnet20" / "1" / "assets.extra" / "model.json").read_text())["trained"] is False
+    assert json.loads((tmp_path / "plainnet8" / "1" / "assets.extra" / "model.json").read_text())["trained"] is False
 
 
 def test_predict_and_evaluate_over_the_wire(cli, trained_run, measured_run, published, samples):
@@ -299,7 +299,7 @@ def test_predict_and_evaluate_over_the_wire(cli, trained_run, measured_run, publ
     assert status == 2 and rest.split("/")[2] in err
 
 
-def test_serve_answers_curl_and_stops_on_sigterm(published, samples):
+def test_serve_answers_curl_and_stops_on_sigterm(cli, published, samples):
     with socket.socket() as one, socket.socket() as two:
         one.bind(("127.0.0.1", 0))
         two.bind(("127.0.0.1", 0))
@@ -320,8 +320,8 @@ def test_serve_answers_curl_and_stops_on_sigterm(published, samples):
         answer = json.load(urllib.request.urlopen(f"{url}:predict", data=body.encode()))
         assert len(answer["predictions"][0]) == 10 and sum(answer["predictions"][0]) == pytest.approx(1, abs=1e-5)
         # A second server on the same ports says which flag to change, and does not disturb the first.
-        second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert second.returncode == 2 and re.search(r"in use.*--(rest_api_)?port", second.stderr), second.stderr
+        status, _, err = cli(*command[3:])
+        assert status == 2 and re.search(r"in use.*--(rest_api_)?port", err), err
         assert json.load(urllib.request.urlopen(url))
     finally:
         process.terminate()

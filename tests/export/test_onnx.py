@@ -255,6 +255,7 @@ def test_files_of_others_are_refused(tmp_path):
         load(tmp_path / "other.onnx")
 
 
+@pytest.mark.heavy
 def test_int8_knows_photographs_as_float32_does(real_data, tmp_path):
     model = kc.GoogLeNet(weights=real_data.parent / "weights" / "bvlc_googlenet.onnx")
     card = card_of_model(model)

@@ -122,8 +122,8 @@ def test_an_onnx_file_alone_knows_its_classes(published, digits, tmp_path):
 def test_versions_count_up_and_are_never_overwritten(tmp_path, caplog, verified_here):
     model = CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3)
     first = export.publish(model, name="plain", to=tmp_path)
-    second = export.publish(model, name="plain", to=tmp_path)
-    fifth = export.publish(model, name="plain", to=tmp_path, version=5)
+    second = export.publish(model, name="plain", to=tmp_path, formats=("saved_model",))
+    fifth = export.publish(model, name="plain", to=tmp_path, version=5, formats=("saved_model",))
     assert [path.name for path in (first, second, fifth)] == ["1", "2", "5"]
     assert "is not trained" in caplog.text
     assert json.loads((first / "assets.extra" / "model.json").read_text())["trained"] is False
@@ -142,7 +142,8 @@ def test_versions_count_up_and_are_never_overwritten(tmp_path, caplog, verified_
 def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path, arguments, sentence, verified_here):
     model = CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3)
     if sentence is None:  # an empty name is no name: the model's own is taken
-        assert export.publish(model, to=tmp_path, **arguments).parent.name == "plainnet8"
+        published = export.publish(model, to=tmp_path, formats=("saved_model",), **arguments)
+        assert published.parent.name == "plainnet8"
         return
     with pytest.raises(UserError, match=sentence):
         export.publish(model, to=tmp_path, **arguments)
@@ -184,7 +185,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path):
     kernel = model.get_layer("predictions").kernel
     kernel.assign(np.full(kernel.shape, np.nan))
     with pytest.raises(RuntimeError, match="not finite"):
-        export.publish(model, name="plain", to=tmp_path)
+        export.publish(model, name="plain", to=tmp_path, formats=("saved_model",))
     assert not list((tmp_path / "plain").iterdir())
 
 

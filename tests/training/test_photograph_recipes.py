@@ -11,7 +11,7 @@ import tensorflow as tf
 import tiny
 from PIL import Image
 
-from keras_convnets import CIFARResNet, GoogLeNet, ResNet20, training
+from keras_convnets import CIFARResNet, GoogLeNet, training
 from keras_convnets.errors import UserError
 from keras_convnets.networks.graph import leaves
 from keras_convnets.prediction import Classifier
@@ -74,7 +74,7 @@ CASES = [
         "GoogLeNet", "googlenet", {"image_size": 79, "learning_rate": 0.02, "ema": 0.5}, marks=pytest.mark.heavy
     ),
     pytest.param("ResNet18", "resnet_imagenet", {"image_size": 32, "learning_rate": 3e-4}, marks=pytest.mark.heavy),
-    ("ResNet20", "resnet_imagenet", {"image_size": 32, "learning_rate": 3e-3}),
+    ("CIFARResNet(8)", "resnet_imagenet", {"image_size": 32, "learning_rate": 3e-3}),
 ]
 
 
@@ -102,20 +102,20 @@ def test_every_recipe_learns_from_photographs(photographs, tmp_path, model, reci
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory) -> Path:
-    """A file of weights of a ResNet20 with three classes."""
+    """A file of weights of a small residual network with three classes."""
     keras.utils.set_random_seed(0)
-    model = ResNet20(classes=3, input_shape=(32, 32, 3))
+    model = CIFARResNet(8, classes=3, input_shape=(32, 32, 3))
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             # As after training: what comes out is of the size of what goes in, or less.
             layer.moving_variance.assign(np.full(layer.moving_variance.shape, 20.0))
-    path = tmp_path_factory.mktemp("weights") / "resnet20.weights.h5"
+    path = tmp_path_factory.mktemp("weights") / "resnet8.weights.h5"
     model.save_weights(path)
     return path
 
 
 def test_finetuning_starts_with_the_classifier_and_keeps_statistics(photographs, pretrained, tmp_path, monkeypatch):
-    before = ResNet20(classes=3, input_shape=(32, 32, 3), weights=pretrained)
+    before = CIFARResNet(8, classes=3, input_shape=(32, 32, 3), weights=pretrained)
     seen = {}
     report = trainer.Trainer.report
 
@@ -125,7 +125,7 @@ def test_finetuning_starts_with_the_classifier_and_keeps_statistics(photographs,
 
     monkeypatch.setattr(trainer.Trainer, "report", looking)
     run = training.fit(
-        "ResNet20",
+        "CIFARResNet(8)",
         photographs,
         weights=pretrained,
         run=tmp_path / "run",
@@ -143,18 +143,18 @@ def test_finetuning_starts_with_the_classifier_and_keeps_statistics(photographs,
     assert steps[-1] == 12 and all(np.array_equal(seen[step][0], first) for step in steps if step <= 6)
     assert not np.array_equal(seen[12][0], first)
     after = keras.saving.load_model(run.path / "final.keras")
-    for name in ("conv1_bn", "conv4_block3_2_bn"):
+    for name in ("conv1_bn", "conv4_block1_2_bn"):
         for old, new in zip(before.get_layer(name).weights, after.get_layer(name).weights, strict=True):
             assert np.array_equal(old.numpy(), new.numpy()), name
-    assert after.output_shape == (None, 2) and run.config()["weights"]["file"] == "resnet20.weights.h5"
-    other = ResNet20(classes=3, input_shape=(32, 32, 3))
+    assert after.output_shape == (None, 2) and run.config()["weights"]["file"] == "resnet8.weights.h5"
+    other = CIFARResNet(8, classes=3, input_shape=(32, 32, 3))
     other.save_weights(tmp_path / "other.weights.h5")
     with pytest.raises(UserError, match="another"):
-        training.fit("ResNet20", photographs, weights=tmp_path / "other.weights.h5", run=run.path, overrides={})
+        training.fit("CIFARResNet(8)", photographs, weights=tmp_path / "other.weights.h5", run=run.path, overrides={})
 
 
 def test_finetuning_gives_later_layers_more(pretrained):
-    model = ResNet20(classes=2, input_shape=(32, 32, 3), weights=pretrained)
+    model = CIFARResNet(8, classes=2, input_shape=(32, 32, 3), weights=pretrained)
     recipe = get_recipe("finetune")
     recipe.prepare(model)
     rates = recipe.rate_multipliers(model)
@@ -190,7 +190,7 @@ def test_it_stops_early_when_the_holdout_no_longer_improves(photographs, pretrai
     monkeypatch.setattr(trainer, "get_model", tiny.network)
     overrides = {"image_size": 32, "batch_size": 6, "epochs": 50, "holdout": 6, "learning_rate": 0, "stop_patience": 2}
     overrides["head_share"] = 0.02
-    run = training.fit("ResNet20", photographs, weights=pretrained, run=tmp_path / "run", overrides=overrides)
+    run = training.fit("CIFARResNet(8)", photographs, weights=pretrained, run=tmp_path / "run", overrides=overrides)
     # At a rate of nothing the first report of the whole network is its best and two more show it; one of the classifier
     # alone comes before.
     assert run.finished and len(run.metrics()) == 4
@@ -326,7 +326,7 @@ def test_the_running_average_is_what_is_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_lower_precision_trains_and_exports_in_float32(tmp_path, precision):
     run = training.fit(
-        "ResNet20",
+        "CIFARResNet(8)",
         "digits",
         run=tmp_path / "run",
         overrides={"iterations": 3, "batch_size": 32, "precision": precision},
@@ -364,7 +364,7 @@ def test_a_flip_that_the_data_forbid_is_refused(tmp_path):
 
 def test_weights_are_given_once(tmp_path, photographs, pretrained):
     with pytest.raises(UserError, match="give the weights once"):
-        training.fit(f"ResNet20:{pretrained}", photographs, weights=pretrained, run=tmp_path / "run")
+        training.fit(f"CIFARResNet(8):{pretrained}", photographs, weights=pretrained, run=tmp_path / "run")
 
 
 @pytest.mark.heavy

@@ -177,13 +177,11 @@ def centre(file):
 
 
 def test_the_real_googlenet_equals_its_runtime_on_photographs(googlenet, photographs):
-    (path, model), (files, truth) = googlenet, photographs
-    pixels = np.stack([centre(file) for file in files])
-    reference = zoo.run(path, bgr(pixels))
-    ours = np.concatenate([as_numpy(model(pixels[start : start + 25])) for start in range(0, 100, 25)])
+    (path, model), (files, _) = googlenet, photographs
+    pixels = np.stack([centre(file) for file in files[::4]])
+    reference, ours = zoo.run(path, bgr(pixels)), as_numpy(model(pixels))
     np.testing.assert_array_equal(ours.argmax(1), reference.argmax(1))
     np.testing.assert_allclose(ours, reference, atol=1e-4)
-    assert (ours.argmax(1) == truth).sum() >= 74
 
 
 def test_the_real_googlenet_recognises_photographs(googlenet, photographs):
