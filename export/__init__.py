@@ -9,7 +9,7 @@ Example:
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_convnets.extras import require
 
@@ -24,7 +24,7 @@ _EXTRAS = {"Client": ("serving", "the client"), "publish": ("export", "exporting
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _EXTRAS:

@@ -40,7 +40,7 @@ class Credentials:
     client_certificate: Place = None
     client_key: Place = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in self.headers.items():
             # A value is a secret, and is not shown.
             if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
@@ -85,8 +85,8 @@ class Credentials:
             raise _bad_file("root certificates", self.root_certificates, error) from error
         if self.client_certificate is not None:
             try:
-                certificate, key = _path(self.client_certificate), _path(self.client_key)
-                context.load_cert_chain(certificate, key, password=self._refuse_password)
+                certificate = os.fspath(self.client_certificate)
+                context.load_cert_chain(certificate, _path(self.client_key), password=self._refuse_password)
             except OSError as error:
                 what = "client certificate and key"
                 raise _bad_file(what, [self.client_certificate, self.client_key], error) from error

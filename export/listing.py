@@ -31,7 +31,7 @@ def _best(card: ModelCard | None) -> str:
     known = {key: figures["top1"] for key, figures in (card.metrics if card else {}).items() if "top1" in figures}
     if not known:
         return "-"
-    key = max(known, key=known.get)
+    key = max(known, key=lambda key: known[key])
     return f"{known[key]:.2%} on {key}"
 
 

@@ -32,7 +32,7 @@ def load(path: str | os.PathLike) -> Classifier:
         if not path.is_file():
             raise UserError(f"there is no {form.suffix} file {path}; give the path of an existing one.")
         classifier = form.load(path, None)
-        if classifier.card is None:
+        if classifier.known_card is None:
             raise UserError(
                 f"{path} has no {EXTRA}/model.json beside it, and the file itself holds no class names; leave it in "
                 "the version that keras-convnets export wrote."

@@ -75,6 +75,7 @@ def publish(
     import keras
 
     place = None if isinstance(source, keras.Model) else Path(path_text(source, "source", SOURCES))
+    model: keras.Model
     model, card = _opened(place) if place else (source, card or card_of_model(source))
     name = name or (_name_of(place.resolve()) if place else model.name)
     folder = new_version(to, name, version)

@@ -8,6 +8,7 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError, unknown_name
@@ -68,7 +69,7 @@ def version_folders(model_folder: Path) -> dict[int, Path]:
     """
     with os.scandir(model_folder) as entries:
         names = sorted(entry.name for entry in entries if version_number(entry.name) is not None and entry.is_dir())
-    found = {version_number(name): model_folder / name for name in names}
+    found = {number: model_folder / name for name in names if (number := version_number(name)) is not None}
     return dict(sorted(found.items()))
 
 
@@ -204,7 +205,7 @@ def rollback(root: str | os.PathLike, name: str, version: int | None = None) -> 
         raise UserError(f"{folder} has no version {version}; its versions: {', '.join(map(str, known))}.")
     model_config.register(root, name)
     with model_config.changing_config(root) as config:
-        model_config.entry(config, name).model_version_policy.specific.versions[:] = [version]
+        _entry(config, name).model_version_policy.specific.versions[:] = [version]
     return version
 
 
@@ -217,8 +218,15 @@ def serve_latest(root: str | os.PathLike, name: str) -> int:
     folder = _chosen(root, name)[name]
     model_config.register(root, name)
     with model_config.changing_config(root) as config:
-        model_config.entry(config, name).ClearField("model_version_policy")
+        _entry(config, name).ClearField("model_version_policy")
     return versions(folder)[-1]
+
+
+def _entry(config: Any, name: str) -> Any:
+    """Return the entry of a model that was registered just before."""
+    found = model_config.entry(config, name)
+    assert found is not None, f"{name} is registered"
+    return found
 
 
 def _chosen(root: str | os.PathLike, name: str | None) -> dict[str, Path]:

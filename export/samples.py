@@ -51,9 +51,9 @@ def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None 
         known = {name: label for names in (card.class_ids, card.class_names) for label, name in enumerate(names)}
         return _of_files(find_images([str(folder)]), folders | known, str(folder), read_image)
     kept = sorted((run_folder / "samples").glob("*/*")) if run_folder else []
-    kept = [str(path) for path in kept if path.suffix.lower() in SUFFIXES]
-    if kept:
-        return _of_files(kept, folders, "the run's samples", lambda place: Path(place).read_bytes())
+    places = [str(path) for path in kept if path.suffix.lower() in SUFFIXES]
+    if places:
+        return _of_files(places, folders, "the run's samples", lambda place: Path(place).read_bytes())
     from sklearn import datasets
 
     photographs = sorted((Path(datasets.__file__).parent / "images").glob("*.jpg"))

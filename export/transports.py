@@ -11,7 +11,7 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 
@@ -67,12 +67,9 @@ class _Rest:
         self._path = parts.path.rstrip("/")
         self._timeout = timeout
         self._headers = dict(credentials.headers)
-        tls = {"context": credentials.ssl_context()} if _SCHEMES[parts.scheme] else {}
-        kind = http.client.HTTPSConnection if tls else http.client.HTTPConnection
-        port = parts.port or (_TLS_PORT if tls else 8501)
-        self._connect: Callable[[], http.client.HTTPConnection] = lambda: kind(
-            parts.hostname, port, timeout=timeout, **tls
-        )
+        self._host = _host(parts)
+        self._context = credentials.ssl_context() if _SCHEMES[parts.scheme] else None
+        self._port = parts.port or (8501 if self._context is None else _TLS_PORT)
         self._local = threading.local()
 
     def predict(self, signature: str | None, alias: str, batch: Any, outputs: Sequence[str]) -> Mapping[str, Any]:
@@ -104,6 +101,11 @@ class _Rest:
         connection = self._local.__dict__.pop("connection", None)
         if connection is not None:
             connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._context is None:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._context)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
         reused = hasattr(self._local, "connection")
@@ -166,7 +168,8 @@ class _Grpc:
         self._timeout = timeout
         self._name = unquote(match["name"])
         self._version, self._label = match["version"], match["label"]
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        host = _host(parts)
+        host = f"[{host}]" if ":" in host else host
         self._metadata = credentials.metadata()
         options = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
         options.append(("grpc.enable_http_proxy", 0))
@@ -290,6 +293,11 @@ def open_transport(url: str, timeout: float, credentials: Credentials) -> Transp
         )
     kind = _Grpc if parts.scheme in _GRPC_SCHEMES else _Rest
     return kind(url, timeout, credentials)
+
+
+def _host(parts: SplitResult) -> str:
+    assert parts.hostname is not None, "`open_transport` refuses a URL without a host"
+    return parts.hostname
 
 
 def _code_name(number: int) -> str:

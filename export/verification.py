@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,9 @@ def _difference(artifact: Artifact, got: np.ndarray, expected: np.ndarray) -> fl
     return float(np.abs(got - expected).max())
 
 
-def _accuracies(artifacts, answers, expected: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
+def _accuracies(
+    artifacts: Sequence[Artifact], answers: Mapping[str, np.ndarray], expected: np.ndarray, labels: np.ndarray | None
+) -> dict[str, Any]:
     """Return top-1 of float32 and of what is quantised, on the same images; agreement alone where no label is known."""
     found = {}
     for artifact in artifacts:

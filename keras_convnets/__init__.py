@@ -12,7 +12,8 @@ Example:
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 
@@ -61,15 +62,20 @@ _HOMES = {
 
 __all__ = ["__version__", "get_model", "list_models", *_HOMES]
 
+
 # keras.saving.load_model finds custom layers and models only where they are registered. They are registered when Keras
 # itself is imported, before or after this package, so that importing this package need not import Keras.
-for _module in ("keras_convnets.networks.layers", "keras_convnets.networks.functional"):
-    wrapt.register_post_import_hook(lambda keras, module=_module: importlib.import_module(module), "keras")
+def _register_layers(keras: ModuleType) -> None:
+    importlib.import_module("keras_convnets.networks.layers")
+    importlib.import_module("keras_convnets.networks.functional")
+
+
+wrapt.register_post_import_hook(_register_layers, "keras")
 
 
 if not TYPE_CHECKING:
     # Type checkers would take any name for one of the package's.
-    def __getattr__(name: str):
+    def __getattr__(name: str) -> Any:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(_HOMES[name]), name)

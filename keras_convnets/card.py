@@ -68,7 +68,7 @@ class ModelCard:
     class_ids: tuple[str, ...] = ()
     export: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_class_names(self.class_names, f"the model card of {self.architecture}")
         if not isinstance(self.view, View):
             raise UserError(f"the model card of {self.architecture} has the view {self.view!r}; give it a View.")
@@ -265,7 +265,7 @@ def view_of_model(model: keras.Model) -> View | None:
     resize and centre crop to its input size.
     """
     own = getattr(model, "evaluation_view", None)
-    shape = getattr(model, "input_shape", None)
+    shape: Any = getattr(model, "input_shape", None)
     if own is not None or not _is_image_shape(shape):
         return own
     from keras_convnets.networks.outputs import main_output

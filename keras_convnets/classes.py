@@ -70,7 +70,7 @@ class Classes:
     ids: tuple[str, ...]
     names: tuple[str, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if len(self.ids) != len(self.names):
             raise UserError(f"{len(self.ids)} class ids came with {len(self.names)} class names; give one for each.")
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_convnets.card import ModelCard
 from keras_convnets.classes import likeliest
 from keras_convnets.errors import UnreadableImage
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
 
 # Of more images, building a graph takes less time than it saves.
 VIEWED_EAGERLY = 16
@@ -20,20 +25,27 @@ class Classifier:
     """Something that classifies, and its card.
 
     Attributes:
-        card: class names, view and all else; None where nothing tells, as of a LiteRT file still being written.
+        known_card: class names, view and all else; None where nothing tells, as of a LiteRT file still being written.
         predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
         predict_encoded: encoded images to probabilities, where the thing decodes by itself; else it is done here.
         image_size: (height, width) of the input; by default the card's.
     """
 
-    card: ModelCard | None
+    known_card: ModelCard | None
     predict_images: Callable[[np.ndarray], np.ndarray]
     predict_encoded: Callable[[Sequence[bytes]], np.ndarray] | None = None
     image_size: tuple[int, int] | None = None
 
-    def __post_init__(self):
-        if self.image_size is None and self.card is not None:
-            object.__setattr__(self, "image_size", self.card.view.crop)
+    def __post_init__(self) -> None:
+        if self.image_size is None and self.known_card is not None:
+            object.__setattr__(self, "image_size", self.known_card.view.crop)
+
+    @property
+    def card(self) -> ModelCard:
+        """The model card of what was loaded as a user loads it, which is never without one."""
+        if self.known_card is None:
+            raise AttributeError("this classifier has no model card: it names no classes and decodes no images.")
+        return self.known_card
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities of images of the input's size, uint8 [n, H, W, 3]."""
@@ -91,7 +103,7 @@ def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
     return np.stack(views)
 
 
-def keras_classifier(model, card: ModelCard) -> Classifier:
+def keras_classifier(model: keras.Model, card: ModelCard) -> Classifier:
     """Return a classifier over a Keras model, which is compiled once and sees any batch size.
 
     Of a model that gives logits it gives their softmax. What is no probability is refused when it is seen.
@@ -102,7 +114,7 @@ def keras_classifier(model, card: ModelCard) -> Classifier:
 
     whole = softmaxed(model)
 
-    def infer(images):
+    def infer(images: tf.Tensor) -> tf.Tensor:
         outputs = whole(images, training=False)
         return outputs["probabilities"] if isinstance(outputs, dict) else outputs
 

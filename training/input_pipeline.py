@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.training.data.splits import of_one_size
 from keras_convnets.training.plan import Plan
 from keras_convnets.training.seeds import purpose_seed
 
@@ -29,12 +30,12 @@ def training_batches(plan: Plan, preprocessing: Preprocessing | None, first_step
     batches = (
         _photographs(plan, first)
         if recipe.reads_photographs
-        else train.shuffled(recipe.batch_size, recipe.seed, first, balanced=recipe.balanced)
+        else of_one_size(train).shuffled(recipe.batch_size, recipe.seed, first, balanced=recipe.balanced)
     )
 
     stream = tf.constant(purpose_seed(recipe.seed, "augmentation"), tf.int64)
 
-    def augmented(step, batch):
+    def augmented(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         images, labels = batch
         return augment(images, tf.stack([stream, step])), labels
 
@@ -51,7 +52,7 @@ def _photographs(plan: Plan, first: int) -> tf.data.Dataset:
 
     stream = tf.constant(purpose_seed(recipe.seed, "crops"), tf.int64)
 
-    def read(number, example):
+    def read(number: tf.Tensor, example: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor]:
         data, label, _ = example
         return recipe.read(data, tf.stack([stream, number]), size), label
 

@@ -18,6 +18,7 @@ from keras_convnets.networks.spec import ModelSpec, split_weights
 from keras_convnets.training.data import DataSet, SizedSplit, Split, load_dataset
 from keras_convnets.training.data.dataset import MEMORY_LIMIT
 from keras_convnets.training.data.sequential import StreamSplit
+from keras_convnets.training.data.splits import of_one_size
 from keras_convnets.training.recipes import Recipe, default_recipe, get_recipe
 from keras_convnets.weights.loading import Weights, find_weights
 
@@ -81,7 +82,7 @@ class Plan:
         train = self.data.split("train")
         if train.size > SAMPLED_IMAGES:
             train = train.subset(np.arange(SAMPLED_IMAGES) * train.size // SAMPLED_IMAGES)
-        return train.at_size(self.view, memory_limit=0) if self.recipe.reads_photographs else train
+        return train.at_size(self.view, memory_limit=0) if self.recipe.reads_photographs else of_one_size(train)
 
     def data_facts(self) -> dict[str, Any]:
         """Return what the run's configuration and the card say of the data."""

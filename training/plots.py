@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ def learning_curves(records: Sequence[dict[str, Any]], path: Path, title: str) -
     _save(figure, path)
 
 
-def _pairs(records: Sequence[dict[str, Any]]):
+def _pairs(records: Sequence[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
     return zip(records, records[1:], strict=False)
 
 

@@ -23,7 +23,8 @@ class PassProgress:
 
     def __init__(self, console: Console | None):
         self._console = console
-        self._doing, self._began, self._told, self._first, self._done = None, 0.0, 0.0, 0, 0
+        self._doing: str | None = None
+        self._began, self._told, self._first, self._done = 0.0, 0.0, 0, 0
 
     def __call__(self, doing: str, done: int, total: int) -> None:
         """Take notice that so many images of a pass are done."""

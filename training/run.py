@@ -219,7 +219,9 @@ class Run:
             for position, (encoded, *_) in zip(chosen, originals, strict=True):
                 of_class = folder / class_folders[split.labels[position]]
                 of_class.mkdir(exist_ok=True)
-                (of_class / f"{position:05d}{ENDINGS[image_type(encoded)]}").write_bytes(encoded)
+                kind = image_type(encoded)
+                assert kind is not None, "images that do not decode were left out"
+                (of_class / f"{position:05d}{ENDINGS[kind]}").write_bytes(encoded)
 
     def save_checkpoint(self, step: int, model: keras.Model, variables: Sequence[Any], state: dict[str, Any]) -> None:
         """Write weights, other variables and state into a folder of their own, then drop all but the newest two."""

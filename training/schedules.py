@@ -10,12 +10,24 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 # The paper's warm-up observes the training error as a running mean over about this many steps.
 WARMUP_WINDOW = 20
 # Where the drops do not wait for a plateau any longer, a tenth of the run is left for each rate after the first.
 FRACTION_OF_A_RATE = 0.1
+
+
+class HoldoutFigures(TypedDict):
+    """What a network is measured by during the training.
+
+    Attributes:
+        val_top1: the fraction of the held-out images whose likeliest class is right.
+        val_loss: their mean loss; None where it is not finite.
+    """
+
+    val_top1: float
+    val_loss: float | None
 
 
 class Curve:
@@ -368,12 +380,12 @@ class Schedule:
         if self.warmup is not None:
             self.warmup.observe(error)
 
-    def observe_holdout(self, step: int, figures: Mapping[str, float | None]) -> bool:
+    def observe_holdout(self, step: int, figures: HoldoutFigures) -> bool:
         """Take in the figures of a report after so many steps; return whether they are the best yet.
 
         Args:
             step: how many steps are done.
-            figures: "val_top1" and "val_loss"; a loss of None is not finite, and such a network never the best.
+            figures: of the network; one whose loss is not finite is never the best.
         """
         loss = figures["val_loss"]
         figure = -math.inf if loss is None else -loss if self._best_is == "val_loss" else figures["val_top1"]

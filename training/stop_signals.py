@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -16,7 +17,7 @@ def stop_signals() -> Iterator[threading.Event]:
         yield stop
         return
 
-    def asked(number, frame):
+    def asked(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()

@@ -75,7 +75,7 @@ def make_step(
         parts = [part if factor == 1.0 else part * factor for part, factor in zip(clipped, factors, strict=True)]
         return _skipped_together(parts) if scaled else parts
 
-    def replica_step(images, labels):
+    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = network(images, training=True)
             named = logits if isinstance(logits, dict) else {"predictions": logits}
@@ -94,7 +94,7 @@ def make_step(
 
 def _on_all_replicas(replica_step: Callable, strategy: tf.distribute.Strategy) -> Callable:
     @tf.function(jit_compile=False)
-    def step(images, labels):
+    def step(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         loss, right = strategy.run(replica_step, (images, labels))
         return strategy.reduce("SUM", loss, axis=None), strategy.reduce("SUM", right, axis=None)
 

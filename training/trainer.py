@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -33,7 +34,7 @@ from keras_convnets.training.recipes import Recipe
 from keras_convnets.training.reports import Reports
 from keras_convnets.training.results import write_results
 from keras_convnets.training.run import BEST, Run
-from keras_convnets.training.schedules import schedule_state
+from keras_convnets.training.schedules import HoldoutFigures, schedule_state
 from keras_convnets.training.stop_signals import stop_signals
 from keras_convnets.training.train_step import local_strategy, make_optimizer, make_step
 from keras_convnets.training.weight_averages import Averages
@@ -177,11 +178,10 @@ class Trainer:
     def compile_steps(self) -> tuple[Callable, Callable]:
         """Return the training step of the whole network and of the classifier alone."""
         recipe = self.plan.recipe
-        given = {"loss_weights": recipe.loss_weights(self.plan.architecture), "averages": self.averages}
-        multipliers = recipe.rate_multipliers(self.model)
-        whole = make_step(self.network, self.optimizer, recipe, self.strategy, multipliers=multipliers, **given)
-        head = make_step(self.network, self.optimizer, recipe, self.strategy, only="predictions", **given)
-        return whole, head
+        weights = recipe.loss_weights(self.plan.architecture)
+        make = functools.partial(make_step, self.network, self.optimizer, recipe, self.strategy, loss_weights=weights)
+        whole = make(multipliers=recipe.rate_multipliers(self.model), averages=self.averages)
+        return whole, make(only="predictions", averages=self.averages)
 
     def batches(self) -> Iterator[Any]:
         """Return the endless stream of batches from the present step on, distributed over the devices."""
@@ -219,7 +219,7 @@ class Trainer:
         if not self.schedule.warming and self.console:
             self.console.print(f"warm-up ended at step {self.step}", highlight=False)
 
-    def evaluate_holdout(self) -> dict[str, float | None]:
+    def evaluate_holdout(self) -> HoldoutFigures:
         """Return "val_top1" and "val_loss" of the network, averaged where the recipe says so, on the held-out images.
 
         Raises:
@@ -244,6 +244,7 @@ class Trainer:
             Diverged: if something is not finite; nothing is kept then.
         """
         self._check_finite()
+        assert self.learning_rate is not None, "a report follows a step"
         record = self.reports.begin(self.step, self.learning_rate)
         if record is None:
             return

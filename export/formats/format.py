@@ -81,8 +81,8 @@ class Format:
     Attributes:
         artifacts: what it puts into a version.
         write: writes one of its artifacts into a version's folder.
-        load: loads an artifact by its path; the card is what is known of it, None to look for it. The classifier's
-            card is None where there is none to be found.
+        load: loads an artifact by its path; the card is what is known of it, None to look for it. The classifier has
+            no card where there is none to be found.
         suffix: how its files' names end; "" for a folder.
         requires: the formats that its writer reads in the same folder, by name.
     """

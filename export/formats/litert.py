@@ -62,25 +62,30 @@ def write_litert(
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
     size = card.view.crop
-    if precision == "int8" and (images is None or len(images) == 0 or images.shape[1:] != (*size, 3)):
-        raise UserError(
-            f"calibration images are {'none' if images is None else list(images.shape)}; eight bits need images that "
-            f"the network will see: give at least one, as [n, {size[0]}, {size[1]}, 3]."
-        )
+    calibration = _checked_images(images, size) if precision == "int8" else None
     holder, infer = _with_constants(network, size)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function()], holder)
     if precision != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if precision == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if precision == "int8":
-        converter.representative_dataset = lambda: _one_by_one(images)
+    if calibration is not None:
+        converter.representative_dataset = lambda: _one_by_one(calibration)
         # The second set is for what has no int8 operator.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
     with warnings.catch_warnings():
         # Calibration runs an interpreter whose successor is a package of its own, which nothing else here needs.
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
         path.write_bytes(converter.convert())
+
+
+def _checked_images(images: np.ndarray | None, size: tuple[int, int]) -> np.ndarray:
+    if images is None or len(images) == 0 or images.shape[1:] != (*size, 3):
+        raise UserError(
+            f"calibration images are {'none' if images is None else list(images.shape)}; eight bits need images that "
+            f"the network will see: give at least one, as [n, {size[0]}, {size[1]}, 3]."
+        )
+    return images
 
 
 def _with_constants(network: keras.Model, size: tuple[int, int]) -> tuple[tf.Module, tf.function]:
@@ -96,7 +101,7 @@ def _with_constants(network: keras.Model, size: tuple[int, int]) -> tuple[tf.Mod
     ]
 
     @tf.function(input_signature=[tf.TensorSpec([None, *size, 3], tf.float32, name="images")])
-    def infer(images):
+    def infer(images: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs, _ = network.stateless_call(*weights, images, training=False)
         return {"probabilities": outputs["probabilities"]}
 
@@ -118,7 +123,7 @@ def load_litert(path: Path, card: ModelCard | None = None) -> Classifier:
         card: what is known of it; by default the card of the version it lies in.
 
     Returns:
-        A classifier: it takes uint8 [n, H, W, 3]. Its card is None where none was given and none lies beside the file,
+        A classifier: it takes uint8 [n, H, W, 3]. It has no card where none was given and none lies beside the file,
         as in a version that is still being written; it then takes images, but decodes and names nothing.
 
     Raises:

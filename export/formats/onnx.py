@@ -99,7 +99,7 @@ def load_onnx(path: Path, card: ModelCard | None = None) -> Classifier:
     return Classifier(card, predict_images)
 
 
-def _facts_of_onnx(session, path: Path) -> dict[str, Any]:
+def _facts_of_onnx(session: Any, path: Path) -> dict[str, Any]:
     check_names([value.name for value in (*session.get_inputs(), *session.get_outputs())], path)
     metadata = session.get_modelmeta().custom_metadata_map
     # Other tools may have added what is no JSON.

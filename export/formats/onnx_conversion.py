@@ -68,7 +68,7 @@ def _converted(
     ]
 
     @tf.function(input_signature=signature, autograph=False)
-    def infer(images, *weights):
+    def infer(images: tf.Tensor, *weights: tf.Tensor) -> dict[str, tf.Tensor]:
         first, second = weights[: len(trainable)], weights[len(trainable) :]
         outputs, _ = network.stateless_call(first, second, images, training=False)
         return {"probabilities": outputs["probabilities"]}
@@ -142,7 +142,7 @@ def _take_out_constants(model: onnx.ModelProto, weights: Mapping[str, np.ndarray
         [helper.make_empty_tensor_value_info(name) for name in arrays],
         [helper.make_empty_tensor_value_info(name) for name in results],
     )
-    computed = ReferenceEvaluator(computation, opsets={"": OPSET}).run(None, arrays) if results else []
+    computed: Any = ReferenceEvaluator(computation, opsets={"": OPSET}).run(None, arrays) if results else []
     arrays |= zip(results, computed, strict=True)
     used = {name: array for name, array in arrays.items() if name in wanted}
     taken_out = {name: array for name, array in used.items() if np.issubdtype(array.dtype, np.floating)}

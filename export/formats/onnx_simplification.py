@@ -109,7 +109,10 @@ def _bias_in_convolution(graph: _Graph) -> None:
     """Make one operator of a convolution and of the sum with its bias."""
     for convolution in graph.nodes("Conv"):
         bias = graph.addend(convolution)
-        channels = graph.constant(convolution.input[1]).shape[0]
+        weights = graph.constant(convolution.input[1])
+        if weights is None:
+            continue
+        channels = weights.shape[0]
         if len(convolution.input) == 2 and bias is not None and graph.arrays[bias].shape[-3:] == (channels, 1, 1):
             name = f"{bias}_of_channels"
             graph.add(name, graph.arrays[bias].reshape(channels))
@@ -126,6 +129,8 @@ def _pad_in_pooling(graph: _Graph) -> None:
         if pad is None or _attributes(pool).get("auto_pad", b"NOTSET") != b"NOTSET" or "pads" in _attributes(pool):
             continue
         pads, kernel = graph.constant(pad.input[1]), _attributes(pool)["kernel_shape"]
+        if pads is None:
+            continue
         begins, ends = pads[2:4], pads[6:8]
         inside = not pads[[0, 1, 4, 5]].any() and (begins < kernel).all() and (ends < kernel).all()
         if inside and _is_zero_padding(graph, pad) and _is_nonnegative(graph, pad.input[0]):
@@ -162,9 +167,10 @@ def _flatten_channels_first(graph: _Graph) -> None:
         is_last = transpose is not None and _attributes(transpose)["perm"] == TO_CHANNELS_LAST
         # Of single pixels the two orders are one, and the converter leaves the transposition out.
         is_single = transpose is None and sides[1:] == [1, 1]
-        if len(sides) != 3 or None in sides or math.prod(sides) != len(weights) or not (is_last or is_single):
+        known = [side for side in sides if side is not None]
+        if len(sides) != 3 or len(known) != 3 or math.prod(known) != len(weights) or not (is_last or is_single):
             continue
-        channels, height, width = sides
+        channels, height, width = known
         rows = weights.reshape(height, width, channels, -1).transpose(2, 0, 1, 3).reshape(weights.shape)
         # The converter lets equal constants be one, so another node may take the old one.
         product.input[1] += "_channels_first"

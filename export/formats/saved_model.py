@@ -96,20 +96,20 @@ def _signatures(
         scores, indices = tf.math.top_k(infer_encoded(image_bytes)["probabilities"], k)
         return {"classes": tf.gather(names, indices), "scores": scores}
 
-    def serving_default(image_bytes):
+    def serving_default(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"probabilities": infer_encoded(image_bytes)["probabilities"]}
 
-    def predict_images(images):
+    def predict_images(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"probabilities": infer(images)["probabilities"]}
 
-    def top_k(image_bytes):
+    def top_k(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         return likeliest(image_bytes)
 
-    def classify(inputs):
+    def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         feature = tf.io.FixedLenFeature([], tf.string)
         return likeliest(tf.io.parse_example(inputs, {"image/encoded": feature})["image/encoded"])
 
-    def features(image_bytes):
+    def features(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"features": infer_encoded(image_bytes)["features"]}
 
     encoded = tf.TensorSpec([None], tf.string, name="image_bytes")

@@ -147,9 +147,11 @@ def regress(engine: Engine, name: str, examples: list[bytes]) -> np.ndarray:
 def class_rows(classification: Classification) -> list[list[tuple[bytes, float]]]:
     """Return a label and a score for each class of each example; "" and 0.0 stand for what the model does not say."""
     classes, scores = classification
-    labels = classes.tolist() if classes is not None else np.full(scores.shape, b"", dtype=object).tolist()
-    numbers = scores.tolist() if scores is not None else np.zeros(classes.shape).tolist()
-    return [list(zip(*row, strict=True)) for row in zip(labels, numbers, strict=True)]
+    given = classes if classes is not None else scores
+    assert given is not None, "a classifier that was checked gives one of them"
+    labels = classes if classes is not None else np.full(given.shape, b"", dtype=object)
+    numbers: np.ndarray = scores if scores is not None else np.zeros(given.shape)
+    return [list(zip(*row, strict=True)) for row in zip(labels.tolist(), numbers.tolist(), strict=True)]
 
 
 def _run(engine: Engine, name: str, examples: list[bytes]) -> dict[str, np.ndarray]:

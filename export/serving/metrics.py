@@ -34,7 +34,7 @@ _MAX_NAME = 256
 
 
 class _Histogram:
-    def __init__(self):
+    def __init__(self) -> None:
         self.counts = [0] * len(_BOUNDS)
         self.sum = 0
 
@@ -53,7 +53,7 @@ class Metrics:
         :tensorflow:serving:request_count{model_name="resnet20",status="OK"} 1
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, ...], int] = {}
         self._histograms: dict[str, dict[tuple[str, ...], _Histogram]] = {_REQUEST_LATENCY: {}, _RUNTIME_LATENCY: {}}

@@ -74,8 +74,10 @@ class TensorInfo:
             0 for a tensor that fits, whose rows are counted anyway, and where the signature does not say how large a
             row is.
         """
-        row = self.shape[1:] if self.in_rows and self.shape is not None else (None,)
-        if None in row or self.fits(shape):
+        if not self.in_rows or self.shape is None or self.fits(shape):
+            return 0
+        row = [side for side in self.shape[1:] if side is not None]
+        if len(row) < len(self.shape) - 1:
             return 0
         return math.ceil(math.prod(shape) / max(math.prod(row), 1))
 

@@ -76,7 +76,7 @@ def is_loopback(host: str) -> bool:
         found = socket.getaddrinfo(host, None)
     except OSError:
         return False
-    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback for *_, address in found)
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def port_error(host: str, port: int, flag: str, error: Exception) -> UserError:

@@ -13,7 +13,7 @@ from keras_convnets.commands.terminal import image_progress, print_json
 from keras_convnets.errors import UserError
 
 if TYPE_CHECKING:
-    from keras_convnets.training.data import DataSet
+    from keras_convnets.training.data.folder import Survey
 
 
 def _add_verify_flags(parser: Parser) -> None:
@@ -72,7 +72,7 @@ def _stats(args: argparse.Namespace) -> None:
         print(statistics_text(facts))
 
 
-def _surveyed(place: str) -> DataSet | None:
+def _surveyed(place: str) -> Survey | None:
     """Return what lies in a folder of images that training refuses; None of anything else, which is loaded."""
     from keras_convnets.training.data.folder import survey, without_listed
     from keras_convnets.training.data.shards import holds_shards

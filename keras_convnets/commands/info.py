@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         sizes["input_shape"] = (args.image_size, args.image_size, 3)
     model = spec.build(**sizes)
     counted = model_info(model)
-    facts = {"name": str(spec), "paper": spec.family.paper, "section": spec.family.section}
+    facts: dict[str, Any] = {"name": str(spec), "paper": spec.family.paper, "section": spec.family.section}
     facts |= {name: getattr(counted, name) for name in ("depth", "parameters", "multiply_adds", "input_shape")}
     facts["classes"] = model.built_as.arguments["classes"]
     rows, records = layer_table(model), list_weights(spec.architecture)

@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> None:
     rows = [ARCHITECTURES[name] for name in names]
     weights = {name: [record.name for record in list_weights(name)] for name in names}
     if args.json:
-        facts = ("name", "depth", "parameters", "multiply_adds", "input_shape", "classes", "paper", "section")
-        print_json([{**{fact: getattr(row, fact) for fact in facts}, "weights": weights[row.name]} for row in rows])
+        named = ("name", "depth", "parameters", "multiply_adds", "input_shape", "classes", "paper", "section")
+        print_json([{**{fact: getattr(row, fact) for fact in named}, "weights": weights[row.name]} for row in rows])
         return
     heading = f"{'network':<15} {'depth':>5} {'parameters':>11} {'multiply-adds':>15}  {'input':<12} {'weights':<9}"
     print(f"{heading} published error")

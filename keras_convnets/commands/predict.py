@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from keras_convnets.commands import FAILURE, PROGRAM, USER_ERROR
 from keras_convnets.commands.arguments import Command, Parser, positive
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int | None:
     places = list(dict.fromkeys(find_images(args.images)))
     load_tensorflow()
     with _answering(args) as answer:
-        found = []
+        found: list[dict[str, Any]] = []
         for first in range(0, len(places), args.batch_size):
             for place, answers in _answered(places[first : first + args.batch_size], answer):
                 if isinstance(answers, UnreadableImage):

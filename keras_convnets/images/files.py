@@ -67,7 +67,8 @@ def files_below(folder: Path) -> list[Path]:
 def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the images of `files_below` that are read, and those of other types, as their names tell."""
     files = files_below(folder)
-    return tuple([path for path in files if path.suffix.lower() in known] for known in (SUFFIXES, OTHER_SUFFIXES))
+    read, others = ([path for path in files if path.suffix.lower() in known] for known in (SUFFIXES, OTHER_SUFFIXES))
+    return read, others
 
 
 def types_of(paths: Iterable[Path]) -> str:

@@ -38,7 +38,7 @@ class Preprocessing:
     order: str = "RGB"
     mean_image: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.order not in ("RGB", "BGR"):
             raise UserError(f"preprocessing order is {self.order!r}; it must be 'RGB' or 'BGR'.")
         for field in ("mean", "std"):
@@ -139,7 +139,7 @@ UNIT_SCALED = Preprocessing(
 CIFAR10 = Preprocessing(mean=(125.30691805, 122.95039414, 113.86538318))
 
 
-def preprocess_input(x, data_format=None):
+def preprocess_input(x: Any, data_format: str | None = None) -> Any:
     """Return `x` unchanged: normalisation is each network's own first layer.
 
     It exists for code written against keras.applications, whose functions of this name differ by network.

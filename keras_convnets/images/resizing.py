@@ -40,7 +40,7 @@ def apply_view(image: tf.Tensor, view: View) -> tf.Tensor:
     def read(window: tf.Tensor) -> tf.Tensor:
         return tf.slice(image, tf.pad(window[:2], [[0, 1]]), tf.pad(window[2:], [[0, 1]], constant_values=3))
 
-    def resized_and_cropped():
+    def resized_and_cropped() -> tf.Tensor:
         scaled = scaled_size(height_width, resize)
         if max(crop) > resize:
             # Of an input that is not square; both sides of the image must cover it.

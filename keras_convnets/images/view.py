@@ -42,7 +42,7 @@ class View:
     kernel: str = "bilinear"
     antialias: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # NumPy's whole numbers are none in JSON.
         resize, crop = _as_python(self.resize), self.crop
         crop = tuple(map(_as_python, crop)) if isinstance(crop, Sequence) else crop
@@ -88,7 +88,8 @@ class View:
             raise UserError(
                 f"{where} is {plain!r}; it must say how images are resized and cropped: write the card again."
             )
-        resize, crop = plain.get("resize"), plain.get("crop")
+        resize: Any = plain.get("resize")
+        crop: Any = plain.get("crop")
         kernel, antialias = plain.get("kernel", "bilinear"), plain.get("antialias", True)
         _check(resize, crop, kernel, antialias, where)
         return cls(resize, tuple(crop), kernel, antialias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import keras
@@ -25,12 +26,12 @@ class ImageNormalization(keras.layers.Layer):
     Input shape: [batch, H, W, 3]. Output shape: the same, float32.
     """
 
-    def __init__(self, preprocessing: Preprocessing | dict[str, Any], **kwargs):
+    def __init__(self, preprocessing: Preprocessing | dict[str, Any], **kwargs: Any) -> None:
         kwargs["dtype"] = "float32"
         super().__init__(**kwargs)
         self.preprocessing = Preprocessing.of(preprocessing)
 
-    def call(self, images):
+    def call(self, images: Any) -> Any:
         """Return the normalised images, float32."""
         x = ops.cast(images, "float32")
         if self.preprocessing.order == "BGR":
@@ -40,7 +41,7 @@ class ImageNormalization(keras.layers.Layer):
             x = x / ops.convert_to_tensor(np.asarray(self.preprocessing.std, np.float32))
         return x
 
-    def _minus_mean(self, x):
+    def _minus_mean(self, x: Any) -> Any:
         mean_image = self.preprocessing.mean_image
         channels = ops.convert_to_tensor(np.asarray(self.preprocessing.mean, np.float32))
         if mean_image is None or None not in x.shape[1:3]:
@@ -50,7 +51,7 @@ class ImageNormalization(keras.layers.Layer):
         has_size = ops.logical_and(height == mean_image.shape[0], width == mean_image.shape[1])
         return ops.cond(has_size, lambda: x - ops.convert_to_tensor(mean_image), lambda: x - channels)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[Any]) -> Sequence[Any]:
         """Return the input's shape."""
         return input_shape
 
@@ -75,12 +76,12 @@ class ShortcutA(keras.layers.Layer):
     Input shape: [batch, H, W, C]. Output shape: [batch, ceil(H / stride), ceil(W / stride), filters].
     """
 
-    def __init__(self, filters: int, stride: int = 1, **kwargs):
+    def __init__(self, filters: int, stride: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.stride = stride
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[Any]) -> None:
         """Refuse to lose channels."""
         if input_shape[-1] > self.filters:
             raise UserError(
@@ -88,13 +89,13 @@ class ShortcutA(keras.layers.Layer):
                 "give at least as many filters as channels."
             )
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         """Return the subsampled and padded feature map."""
         # A mean of one pixel is that pixel; a strided slice and its gradient run on one core.
         x = ops.average_pool(x, 1, self.stride, "valid", "channels_last") if self.stride > 1 else x
         return ops.pad(x, [[0, 0], [0, 0], [0, 0], [0, self.filters - x.shape[-1]]])
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[Any]) -> tuple[int | None, ...]:
         """Return [batch, ceil(H / stride), ceil(W / stride), filters]."""
         height, width = (None if side is None else -(-side // self.stride) for side in input_shape[1:3])
         return (input_shape[0], height, width, self.filters)
@@ -117,7 +118,7 @@ class GroupedConv2D(keras.layers.Conv2D):
         >>> GroupedConv2D(256, 5, padding="same", groups=2)
     """
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Return the convolution without bias and activation."""
         if keras.backend.backend() != "tensorflow" or self.dilation_rate != (1, 1):
             return super().convolution_op(inputs, kernel)
@@ -152,18 +153,15 @@ class LRN(keras.layers.Layer):
     Input shape: [batch, H, W, C]. Output shape: the same.
     """
 
-    def __init__(self, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75, **kwargs):
+    def __init__(self, n: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         maps = whole_number(n)
         if maps is None or maps < 1 or maps % 2 == 0:
             raise UserError(f"LRN n is {n!r}; it must be an odd number of maps, such as 5.")
-        constants = {"k": k, "alpha": alpha, "beta": beta}
-        for constant, value in constants.items():
-            if finite_number(value) is None:
-                raise UserError(f"LRN {constant} is {value!r}; it must be a finite number.")
-        self.n, self.k, self.alpha, self.beta = maps, *map(finite_number, constants.values())
+        self.n, self.k = maps, _finite("k", k)
+        self.alpha, self.beta = _finite("alpha", alpha), _finite("beta", beta)
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         """Return the normalised maps."""
         if keras.backend.backend() == "tensorflow":
             from keras_convnets.networks import layer_ops
@@ -174,13 +172,20 @@ class LRN(keras.layers.Layer):
         total = sum(squares[..., shift : shift + maps] for shift in range(self.n))
         return ops.cast(ops.cast(x, "float32") / (self.k + self.alpha * total) ** self.beta, x.dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Sequence[Any]) -> Sequence[Any]:
         """Return the input's shape."""
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
         """Return the layer's configuration."""
         return {**super().get_config(), "n": self.n, "k": self.k, "alpha": self.alpha, "beta": self.beta}
+
+
+def _finite(constant: str, value: Any) -> float:
+    number = finite_number(value)
+    if number is None:
+        raise UserError(f"LRN {constant} is {value!r}; it must be a finite number.")
+    return number
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -194,7 +199,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     Args: those of `keras.layers.BatchNormalization`.
     """
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return the normalised maps; in training the moving statistics are updated."""
         if not (training and self.trainable and mask is None and self._can_fuse(inputs)):
             return super().call(inputs, training=training, mask=mask)
@@ -205,7 +210,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             moving.assign(moving * self.momentum + value * (1.0 - self.momentum))
         return y
 
-    def _can_fuse(self, inputs) -> bool:
+    def _can_fuse(self, inputs: Any) -> bool:
         maps_last = len(inputs.shape) == 4 and self.axis in (-1, 3)
         plain = self.scale and self.center and not self.synchronized and not getattr(self, "renorm", False)
         # Of float64 Keras computes in float64, which the fused operation can't.

@@ -27,7 +27,7 @@ class Units:
     shortcut: Shortcut | None
     stride_on_3x3: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = get_args(Shortcut)
         if self.shortcut is not None and self.shortcut not in known:
             raise UserError(f"shortcut is {self.shortcut!r}; it must be one of {', '.join(known)}.")

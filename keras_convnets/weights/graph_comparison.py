@@ -61,7 +61,7 @@ class Place:
 class Forms:
     """Every distinct way to compute a tensor has one number, so that equal numbers mean the same computation."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._numbers: dict[tuple, int] = {}
         self._keys: list[tuple] = []
 
@@ -73,7 +73,7 @@ class Forms:
             self._keys.append(key)
         return self._numbers[key]
 
-    def key(self, number: int) -> tuple[str, Hashable, tuple[int, ...]]:
+    def key(self, number: int) -> tuple[str, Any, tuple[int, ...]]:
         """Return (kind, detail, operands) of a number."""
         return self._keys[number]
 
@@ -133,12 +133,12 @@ def places(
         elif step.kind in WEIGHTED:
             # A convolution takes the zeros around its input into its windows.
             x = given[0] if step.kind == "convolution" else _drawn(given[0], forms)
-            size, channels, window = _through_weights(step, x)
+            places, channels, window = _through_weights(step, x)
             label = labels.get(step.layer)
             if label is not None:
                 found[label] = Place(window, x.form)
             form = forms.number("layer", ("unpaired", step.layer) if label is None else label)
-            tensors[step.output] = _Tensor(form, size, channels)
+            tensors[step.output] = _Tensor(form, places, channels)
         else:
             tensors[step.output] = _after(step, given, forms, ignoring)
     return found
@@ -214,8 +214,9 @@ def _after(step: Step, given: list[_Tensor], forms: Forms, ignoring: Collection[
     if step.kind == "sum":
         return _Tensor(forms.number("sum", (), sorted(operands)), x.size, x.channels)
     if step.kind == "concatenation":
-        widths = [tensor.channels for tensor in given]
-        return _Tensor(forms.number("concatenation", (), operands), x.size, None if None in widths else sum(widths))
+        widths = [tensor.channels for tensor in given if tensor.channels is not None]
+        channels = sum(widths) if len(widths) == len(given) else None
+        return _Tensor(forms.number("concatenation", (), operands), x.size, channels)
     detail = () if step.kind in ignoring else _plain(settings)
     return _Tensor(forms.number(step.kind, detail, operands), x.size, x.channels)
 
@@ -235,12 +236,12 @@ def _pooled(step: Step, x: _Tensor, forms: Forms) -> _Tensor:
         return _Tensor(forms.number("every pixel of strides", (strides, size), [operand]), size, x.channels)
     if step.kind == "average pooling" and kernel == x.size and size == (1, 1) and not any(x.padding):
         return _Tensor(forms.number("mean over all places", (), [x.form]), size, x.channels)
-    detail: tuple = (kernel, ("strides", strides), ("padding", padding), ("to", size))
+    windows: tuple = (kernel, ("strides", strides), ("padding", padding), ("to", size))
     if tuple(settings.get("dilation", (1, 1))) != (1, 1):
-        detail += (("dilation", tuple(settings["dilation"])),)
+        windows += (("dilation", tuple(settings["dilation"])),)
     if step.kind == "average pooling" and (any(padding) or any(x.padding)):
-        detail += ("padding counts" if any(x.padding) or settings.get("counts_padding") else "padding does not count",)
-    return _Tensor(forms.number(step.kind, detail, [x.form]), size, x.channels)
+        windows += ("padding counts" if any(x.padding) or settings.get("counts_padding") else "padding does not count",)
+    return _Tensor(forms.number(step.kind, windows, [x.form]), size, x.channels)
 
 
 def _window(settings: Mapping[str, Any], x: _Tensor) -> tuple[tuple[int, int] | None, tuple[int, int]]:
@@ -266,7 +267,7 @@ def _window(settings: Mapping[str, Any], x: _Tensor) -> tuple[tuple[int, int] | 
         before.append(first + above)
         if side is not None:
             counts.append(_places(side, above, below, reach, strides[axis], bool(settings.get("rounds_up"))))
-    return (tuple(counts) if len(counts) == 2 else None), tuple(before)
+    return (counts[0], counts[1]) if len(counts) == 2 else None, (before[0], before[1])
 
 
 def _places(side: int, above: int, below: int, reach: int, stride: int, rounds_up: bool) -> int:
@@ -280,7 +281,8 @@ def _drawn(x: _Tensor, forms: Forms) -> _Tensor:
     """Return a tensor whose padding is a step of its own, where none that follows takes it in."""
     if not any(x.padding):
         return x
-    size = None if x.size is None else tuple(x.size[axis] + x.padding[axis] + x.padding[axis + 2] for axis in range(2))
+    above, left, below, right = x.padding
+    size = None if x.size is None else (above + x.size[0] + below, left + x.size[1] + right)
     return _Tensor(forms.number("zeros around", x.padding, [x.form]), size, x.channels)
 
 

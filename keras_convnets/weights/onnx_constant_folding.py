@@ -26,10 +26,11 @@ def fold_constants(nodes: Iterable[Any], constants: dict[str, np.ndarray]) -> No
     """
     left = LEAST_LIMIT + MOST_EXPANSION * sum(array.nbytes for array in constants.values())
     for node in nodes:
-        given = [constants.get(name) for name in node.input if name]
+        names = [name for name in node.input if name]
+        given = [constants[name] for name in names if name in constants]
         if node.op_type == "Constant":
             value = _value(node)
-        elif node.op_type in FOLDED and given and all(array is not None for array in given):
+        elif node.op_type in FOLDED and given and len(given) == len(names):
             # How many bytes a conversion makes is known before it makes them.
             if node.op_type == "Cast":
                 left -= given[0].size * _wanted_type(attributes_of(node)).itemsize

@@ -190,13 +190,14 @@ _ROWS = (
 
 
 def _record(
-    network: str, folder: str, file: str, size: int, sha256: str, top1: float, top5: float, more
+    network: str, folder: str, file: str, size: int, sha256: str, top1: float, top5: float, more: Mapping[str, Any]
 ) -> WeightsRecord:
-    more = dict(more)
-    side = more.get("input_shape", (224,))[0]
+    facts = dict(more)
+    side = facts.get("input_shape", (224,))[0]
     accuracies = [Accuracy(VAL, 50_000, top1, top5, CENTRE.format(side=224), ZOO)]
-    if caffe := more.pop("caffe", None):
-        accuracies.append(Accuracy(VAL, 50_000, *caffe, CENTRE.format(side=side), "Caffe's model page"))
+    if caffe := facts.pop("caffe", None):
+        caffe_top1, caffe_top5 = caffe
+        accuracies.append(Accuracy(VAL, 50_000, caffe_top1, caffe_top5, CENTRE.format(side=side), "Caffe's model page"))
     fills = {"stem": file.removesuffix(".onnx"), "file": file, "folder": folder}
     return WeightsRecord(
         architecture=network,
@@ -206,7 +207,7 @@ def _record(
         size=size,
         sha256=sha256,
         accuracies=tuple(accuracies),
-        **more,
+        **facts,
     )
 
 

@@ -31,7 +31,7 @@ def reporting(report: Report | None) -> Iterator[None]:
         _report.reset(before)
 
 
-def counted(parts: Iterable[Part], doing: str, total: int, images: Callable[[Part], int] = len) -> Iterator[Part]:
+def counted(parts: Iterable[Part], doing: str, total: int, images: Callable[[Any], int] = len) -> Iterator[Part]:
     """Give the parts of a pass as they come, and report them.
 
     Args:

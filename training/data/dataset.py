@@ -41,7 +41,7 @@ class DataSet:
     splits: Mapping[str, Split]
     image_size: tuple[int, int] | None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_class_names(self.class_names, f"data set {self.name}")
         if len(self.class_names) < 2:
             raise UserError(

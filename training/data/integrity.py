@@ -154,8 +154,8 @@ def broken_kind(data: bytes) -> tuple[str, str]:
         with open_header(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 return "too large", f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
-            if kind == "WebP" and getattr(image, "n_frames", 1) > 1:
-                return "animated", f"WebP of {image.n_frames} frames is not read; data prepare converts the first"
+            if kind == "WebP" and (frames := getattr(image, "n_frames", 1)) > 1:
+                return "animated", f"WebP of {frames} frames is not read; data prepare converts the first"
             image.load()
     except Image.DecompressionBombError:
         return "too large", f"more than {MAX_PIXELS:,} pixels"
@@ -187,8 +187,8 @@ def remarks(data: bytes, suffix: str) -> list[tuple[str, str]]:
             found += size_remarks(image.height, image.width)
             if image.mode == "CMYK":
                 found.append(("CMYK", "converted to RGB without a colour profile"))
-            if getattr(image, "n_frames", 1) > 1:
-                found.append(("animated", f"the first of {image.n_frames} frames"))
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                found.append(("animated", f"the first of {frames} frames"))
             if image.mode.startswith("I"):
                 found.append(("16 bits", "the upper 8"))
             if image.getexif().get(ORIENTATION, 1) != 1:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -35,7 +35,7 @@ from keras_convnets.training.data.integrity import (
     open_header,
 )
 from keras_convnets.training.data.shards import FORMATS, INDEX, read_index
-from keras_convnets.training.data.splits import FileSplit, file_reason
+from keras_convnets.training.data.splits import FileSplit, Positions, file_reason
 
 # About 200 MB of photographs whose shorter side is 256.
 SHARD_IMAGES = 4096
@@ -91,10 +91,10 @@ def prepare_folder(
             broken.
     """
     folder, to = Path(folder), Path(to)
-    _check_arguments(folder, to, shorter_side, format)
-    shorter_side = whole_number(shorter_side)
+    shorter_side = _checked(folder, to, shorter_side, format)
     data = load_folder(folder, convertible=True)
-    splits: dict[str, FileSplit] = dict(data.splits)
+    # A folder's splits are of files.
+    splits = cast("dict[str, FileSplit]", dict(data.splits))
     plan = {"source": data.fingerprint(), "shorter_side": shorter_side, "format": format}
     then = "mend that, and the same command resumes, or name another with --to"
     with writing(to, then):
@@ -115,16 +115,19 @@ def prepare_folder(
     return Prepared(to, index["images"], tuple(BrokenImage(*item) for item in index["left_out"]))
 
 
-def _check_arguments(folder: Path, to: Path, shorter_side: int, format: str) -> None:
+def _checked(folder: Path, to: Path, shorter_side: int, format: str) -> int:
+    """Refuse arguments that do not fit; return the shorter side as Python's integer."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give an existing folder of images.")
-    if (whole_number(shorter_side) or 0) < 1:
+    side = whole_number(shorter_side)
+    if side is None or side < 1:
         raise UserError(f"shorter_side is {shorter_side!r}; give a whole number of at least 1 pixel.")
     if format not in FORMATS:
         raise UserError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}.")
     source, target = folder.resolve(), to.resolve()
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"{to} and {folder} lie one in the other; write to a folder outside the source.")
+    return side
 
 
 def _claimed(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +174,7 @@ class _Work:
                 f"the file system of {self.to} takes the names of two classes for one (upper and lower case); rename "
                 "one of them, or write to another."
             )
-        names = _distinct_names(split.paths, split.labels)
+        names = _distinct_names(split.paths, split.labels.tolist())
 
         def make(path: Path, label: int) -> tuple[int, int] | None:
             target, name = folders[label], names[path]
@@ -211,7 +214,7 @@ class _Work:
         self.index["shards"].append({**facts, "bytes": path.stat().st_size, "sha256": sha256(path)})
         write_json(self.to / INDEX, self.index)
 
-    def _each(self, make: Callable, split: FileSplit, positions) -> Iterator[tuple[Path, Any]]:
+    def _each(self, make: Callable, split: FileSplit, positions: Positions) -> Iterator[tuple[Path, Any]]:
         """Give (path, what is made of it) in order, made by as many threads as there are processors."""
         workers = os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
@@ -285,9 +288,10 @@ def prepared_image(path: Path, shorter_side: int) -> PreparedImage | None:
         image = Image.fromarray(decode_image(tf.constant(data)).numpy())
         orientation = _orientation(data)
     except UNREADABLE:
-        image, orientation = _converted(data), 1
-        if image is None:
+        converted = _converted(data)
+        if converted is None:
             return None
+        image, orientation = converted, 1
     if orientation != 1:
         image.getexif()[ORIENTATION] = orientation
         image = ImageOps.exif_transpose(image)
@@ -344,7 +348,8 @@ def _distinct_names(paths: Sequence[Path], labels: Sequence[int]) -> dict[Path, 
     "x.gif" may become "x.gif.png", file systems may ignore upper and lower case, and folders below a class are not made
     again; a later file then gets a number.
     """
-    chosen, taken = {}, defaultdict(set)
+    chosen: dict[Path, str] = {}
+    taken: defaultdict[int, set[str]] = defaultdict(set)
     for path, label in zip(paths, labels, strict=True):
         name, number = path.name, 1
         while taken[label] & set(map(folded_name, _names(name))):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import tensorflow as tf
 from keras_convnets.errors import UserError
 from keras_convnets.training.data.cached_passes import counted, kept
 from keras_convnets.training.data.integrity import broken_kind, broken_positions
-from keras_convnets.training.data.splits import Split, check_count
+from keras_convnets.training.data.splits import Positions, Split, check_count
 from keras_convnets.training.seeds import purpose_seed
 
 SHUFFLE_BUFFER = 10_000
@@ -27,7 +26,7 @@ class StreamSplit(Split):
         positions: which of the stored images, a range or an ascending array.
     """
 
-    def __init__(self, positions: Sequence[int]):
+    def __init__(self, positions: Positions):
         self._positions = positions
         self._labels: np.ndarray | None = None
         self.size = len(positions)
@@ -37,7 +36,7 @@ class StreamSplit(Split):
         """Return (encoded image, label) of all stored images."""
 
     @abc.abstractmethod
-    def _of(self, positions: Sequence[int]) -> StreamSplit:
+    def _of(self, positions: Positions) -> StreamSplit:
         """Return the stored images at these positions."""
 
     @abc.abstractmethod
@@ -69,7 +68,7 @@ class StreamSplit(Split):
         """Return what changes with the stored images and the choice of them."""
         return self._state() + self._digest()
 
-    def subset(self, positions: np.ndarray) -> StreamSplit:
+    def subset(self, positions: Positions) -> StreamSplit:
         """Return the examples at these positions."""
         part = self._of(np.asarray(self._positions)[positions])
         part.checked = self.checked
@@ -115,7 +114,7 @@ class StreamSplit(Split):
         examples = self.encoded_in_order()
         first_epoch, passed = divmod(first, self.size)
 
-        def shuffled(epoch):
+        def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
             # `Dataset.shuffle` would mix in TensorFlow's global seed, and takes no number that is known only later.
             # With both seeds zero the operation would choose its own; neither ever is.
             order = tf.raw_ops.ShuffleDataset(

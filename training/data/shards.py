@@ -16,6 +16,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.files import read_json
 from keras_convnets.training.data.dataset import DataSet
 from keras_convnets.training.data.sequential import StreamSplit
+from keras_convnets.training.data.splits import Positions
 
 INDEX = "prepared.json"
 FEATURES = {
@@ -161,7 +162,7 @@ class ShardSplit(StreamSplit):
         self,
         folder: Path,
         shards: Sequence[dict[str, Any]],
-        positions: Sequence[int],
+        positions: Positions,
         classes: int,
     ):
         super().__init__(positions)
@@ -171,7 +172,7 @@ class ShardSplit(StreamSplit):
         """Return what the index says of the shards, with their sha256."""
         return self._state() + self._digest()
 
-    def _of(self, positions) -> ShardSplit:
+    def _of(self, positions: Positions) -> ShardSplit:
         return ShardSplit(self._folder, self._shards, positions, self._classes)
 
     def _name_of(self, stored: int) -> str:
@@ -184,7 +185,7 @@ class ShardSplit(StreamSplit):
         files = [os.fsencode(self._folder / shard["file"]) for shard in self._shards]
         known = tf.range(self._classes, dtype=tf.int64)
 
-        def read(record):
+        def read(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             example = tf.io.parse_single_example(record, FEATURES)
             # A label beyond the classes is no index into them, which fails here and not in the network.
             return example["image/encoded"], tf.gather(known, example["image/class/label"])

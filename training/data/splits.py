@@ -32,6 +32,8 @@ DECODED_TOGETHER = 64
 HASHED_TOGETHER = 1 << 24
 # TensorFlow takes memory as a tensor without a copy if it begins at a multiple of the longest vector's size, in bytes.
 ALIGNMENT = 64
+# Of images in a split.
+Positions = Sequence[int] | np.ndarray
 
 
 class Split(abc.ABC):
@@ -39,15 +41,18 @@ class Split(abc.ABC):
 
     Attributes:
         size: number of images.
-        labelled: whether the labels are known (some public test sets hide them).
         checked: whether all images are known to decode.
         held_bytes: how many bytes of decoded images it holds in memory.
     """
 
     size: int
-    labelled: bool = True
     checked: bool = False
     held_bytes: int = 0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the labels are known; some public test sets hide them."""
+        return True
 
     @property
     @abc.abstractmethod
@@ -55,7 +60,7 @@ class Split(abc.ABC):
         """All labels, int64 [size], in the stored order."""
 
     @abc.abstractmethod
-    def subset(self, positions: np.ndarray) -> Split:
+    def subset(self, positions: Positions) -> Split:
         """Return the images at these positions as a split of their own."""
 
     @abc.abstractmethod
@@ -139,6 +144,17 @@ class SizedSplit(Split):
         """
 
 
+def of_one_size(split: Split) -> SizedSplit:
+    """Return a split as one that gives pixels.
+
+    Raises:
+        UserError: if its images were not brought to one size.
+    """
+    if not isinstance(split, SizedSplit):
+        raise UserError("the images are not of one size; bring them to one with dataset.at_size(height, width).")
+    return split
+
+
 class ViewedSplit(SizedSplit):
     """A split whose images are decoded and brought to one size whenever they are read.
 
@@ -146,6 +162,8 @@ class ViewedSplit(SizedSplit):
         source: the split with the encoded images.
         view: how they are brought to one size.
     """
+
+    view: View
 
     def __init__(self, source: Split, view: View):
         self._source, self.view = source, view
@@ -171,7 +189,7 @@ class ViewedSplit(SizedSplit):
         """Return the split in another view of the encoded images."""
         return self._source.at_size(view, memory_limit)
 
-    def subset(self, positions: np.ndarray) -> ViewedSplit:
+    def subset(self, positions: Positions) -> ViewedSplit:
         """Return the images at these positions, in the same view."""
         return ViewedSplit(self._source.subset(positions), self.view)
 
@@ -276,7 +294,7 @@ class PositionSplit(Split):
 
         stream = tf.constant(purpose_seed(seed, "order"), tf.int64)
 
-        def permutation(epoch):
+        def permutation(epoch: tf.Tensor) -> tf.data.Dataset:
             order = tf.random.experimental.stateless_shuffle(tf.range(self.size, dtype=tf.int64), [stream, epoch])
             return tf.data.Dataset.from_tensor_slices(order)
 
@@ -364,7 +382,7 @@ class ArraySplit(PositionSplit, SizedSplit):
         """The same images before they were brought to this size."""
         return self if self._originals is None else self._originals
 
-    def subset(self, positions: np.ndarray) -> ArraySplit:
+    def subset(self, positions: Positions) -> ArraySplit:
         """Return the images at these positions, in the same memory."""
         positions = np.asarray(positions)
         part = ArraySplit.__new__(ArraySplit)
@@ -378,8 +396,8 @@ class ArraySplit(PositionSplit, SizedSplit):
         digest, rows = hashlib.sha256(), max(1, HASHED_TOGETHER // math.prod(self._stored.shape[1:]))
         for start in range(0, self.size, rows):
             part = slice(start, start + rows)
-            digest.update(self._stored[part if self._at is None else self._at[part]])
-        digest.update(self._labels)
+            digest.update(self._stored[part if self._at is None else self._at[part]].data)
+        digest.update(self._labels.data)
         return digest.hexdigest()
 
     def in_order(self, batch_size: int) -> tf.data.Dataset:
@@ -396,7 +414,7 @@ class ArraySplit(PositionSplit, SizedSplit):
             lambda chosen: (tf.gather(images, stored_at(chosen)), tf.gather(labels, chosen)), num_parallel_calls=1
         )
 
-    def _read_encoded(self, positions):
+    def _read_encoded(self, positions: tf.data.Dataset) -> tf.data.Dataset:
         images, labels, stored_at = self._tensors()
         return positions.map(
             # Compressing would take longer than all else, for what is decoded again at once.
@@ -437,7 +455,7 @@ class FileSplit(PositionSplit):
         """All labels, int64 [size]."""
         return self._labels
 
-    def subset(self, positions: np.ndarray) -> FileSplit:
+    def subset(self, positions: Positions) -> FileSplit:
         """Return the files at these positions."""
         part = FileSplit([self.paths[position] for position in positions], self._labels[positions])
         part.checked = self.checked
@@ -461,7 +479,7 @@ class FileSplit(PositionSplit):
         )
         return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
-    def _read_encoded(self, positions):
+    def _read_encoded(self, positions: tf.data.Dataset) -> tf.data.Dataset:
         # As bytes: a file's name need not be text.
         paths = tf.constant([os.fsencode(path) for path in self.paths], tf.string)
         labels = tf.constant(self._labels)
@@ -482,7 +500,7 @@ def file_kind(path: Path) -> tuple[str, str]:
     try:
         return broken_kind(path.read_bytes())
     except OSError as error:
-        return "unreadable", error.strerror
+        return "unreadable", error.strerror or str(error)
 
 
 def _file_state(path: Path) -> str:

@@ -84,16 +84,17 @@ def _split_facts(
         if seen.labels:
             raise
         return {"images": 0, "broken": split.size}
-    counts = np.bincount(seen.labels, minlength=len(class_names)) if min(seen.labels) >= 0 else []
+    known = min(seen.labels) >= 0
+    counts: list[int] = np.bincount(seen.labels, minlength=len(class_names)).tolist() if known else []
     heights, widths = zip(*seen.sizes, strict=True)
     variances = (components**2 * eigenvalues).sum(axis=1)
     return {
         "images": len(seen.labels),
         "broken": split.size - len(seen.labels),
-        "classes": dict(zip(class_names, map(int, counts), strict=False)),
+        "classes": dict(zip(class_names, counts, strict=False)),
         "empty": [name for name, count in zip(class_names, counts, strict=False) if not count],
         **_odd_sizes(split, seen),
-        "class_counts": _spread(counts) if len(counts) else None,
+        "class_counts": _spread(counts) if counts else None,
         "width": _spread(widths),
         "height": _spread(heights),
         "formats": {kind: count / len(seen.labels) for kind, count in seen.formats.most_common()},
@@ -123,7 +124,7 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 def _pixels(split: Split, seen: _Seen, advance: Callable[[int], None]) -> Iterator[np.ndarray]:
     """Give each image as a batch of one, uint8 [1, H, W, 3], and note what else is asked of it."""
 
-    def load(encoded, label, position):
+    def load(encoded: tf.Tensor, label: tf.Tensor, position: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image = decode_image(encoded)
         grey = tf.reduce_mean(tf.cast(image, tf.float32), axis=-1, keepdims=True)
         small = tf.image.resize(grey, [HASH_SIDE, HASH_SIDE], "area")
@@ -141,13 +142,13 @@ def _pixels(split: Split, seen: _Seen, advance: Callable[[int], None]) -> Iterat
         seen.sizes.append(image.shape[:2])
         seen.formats["in memory" if in_memory else image_type(head)] += 1
         content = hashlib.sha256(repr(image.shape).encode())
-        content.update(np.ascontiguousarray(image))
+        content.update(np.ascontiguousarray(image).data)
         seen.contents.append(content.digest())
         seen.hashes.append(np.packbits(bits).tobytes())
         yield image[np.newaxis]
 
 
-def _duplicates(data: DataSet, seen: dict[str, _Seen]) -> dict[str, Any]:
+def _duplicates(data: DataSet | Survey, seen: dict[str, _Seen]) -> dict[str, Any]:
     by_content, by_hash = defaultdict(list), defaultdict(list)
     names = {name: _image_names(split) for name, split in data.splits.items()}
     for split, rows in seen.items():

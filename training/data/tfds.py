@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.training.data.dataset import DataSet
 from keras_convnets.training.data.sequential import StreamSplit
+from keras_convnets.training.data.splits import Positions
 
 # Of these a mirrored image is another sign or none.
 NO_FLIPS = {
@@ -146,7 +147,7 @@ class RecordSplit(StreamSplit):
         positions: which of its examples, in the stored order; a range or an array.
     """
 
-    def __init__(self, builder, name, keys, positions):
+    def __init__(self, builder: Any, name: str, keys: tuple[str, str], positions: Positions):
         super().__init__(positions)
         self._builder, self._name, self._keys = builder, name, keys
 
@@ -160,7 +161,7 @@ class RecordSplit(StreamSplit):
         """Return name, version and number of examples, which say what a prepared directory holds."""
         return f"{self._builder.info.full_name}/{self._name}/{self.size}"
 
-    def _of(self, positions) -> RecordSplit:
+    def _of(self, positions: Positions) -> RecordSplit:
         return RecordSplit(self._builder, self._name, self._keys, positions)
 
     def _name_of(self, stored: int) -> str:

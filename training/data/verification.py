@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_convnets.files import write_text
@@ -99,7 +100,7 @@ def verify_folder(folder: str | os.PathLike, progress: Callable[[int, int], None
     folder = Path(folder)
     found = survey(folder)
     paths = sorted((path for split in found.splits.values() for path in split.paths), key=os.fsencode)
-    encoded = FileSplit(paths, [0] * len(paths)).encoded_in_order()
+    encoded = FileSplit(paths, np.zeros(len(paths), np.int64)).encoded_in_order()
     decoded = encoded.map(
         lambda data, label, position: tf.size(decode_image(data)),
         num_parallel_calls=tf.data.AUTOTUNE,

@@ -14,6 +14,7 @@ from keras_convnets.images.view import View
 from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
 from keras_convnets.training.data import DataSet, SizedSplit
+from keras_convnets.training.data.splits import of_one_size
 from keras_convnets.training.evaluation.metrics import confusion_matrix, top_k_accuracy
 from keras_convnets.training.evaluation.prediction import Predictor, predict_split, predict_views
 from keras_convnets.training.evaluation.protocols import CENTER, Protocol, get_protocol
@@ -126,13 +127,13 @@ def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) 
 def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> SizedSplit:
     """Return a split at a classifier's input size, by the rule that `evaluate` states."""
     images, view = dataset.split(name), _view_of(predictor)
-    has_view = isinstance(images, SizedSplit) and images.view is not None
-    if has_view and view is not None and images.image_size != view.crop:
-        raise UserError(
-            f"split {name} of {dataset.name} was brought to {images.image_size[0]} x {images.image_size[1]} pixels and "
-            f"the classifier takes {view.crop[0]} x {view.crop[1]}; give the data as load_dataset returns them."
-        )
-    if has_view or (isinstance(images, SizedSplit) and view is None):
+    if isinstance(images, SizedSplit) and (images.view is not None or view is None):
+        if view is not None and images.image_size != view.crop:
+            height, width = images.image_size
+            raise UserError(
+                f"split {name} of {dataset.name} was brought to {height} x {width} pixels and the classifier takes "
+                f"{view.crop[0]} x {view.crop[1]}; give the data as load_dataset returns them."
+            )
         return images
     if view is None:
         raise UserError(
@@ -141,7 +142,7 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
         )
     alone = dataclasses.replace(dataset, splits={name: images})
     # They are read once: nothing is gained by holding them.
-    return alone.in_view(view, memory_limit=0).splits[name]
+    return of_one_size(alone.in_view(view, memory_limit=0).splits[name])
 
 
 def _view_of(predictor: Predictor | keras.Model) -> View | None:

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from keras_convnets.images.decoding import decode_image
 from keras_convnets.images.view import View
-from keras_convnets.training.data import SizedSplit, Split
-from keras_convnets.training.data.splits import check_count
+from keras_convnets.training.data import Split
+from keras_convnets.training.data.splits import check_count, of_one_size
 from keras_convnets.training.evaluation.protocols import Protocol
 
 # What turns images, uint8 [b, H, W, 3], or encoded images, a list, into probabilities, float32 [b, classes].
@@ -21,7 +21,7 @@ Predictor = Callable[[Any], np.ndarray]
 
 def predict_split(
     predictor: Predictor | keras.Model,
-    split: SizedSplit,
+    split: Split,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
     encoded: bool = False,
@@ -30,10 +30,14 @@ def predict_split(
 
     A Keras model sees full batches only, the last one padded and cut again, so that it is compiled once. With `encoded`
     a predictor sees lists of encoded images.
+
+    Raises:
+        UserError: if the images are not of one size, and pixels are asked for.
     """
     predict = _callable(predictor, batch_size)
     parts, done = [], 0
-    for images, *_ in split.encoded_in_order().batch(batch_size) if encoded else split.in_order(batch_size):
+    batches = split.encoded_in_order().batch(batch_size) if encoded else of_one_size(split).in_order(batch_size)
+    for images, *_ in batches:
         parts.append(np.asarray(predict(images.numpy().tolist() if encoded else images.numpy())))
         done += len(images)
         if progress:
@@ -60,9 +64,11 @@ def predict_views(
         batch_size: views at a time.
         progress: called with (images done, images in all).
     """
+    views_of = protocol.views
+    assert views_of is not None, f"protocol {protocol.name} shows the card's own view"
     predict, parts, done = _callable(predictor, batch_size), [], 0
     shown = split.encoded_in_order().map(
-        lambda encoded, label, position: protocol.views(decode_image(encoded), view),
+        lambda encoded, label, position: views_of(decode_image(encoded), view),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )

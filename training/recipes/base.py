@@ -89,9 +89,10 @@ class Recipe:
     broken_images: float = option(0.05, "fraction of a split's images that may be unreadable", low=0, high=1)
     seed: int = option(0, "of initialisation, order and augmentation", low=0, high=2**31 - 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        hints = _hints(self)
         for field in dataclasses.fields(self):
-            value = _checked(field, _hints(type(self))[field.name], getattr(self, field.name))
+            value = _checked(field, hints[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if (self.iterations is None) == (self.epochs is None) and (self.iterations or not self.has_length):
             raise UserError(
@@ -110,7 +111,7 @@ class Recipe:
             UserError: if a field is unknown, a value does not fit, or both iterations and epochs are set.
         """
         fields = {field.name: field for field in dataclasses.fields(self)}
-        hints = _hints(type(self))
+        hints = _hints(self)
         read = {}
         for key, value in values.items():
             if key not in fields:
@@ -130,6 +131,7 @@ class Recipe:
         """Return the number of steps for so many training images."""
         if self.iterations is not None:
             return self.iterations
+        assert self.epochs is not None, "a recipe that knows its length by itself says it here"
         return max(1, math.ceil(self.epochs * train_images / self.batch_size))
 
     def base_learning_rate(self) -> float:
@@ -246,7 +248,7 @@ def _read(field: dataclasses.Field, hint: Any, text: str) -> Any:
     if text.lower() == "none" and type(None) in allowed:
         return None
     kind = next(kind for kind in allowed if kind is not type(None))
-    readers = {bool: _read_bool, int: int, float: float, str: str}
+    readers: dict[Any, Callable[[str], Any]] = {bool: _read_bool, int: int, float: float, str: str}
     try:
         if typing.get_origin(kind) is tuple:
             return tuple(float(part) for part in text.strip("()[]").split(",") if part.strip())
@@ -263,10 +265,13 @@ def _type_name(kind: Any) -> str:
     return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(kind, "numbers with commas")
 
 
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(recipe: Recipe) -> dict[str, Any]:
     """Return the types of a recipe's fields, by name."""
-    return typing.get_type_hints(kind)
+    kind: type = type(recipe)
+    return _hints_of(kind)
+
+
+_hints_of = functools.cache(typing.get_type_hints)
 
 
 def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
@@ -275,9 +280,9 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and type(None) in allowed:
         return None
-    if rules.get("choices"):
-        if not isinstance(value, str) or value not in rules.get("choices"):
-            raise _refusal(field, value, f"one of {', '.join(rules['choices'])}")
+    if choices := rules.get("choices"):
+        if not isinstance(value, str) or value not in choices:
+            raise _refusal(field, value, f"one of {', '.join(choices)}")
         return value
     kind = next(kind for kind in allowed if kind is not type(None))
     plain = _of_kind(value, kind)

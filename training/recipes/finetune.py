@@ -94,7 +94,7 @@ class Finetune(Photographs):
     def rate_multipliers(self, model: keras.Model) -> Mapping[str, float]:
         """Return rates that rise evenly in their logarithm from the first layer to the last before the classifier."""
         body = [layer for layer in leaves(model) if layer.trainable_weights and layer.name != "predictions"]
-        found = {}
+        found: dict[str, float] = {}
         for position, layer in enumerate(body):
             depth = position / max(1, len(body) - 1)
             rate = self.first_rate * (self.last_rate / self.first_rate) ** depth if self.first_rate else 0.0

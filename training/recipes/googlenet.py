@@ -19,13 +19,15 @@ run does not end with the weights it began with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
+from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.training.augmentation import photometric_distortion
+from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.random_crops import KERNELS, random_area_crop
 from keras_convnets.training.recipes.base import Augmentation, option
 from keras_convnets.training.recipes.photographs import Photographs
@@ -80,7 +82,9 @@ class GoogLeNet(Photographs):
         """Return a crop of 8 to 100 % of the area, resized by one of the four kernels."""
         return random_area_crop(encoded, seed, size, area=(0.08, 1.0), aspect=(3 / 4, 4 / 3), kernels=KERNELS)
 
-    def augment(self, data, preprocessing, sample) -> Augmentation:
+    def augment(
+        self, data: DataSet, preprocessing: Preprocessing | None, sample: Callable[[], SizedSplit]
+    ) -> Augmentation:
         """Return the flip and the photometric distortions."""
         before = super().augment(data, preprocessing, sample)
         if not self.photometric:

@@ -22,6 +22,7 @@ normalisation included, as in the solvers of the time.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.training.augmentation import pad_and_crop, random_flip
 from keras_convnets.training.data import DataSet, SizedSplit
+from keras_convnets.training.data.splits import of_one_size
 from keras_convnets.training.recipes.base import Augmentation, Recipe, option
 from keras_convnets.training.schedules import Curve, StepDivision, TrainingErrorWarmup
 from keras_convnets.training.seeds import folded
@@ -57,7 +59,7 @@ class ResNetCIFAR(Recipe):
     )
     warmup_until_error: float = option(0.8, "training error below which the warm-up ends", low=0, high=1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.warmup and not self._may_warm_up:
             raise UserError(
@@ -90,17 +92,20 @@ class ResNetCIFAR(Recipe):
 
     def preprocessing(self, train: SizedSplit) -> Preprocessing:
         """Return RGB minus the mean image of the training images; its channel means at any other input size."""
-        total, count = 0.0, 0
+        total, count = np.zeros((*train.image_size, 3)), 0
         for images, _ in train.in_order(512):
-            total = total + tf.reduce_sum(tf.cast(images, tf.float64), axis=0).numpy()
+            total += tf.reduce_sum(tf.cast(images, tf.float64), axis=0).numpy()
             count += int(images.shape[0])
         mean = total / count
         return Preprocessing(mean=tuple(mean.mean(axis=(0, 1))), mean_image=mean.astype(np.float32))
 
-    def augment(self, data: DataSet, preprocessing: Preprocessing | None, sample) -> Augmentation:
+    def augment(
+        self, data: DataSet, preprocessing: Preprocessing | None, sample: Callable[[], SizedSplit]
+    ) -> Augmentation:
         """Return padding, random crop and, where the labels survive it, the flip."""
-        pad = self.pad if self.pad is not None else min(data.image_size) // 8
+        pad = self.pad if self.pad is not None else min(of_one_size(data.split("train")).image_size) // 8
         flip = self.flip and data.flips_keep_labels
+        assert preprocessing is not None, "computed by this recipe, or brought by weights"
         # Images are padded as they are stored, in RGB, whatever order the network takes.
         fill = preprocessing.mean if preprocessing.order == "RGB" else preprocessing.mean[::-1]
 

@@ -54,7 +54,7 @@ class Limits:
     max_working_bytes: int = _limit(2**31, "bytes made of the requests that are worked on, as estimated before")
     max_connections: int = _limit(1000, "REST connections, and gRPC calls, at a time")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 0:
                 raise UserError(f"{name} is {value}; give a number of at least 0, where 0 is no limit.")

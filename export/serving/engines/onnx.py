@@ -127,7 +127,9 @@ class OnnxEngine(Engine):
             raise ServingError(Code.INTERNAL, str(error)) from error
         if name in ("serving_default", "predict_images"):
             return {"probabilities": probabilities}
-        (k,) = (info.shape[-1] for info in self.signatures[name].outputs.values() if info.dtype == "float")
+        (k,) = (
+            info.shape[-1] for info in self.signatures[name].outputs.values() if info.shape and info.dtype == "float"
+        )
         # Of equal scores the lower class comes first, as it does in TensorFlow.
         indices = np.argsort(-probabilities, axis=1, kind="stable")[:, : k or 5]
         return {"classes": self._names[indices], "scores": np.take_along_axis(probabilities, indices, axis=1)}

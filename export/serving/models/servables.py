@@ -162,10 +162,10 @@ class Servables:
         errors = {number: self._loader.load(model, number, found[number]) for number in aspired}
         failed = {number: error for number, error in errors.items() if error is not None}
         if len(failed) == len(errors):
-            number, error = next(iter(failed.items()))
-            raise _does_not_load(model, number, error)
-        for number, error in failed.items():
-            log_failure(model, number, error)
+            number, failure = next(iter(failed.items()))
+            raise _does_not_load(model, number, failure)
+        for number, failure in failed.items():
+            log_failure(model, number, failure)
 
     def start_polling(self) -> None:
         """Watch the base paths in a thread of its own, until `stop`."""
@@ -289,6 +289,7 @@ class Servables:
         """
         found = self._acquire(model, version, label)
         try:
+            assert found.engine is not None, "what is available is loaded"
             yield Servable(model, found.number, found.engine)
         finally:
             self._loader.release(model, found)

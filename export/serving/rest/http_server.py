@@ -53,7 +53,7 @@ class LimitedProtocol(HttpToolsProtocol):
     # How many connections there may be at a time; 0 for any number.
     max_connections = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Await the first request, or refuse the connection where there are too many."""
         super().connection_made(transport)
         self._head = bytearray()
@@ -195,7 +195,8 @@ class RestServer:
 
     def stop(self, grace_seconds: float) -> None:
         """Take no more requests and return when those under way are answered, or when the grace is over."""
-        self._config.timeout_graceful_shutdown = grace_seconds
+        # uvicorn says int, and hands it to asyncio, which takes fractions.
+        self._config.timeout_graceful_shutdown = grace_seconds  # type: ignore[assignment]
         self._server.should_exit = True
         if self._thread.ident is not None:
             self._thread.join(grace_seconds + 5)

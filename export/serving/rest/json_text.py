@@ -69,7 +69,7 @@ def parse(body: bytes) -> Any:
     if not body:
         raise invalid_argument("JSON Parse error: The document is empty")
     text = body.decode("utf-8", "surrogateescape")
-    start = _SPACE.match(text, len(_BOM) if text.startswith(_BOM) else 0).end()
+    start = _after_space(text, len(_BOM) if text.startswith(_BOM) else 0)
     if not _needs_care(body):
         try:
             return _DECODER.raw_decode(text, start)[0]
@@ -97,6 +97,11 @@ def dump(value: Any) -> str:
     except _Full:
         pass
     return "".join(parts)[:_DUMP_LIMIT]
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
 
 
 class _Full(Exception):
@@ -217,7 +222,7 @@ class _Reader:
         return value
 
     def _peek(self) -> str:
-        self._at = _SPACE.match(self._text, self._at).end()
+        self._at = _after_space(self._text, self._at)
         return self._text[self._at : self._at + 1]
 
     def _error(self, reason: str, at: int | None = None) -> ServingError:

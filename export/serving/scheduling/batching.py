@@ -60,7 +60,7 @@ class BatchingParameters:
     enable_large_batch_splitting: bool = False
     max_execution_batch_size: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         least = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1, "num_batch_threads": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -206,7 +206,7 @@ class _Queue:
         specs = [tf.TensorSpec(info.shape, tf.as_dtype(NUMBERS[info.dtype]), name=info.alias) for info in infos]
 
         @tf.function(input_signature=specs, autograph=False)
-        def single(*tensors):
+        def single(*tensors: tf.Tensor) -> list[tf.Tensor]:
             if _log.isEnabledFor(logging.DEBUG):
                 tf.numpy_function(_log_rows, [tf.shape(tensors[0])[0]], [])
             answers = self._graph(**dict(zip(aliases, tensors, strict=True)))
