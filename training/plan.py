@@ -128,17 +128,17 @@ def make_plan(
     sizes = {name: split.size for name, split in whole.splits.items()}
     data, broken = (_sample(whole) if sampled else whole).without_broken(chosen.broken_images)
     images = sizes["train"] if sampled else data.split("train").size
-    settled = chosen.for_network(spec.depth).for_data(images)
+    resolved = chosen.for_network(spec.depth).for_data(images)
     if sampled:
-        data, sizes = _hold_out_of_sample(whole, data, settled.holdout, sizes)
+        data, sizes = _hold_out_of_sample(whole, data, resolved.holdout, sizes)
     else:
-        data = data.with_holdout(settled.holdout)
-    view = _view(settled, spec, data, found)
-    kept = {"train": data.split("train")} if settled.reads_photographs else {}
+        data = data.with_holdout(resolved.holdout)
+    view = _view(resolved, spec, data, found)
+    kept = {"train": data.split("train")} if resolved.reads_photographs else {}
     # What would not fit into memory as a whole is not measured from memory either.
     fraction = sum(split.size for split in data.splits.values()) / sum(sizes.values()) if sampled else 1.0
     sized = data.in_view(view, int(MEMORY_LIMIT * fraction), leaving=kept)
-    return Plan(spec, settled, sized, view, found, tuple(broken), sizes if sampled else None)
+    return Plan(spec, resolved, sized, view, found, tuple(broken), sizes if sampled else None)
 
 
 def _check_own_arguments(model: ModelSpec) -> None:

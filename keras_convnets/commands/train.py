@@ -25,8 +25,8 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field of the recipe")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry_run", action="store_true", help="print what it would be and take; write nothing")
-    only.add_argument("--synthetic", action="store_true", help="the same with random images: measures compute alone")
-    only.add_argument("--input_only", action="store_true", help="the same without the network: measures input alone")
+    only.add_argument("--synthetic", action="store_true", help="a dry run with random images: measures compute alone")
+    only.add_argument("--input_only", action="store_true", help="a dry run without the network: measures input alone")
 
 
 def run(args: argparse.Namespace) -> None:
