@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test test-heavy lint docs benchmark wheel constraints clean
+.PHONY: quickstart test test-heavy lint types docs benchmark wheel constraints clean
 
 quickstart: .venv/installed
 	$(BIN)/keras-convnets quickstart
@@ -15,9 +15,15 @@ test: .venv/installed lint
 test-heavy: .venv/backends
 	$(BIN)/python -m pytest -m heavy
 
-lint: .venv/installed
+lint: .venv/installed types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy cannot map the folders to packages as setup.cfg does: links lay them out as they are installed.
+types: .venv/installed
+	@rm -rf build/types/keras_convnets && mkdir -p build/types/keras_convnets
+	@cd build/types/keras_convnets && ln -s ../../../keras_convnets/* ../../../training ../../../export .
+	$(BIN)/mypy
 
 # The page of networks, and the whole site in site/; python -m http.server --directory site shows it, search included.
 docs: .venv/installed

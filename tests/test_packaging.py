@@ -29,6 +29,17 @@ def wheel(tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    """A virtual environment with the wheel and nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python3*/site-packages")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder, site
+
+
 def imported(path):
     """The names of ours that a file imports, also inside functions and for the type checker."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
@@ -73,10 +84,36 @@ def test_the_wheel_holds_the_rooms_and_nothing_else(wheel):
     assert inside == {name for name in names if name.endswith(".py")}
 
 
-def test_the_installed_wheel_runs_the_command_line_elsewhere(wheel, tmp_path, run_python):
-    target = tmp_path / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
-    subprocess.run(command, check=True, capture_output=True)
+def test_type_checkers_see_the_signatures_of_the_installed_wheel(environment, tmp_path):
+    folder, _ = environment
+    (tmp_path / "users.py").write_text(
+        "import keras_convnets\n"
+        "from keras_convnets import export, training\n"
+        "reveal_type(keras_convnets.ResNet50)\n"
+        "keras_convnets.ResNet50(classes=10, shortcut='C')\n"
+        "keras_convnets.ResNet50(clases=10)\n"
+        "keras_convnets.ResNet50(classes='10')\n"
+        "reveal_type(export.load('saved_models/digits').card.class_names)\n"
+        "reveal_type(training.fit('ResNet20', 'digits', run='runs/digits').metrics())\n"
+        "keras_convnets.ResNet51()\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file=", "users.py"]
+    command += ["--python-executable", str(folder / "bin" / "python")]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = {}
+    for line in process.stdout.splitlines():
+        if line.startswith("users.py:"):
+            said.setdefault(int(line.split(":")[1]), line.split(": ", 1)[1])
+    assert said.keys() == {3, 5, 6, 7, 8, 9}, process.stdout
+    assert "classes: int =" in said[3] and "shortcut: " in said[3]
+    assert said[5].startswith('error: Unexpected keyword argument "clases" for "ResNet50"')
+    assert said[6].startswith('error: Argument "classes" to "ResNet50" has incompatible type "str"')
+    assert "tuple[str, ...]" in said[7] and "list[dict[str, Any]]" in said[8]
+    assert said[9].startswith('error: Module has no attribute "ResNet51"')
+
+
+def test_the_installed_wheel_runs_the_command_line_elsewhere(environment, tmp_path, run_python):
+    _, target = environment
     # A user's own files of these names must not shadow ours.
     (tmp_path / "export.py").write_text("raise SystemExit('shadowed')")
     (tmp_path / "training").mkdir()
