@@ -13,6 +13,7 @@ from keras_convnets.errors import UserError
 LUMA = (0.299, 0.587, 0.114)
 
 
+@tf.autograph.experimental.do_not_convert
 def pad_and_crop(images: tf.Tensor, pad: int, fill: Sequence[float], seed: tf.Tensor) -> tf.Tensor:
     """Pad each side and take a random crop of the original size, one an image.
 
@@ -38,6 +39,7 @@ def pad_and_crop(images: tf.Tensor, pad: int, fill: Sequence[float], seed: tf.Te
     return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
+@tf.autograph.experimental.do_not_convert
 def random_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Mirror each image left to right with probability one half.
 
@@ -88,6 +90,7 @@ def pixel_components(batches: Iterable[tf.Tensor | np.ndarray]) -> tuple[np.ndar
     return (components * np.sign(largest))[:, ::-1], np.maximum(eigenvalues[::-1], 0.0), mean / 255
 
 
+@tf.autograph.experimental.do_not_convert
 def pca_colour_shift(
     images: tf.Tensor,
     components: np.ndarray | tf.Tensor,
@@ -122,6 +125,7 @@ def pca_colour_shift(
     return _add_colours(tf.cast(images, tf.float32), shift)
 
 
+@tf.autograph.experimental.do_not_convert
 def photometric_distortion(images: tf.Tensor, seed: tf.Tensor, amount: Sequence[float] = (0.5, 1.5)) -> tf.Tensor:
     """Change brightness, contrast and colour of each image, in an order of its own.
 

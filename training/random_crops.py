@@ -26,6 +26,7 @@ TRIES = 10
 CHROMA_BORDER = 2
 
 
+@tf.autograph.experimental.do_not_convert
 def random_area_crop(
     encoded: tf.Tensor,
     seed: tf.Tensor,
@@ -72,6 +73,7 @@ def random_area_crop(
     return tf.ensure_shape(tf.switch_case(drawn, ways), [size, size, 3])
 
 
+@tf.autograph.experimental.do_not_convert
 def random_scale_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int, shorter: Sequence[int] = (256, 480)) -> tf.Tensor:
     """Resize the shorter side to a random length and take a random square.
 
@@ -98,6 +100,7 @@ def random_scale_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int, shorter: S
     return crop_of_resized(height_width, read, *scale_corner(height_width, seed, size, shorter), [size, size])
 
 
+@tf.autograph.experimental.do_not_convert
 def random_square_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int = 224, square: int = 256) -> tf.Tensor:
     """Bring the photograph to a square, by its centre, and take a random smaller square of that.
 
@@ -124,6 +127,7 @@ def random_square_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int = 224, squ
     return crop_of_resized(height_width, read, *square_corner(height_width, seed, size, square), [size, size])
 
 
+@tf.autograph.experimental.do_not_convert
 def area_window(height_width: tf.Tensor, seed: tf.Tensor, area: Sequence[float], aspect: Sequence[float]) -> tf.Tensor:
     """Draw a window by area and aspect ratio, at a random place.
 
@@ -161,6 +165,7 @@ def area_window(height_width: tf.Tensor, seed: tf.Tensor, area: Sequence[float],
     return tf.cast(tf.concat([corner, side], 0), tf.int32)
 
 
+@tf.autograph.experimental.do_not_convert
 def scale_corner(
     height_width: tf.Tensor, seed: tf.Tensor, size: int, shorter: Sequence[int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -181,6 +186,7 @@ def scale_corner(
     return scaled, tf.cast(tf.floor(drawn[1:] * tf.cast(scaled - size + 1, tf.float32)), tf.int64)
 
 
+@tf.autograph.experimental.do_not_convert
 def square_corner(height_width: tf.Tensor, seed: tf.Tensor, size: int, square: int) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the size to resize to, and draw the corner of a square within the central one.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import tensorflow as tf
 
 from keras_convnets.images.files import READ
@@ -20,6 +22,7 @@ ANIMATED_WEBP = "animated WebP images are not read; take a still one, such as th
 REFUSAL_PREFIX = "StringToNumberOp could not correctly convert string: "
 
 
+@tf.autograph.experimental.do_not_convert
 def decode_image(data: tf.Tensor) -> tf.Tensor:
     """Decode one JPEG, PNG, GIF (its first frame), BMP or WebP (no animation) to RGB.
 
@@ -55,22 +58,32 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_rarer(data: tf.Tensor) -> tf.Tensor:
-    def decode(data: tf.Tensor) -> tf.Tensor:
-        return tf.case(
-            [
-                (_starts(data, b"GIF8"), lambda: _decode_gif(data)),
-                (_starts(data, b"BM"), lambda: _decode_bmp(data)),
-                (_is_webp(data), lambda: _decode_webp(data)),
-            ],
-            default=lambda: tf.io.decode_png(_required(False, UNKNOWN, data), channels=3),
-        )
+    return _decode_by_header(data) if tf.executing_eagerly() else _rarer_function()(data)
 
-    if tf.executing_eagerly():
-        return decode(data)
-    # As a function that is not inlined, it is set up when it is first needed: inside the graph of the usual images it
-    # doubled what a small one costs.
+
+def _decode_by_header(data: tf.Tensor) -> tf.Tensor:
+    return tf.case(
+        [
+            (_starts(data, b"GIF8"), lambda: _decode_gif(data)),
+            (_starts(data, b"BM"), lambda: _decode_bmp(data)),
+            (_is_webp(data), lambda: _decode_webp(data)),
+        ],
+        default=lambda: tf.io.decode_png(_required(False, UNKNOWN, data), channels=3),
+    )
+
+
+@functools.cache
+def _rarer_function() -> tf.types.experimental.PolymorphicFunction:
+    """Return the decoder of the rarer formats as a function, traced once in a process: that takes half a second.
+
+    It is not inlined, and so set up when it is first needed: inside the graph of the usual images it doubled what a
+    small one costs.
+    """
     signature = [tf.TensorSpec([], tf.string)]
-    return tf.function(decode, input_signature=signature, experimental_attributes={"_noinline": True})(data)
+    attributes = {"_noinline": True}
+    return tf.function(
+        _decode_by_header, input_signature=signature, autograph=False, experimental_attributes=attributes
+    )
 
 
 def _starts(data: tf.Tensor, magic: bytes) -> tf.Tensor:

@@ -18,6 +18,7 @@ NEAR = 8
 SINGLE_PRECISION_PIXELS = 2.0**20
 
 
+@tf.autograph.experimental.do_not_convert
 def apply_view(image: tf.Tensor, view: View) -> tf.Tensor:
     """Resize the shorter side, keeping the aspect ratio, and crop the centre.
 

@@ -152,7 +152,7 @@ def test_requests_of_the_same_time_run_together():
     model = Model(seconds=0.01)
     parameters = BatchingParameters(max_batch_size=16, num_batch_threads=1, max_enqueued_batches=20)
     run = queue(Batching(parameters), model)
-    with at_once(32) as pool:
+    with at_once(16) as pool:
         answers = list(pool.map(lambda n: run(rows(n))["y"].tolist(), range(200)))
     assert answers == [[2.0 * n] for n in range(200)], "each gets its own answer"
     assert sum(model.runs) == 200 and max(model.runs) <= 16
@@ -562,8 +562,8 @@ def test_both_engines_agree_in_batches_of_many_clients(exported):
     from keras_convnets.export.serving.engines.onnx import OnnxEngine
     from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
-    encoded = [*photographs(), b"no image"] * 16
-    parameters = BatchingParameters(max_batch_size=4, num_batch_threads=8, max_enqueued_batches=100)
+    encoded = [*photographs(), b"no image"] * 10
+    parameters = BatchingParameters(max_batch_size=4, num_batch_threads=4, max_enqueued_batches=100)
 
     def answer(engine, data):
         try:
@@ -574,7 +574,7 @@ def test_both_engines_agree_in_batches_of_many_clients(exported):
     answers = []
     for kind in (SavedModelEngine, OnnxEngine):
         engine = kind(exported[0], Batching(parameters))
-        with at_once(32) as pool:
+        with at_once(16) as pool:
             answers.append(list(pool.map(functools.partial(answer, engine), encoded)))
     for data, theirs, ours in zip(encoded, *answers, strict=True):
         if data == b"no image":
