@@ -97,7 +97,8 @@ def random_scale_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int, shorter: S
     _check_range("shorter", shorter, 0, math.inf)
     _check_size(size, shorter[0])
     height_width, read = _opened(encoded)
-    return crop_of_resized(height_width, read, *scale_corner(height_width, seed, size, shorter), [size, size])
+    scaled, corner = scale_corner(height_width, seed, size, shorter)
+    return crop_of_resized(height_width, read, scaled, corner, [size, size])
 
 
 @tf.autograph.experimental.do_not_convert
@@ -124,7 +125,8 @@ def random_square_crop(encoded: tf.Tensor, seed: tf.Tensor, size: int = 224, squ
     """
     _check_size(size, square)
     height_width, read = _opened(encoded)
-    return crop_of_resized(height_width, read, *square_corner(height_width, seed, size, square), [size, size])
+    scaled, corner = square_corner(height_width, seed, size, square)
+    return crop_of_resized(height_width, read, scaled, corner, [size, size])
 
 
 @tf.autograph.experimental.do_not_convert
