@@ -189,7 +189,7 @@ def test_a_new_network_touches_its_familys_file_and_the_table(tmp_path):
         if not (original := original_of(path, tmp_path)).exists() or not filecmp.cmp(path, original, shallow=False)
     }
     assert changed == {"keras_convnets/networks/toy.py", "keras_convnets/networks/table.py"}
-    command = [sys.executable, "-c", USES, str(tmp_path), str(ROOT / "tests")]
+    command = [sys.executable, "-c", USES, str(tmp_path), str(ROOT / "tests" / "networks")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

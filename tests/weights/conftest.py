@@ -13,8 +13,9 @@ from weights_files import CLASSES, SIDE, once, write_legacy
 import keras_convnets
 
 
-@pytest.fixture(autouse=True)
-def _log(caplog):
+@pytest.fixture
+def info_log(caplog):
+    """The log tells which preprocessing is taken."""
     caplog.set_level(logging.INFO, logger="keras_convnets")
 
 

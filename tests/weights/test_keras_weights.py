@@ -24,6 +24,8 @@ from weights_files import (
 import keras_convnets
 from keras_convnets.images.preprocessing import Preprocessing
 
+pytestmark = pytest.mark.usefixtures("info_log")
+
 
 def differing(model, other):
     """Names of the layers whose weights differ between two networks of the same layers."""

@@ -33,6 +33,8 @@ from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.prediction import keras_classifier
 from keras_convnets.weights import pretrained
 
+pytestmark = pytest.mark.usefixtures("info_log")
+
 
 def centred_log(probabilities):
     """The logits that probabilities come from, but for a constant."""

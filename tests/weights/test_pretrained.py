@@ -12,6 +12,8 @@ from weights_files import bgr, images_of, unit_scaled
 import keras_convnets
 from keras_convnets.weights import pretrained
 
+pytestmark = pytest.mark.usefixtures("info_log")
+
 
 def test_the_list_of_published_weights():
     assert pretrained.list_weights() == list(pretrained.RECORDS)

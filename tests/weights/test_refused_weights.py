@@ -26,6 +26,8 @@ from weights_files import (
 import keras_convnets
 from keras_convnets.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("info_log")
+
 
 @pytest.fixture
 def resnet50(folder):

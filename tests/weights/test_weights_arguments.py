@@ -20,6 +20,8 @@ from keras_convnets.networks.functional import load_keras
 from keras_convnets.weights import keras_reader, pretrained
 from keras_convnets.weights.loading import find_weights, load_weights
 
+pytestmark = pytest.mark.usefixtures("info_log")
+
 
 def broken(folder, wholes):
     """Paths, named by what is wrong with them; `wholes` are files that lose their second half."""

@@ -16,6 +16,8 @@ from keras_convnets.card import card_of_model
 from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.weights import pretrained
 
+pytestmark = pytest.mark.usefixtures("info_log")
+
 
 def said_of_preprocessing(caplog):
     return [record.getMessage() for record in caplog.records if record.getMessage().startswith("preprocessing by")][-1]
