@@ -6,6 +6,7 @@ counted from 0; fractions are those of the run's length, so that a shortened run
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -30,21 +31,22 @@ class HoldoutFigures(TypedDict):
     val_loss: float | None
 
 
-class Curve:
+class Curve(abc.ABC):
     """The learning rate as a function of the step; sub-classes that observe the holdout have a state."""
 
+    @abc.abstractmethod
     def rate(self, step: int) -> float:
         """Return the learning rate of a step."""
-        raise NotImplementedError
 
-    def observe_holdout(self, step: int, figure: float) -> None:
+    # Most curves observe nothing and have no state.
+    def observe_holdout(self, step: int, figure: float) -> None:  # noqa: B027
         """Take in a figure on the holdout, more being better, after so many steps."""
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as plain data for JSON."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take over what `state` returned."""
 
 
