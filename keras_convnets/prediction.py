@@ -103,25 +103,35 @@ def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
     return np.stack(views)
 
 
+def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a model's inference as a compiled function: images [n, H, W, 3] to the output "probabilities", or its one.
+
+    A second number of images is traced once more, with n unknown; every further one is answered by that graph.
+    """
+    import tensorflow as tf
+
+    def infer(images: tf.Tensor) -> tf.Tensor:
+        outputs = model(images, training=False)
+        if isinstance(outputs, dict):
+            return outputs["probabilities"]
+        # A model that was built with a list of one output answers with such a list.
+        return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+
+    graph = tf.function(infer, reduce_retracing=True)
+    return lambda images: graph(tf.constant(images)).numpy()
+
+
 def keras_classifier(model: keras.Model, card: ModelCard) -> Classifier:
     """Return a classifier over a Keras model, which is compiled once and sees any batch size.
 
     Of a model that gives logits it gives their softmax. What is no probability is refused when it is seen.
     """
-    import tensorflow as tf
-
     from keras_convnets.networks.outputs import check_probabilities, softmaxed
 
-    whole = softmaxed(model)
-
-    def infer(images: tf.Tensor) -> tf.Tensor:
-        outputs = whole(images, training=False)
-        return outputs["probabilities"] if isinstance(outputs, dict) else outputs
-
-    predict = tf.function(infer, reduce_retracing=True)
+    predict = compiled(softmaxed(model))
 
     def predict_images(images: np.ndarray) -> np.ndarray:
-        probabilities = predict(tf.constant(images)).numpy()
+        probabilities = predict(images)
         check_probabilities(probabilities, model.name)
         return probabilities
 

@@ -70,6 +70,11 @@ def test_a_card_that_lacks_a_field_is_refused(field):
         ModelCard.from_dict(plain)
 
 
+def test_a_view_that_is_a_dictionary_is_refused():
+    with pytest.raises(UserError, match=r"has the view \{.*\}; give it a View"):
+        dataclasses.replace(filled_card(), view=filled_card().view.to_dict())
+
+
 def test_a_folder_without_a_card(tmp_path):
     with pytest.raises(UserError, match="there is no model card at"):
         ModelCard.read(tmp_path)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_convnets.images.decoding import decode_image
 from keras_convnets.images.view import View
+from keras_convnets.prediction import compiled
 from keras_convnets.training.data import Split
 from keras_convnets.training.data.splits import check_count, of_one_size
 from keras_convnets.training.evaluation.protocols import Protocol
@@ -85,27 +86,18 @@ def predict_views(
 
 
 def _callable(predictor: Predictor | keras.Model, batch_size: int) -> Predictor:
-    return _compiled(predictor, batch_size) if isinstance(predictor, keras.Model) else predictor
+    return _in_full_batches(predictor, batch_size) if isinstance(predictor, keras.Model) else predictor
 
 
-def _compiled(model: keras.Model, batch_size: int) -> Predictor:
+def _in_full_batches(model: keras.Model, batch_size: int) -> Predictor:
     # Kept on the model: a training evaluates after every epoch and must not compile each time.
-    compiled = getattr(model, "_keras_convnets_predict", None)
-    if compiled is None:
-
-        def infer(images: tf.Tensor) -> tf.Tensor:
-            outputs = model(images, training=False)
-            if isinstance(outputs, dict):
-                return outputs["probabilities"]
-            # A list of one output is what Keras makes of a model that was given one.
-            return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
-
-        compiled = tf.function(infer, reduce_retracing=True)
-        model._keras_convnets_predict = compiled
+    infer = getattr(model, "_keras_convnets_predict", None)
+    if infer is None:
+        infer = model._keras_convnets_predict = compiled(model)
 
     def predict(images: np.ndarray) -> np.ndarray:
         missing = batch_size - len(images)
         padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
-        return compiled(tf.constant(padded)).numpy()[: len(images)]
+        return infer(padded)[: len(images)]
 
     return predict
