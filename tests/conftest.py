@@ -31,6 +31,26 @@ def no_waiting_for_the_disk():
         yield
 
 
+# Folders whose tests check what is computed; export and serving are tested with the graphs that they run in production.
+UNOPTIMIZED = ("commands", "images", "networks", "training", "weights")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unoptimized_graphs(request):
+    """Graphs are executed as they are traced: TensorFlow's optimiser takes a third of the time of a training so small.
+
+    It stays on where the tests of `UNOPTIMIZED` start processes of their own, and in the heavy tests.
+    """
+    quick = request.path.parent.name in UNOPTIMIZED and "not heavy" in request.config.option.markexpr
+    if not quick or "tensorflow" not in sys.modules:
+        yield
+        return
+    optimizer = sys.modules["tensorflow"].config.optimizer
+    optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
 @pytest.fixture(scope="module", autouse=True)
 def module_memory(request):
     """Give back what a module's tests leave in memory: its cached networks, Keras' state, freed pages."""
@@ -87,6 +107,18 @@ def run_python():
         )
 
     return run
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs end without drawing their learning curves, which takes a sixth of a training so small: an empty file."""
+    from keras_convnets.training import results
+
+    def empty_file(records, path, title):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+    monkeypatch.setattr(results, "learning_curves", empty_file)
 
 
 @pytest.fixture
