@@ -10,9 +10,10 @@ the median of the rounds' ratios. Aims: SavedModel at most 0.8 of Keras' own, ON
 exports. The network has random weights; the statistics of batch normalisation are those of one batch of noise, so that
 numbers are finite.
 
---memory exports networks, by default every registered one, and reports the largest resident memory of the export's
-process and of those that verify it, together; the libraries' pages that they share count once. Aim for SavedModel and
-ONNX: at most 2 GiB and four times the weights.
+--memory exports networks, by default every registered one, and reports the largest memory of the export's process and
+of those that verify it, together, in two ways: `peak_gib` counts the pages that these processes share, which are
+TensorFlow's libraries, once, as the machine's memory holds them once; `rss_sum_gib` is the sum of what each reports as
+resident, which counts them in each. Aim for SavedModel and ONNX: `peak_gib` at most 2 GiB and four times the weights.
 """
 
 from __future__ import annotations
@@ -63,14 +64,20 @@ def main() -> None:
 def measure_memory(network: str, formats: str) -> None:
     """Export in a process of its own; print and append the peak of its memory."""
     with tempfile.TemporaryDirectory() as folder:
-        answer, peak = in_process("export_ours", network, folder, formats)
+        answer, peaks = in_process("export_ours", network, folder, formats)
     bound = 2 + 4 * answer["weights_bytes"] / GIB
-    row = {"network": network, "formats": formats, "seconds": answer["seconds"], "peak_gib": peak / GIB}
+    peak, rss_sum = (bytes_ / GIB for bytes_ in peaks)
+    row = {
+        "network": network,
+        "formats": formats,
+        "seconds": answer["seconds"],
+        "peak_gib": peak,
+        "rss_sum_gib": rss_sum,
+    }
     row |= {"weights_gib": answer["weights_bytes"] / GIB, "two_gib_and_four_times_the_weights": bound}
     append_row("exports_memory", row)
-    print(
-        f"{network:<16} {formats:<20} peak {peak / GIB:.2f} GiB of {bound:.2f}, {answer['seconds']:.0f} s", flush=True
-    )
+    figures = f"peak {peak:.2f} GiB of {bound:.2f} (sum of RSS {rss_sum:.2f}), {answer['seconds']:.0f} s"
+    print(f"{network:<16} {formats:<20} {figures}", flush=True)
 
 
 def compare(network: str, rounds: int) -> None:
@@ -95,39 +102,41 @@ def compare(network: str, rounds: int) -> None:
     print("\n".join(f"{key}: {value}" for key, value in row.items()), flush=True)
 
 
-def in_process(worker: str, *arguments: str) -> tuple[Any, int]:
+def in_process(worker: str, *arguments: str) -> tuple[Any, tuple[int, int]]:
     """Run a worker in a process of its own.
 
     Returns:
-        Its answer, and the largest resident memory of it and its children in bytes, looked at 50 times a second.
+        Its answer, and the largest memory of it and its children in bytes, sampled 50 times a second: with shared pages
+        counted once, and as the sum of RSS.
     """
     command = [sys.executable, __file__, "--worker", worker, *arguments]
     with tempfile.TemporaryFile("w+") as output:
-        process, peak = psutil.Popen(command, stdout=output), 0
+        process, peaks = psutil.Popen(command, stdout=output), (0, 0)
         while process.poll() is None:
-            peak = max(peak, resident(process))
+            once, summed = resident(process)
+            peaks = (max(peaks[0], once), max(peaks[1], summed))
             time.sleep(SAMPLING_SECONDS)
         if process.returncode != 0:
             raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
         output.seek(0)
-        return json.loads(output.read().splitlines()[-1]), peak
+        return json.loads(output.read().splitlines()[-1]), peaks
 
 
-def resident(process: psutil.Process) -> int:
-    """Return the resident memory of a process and its children, in bytes.
+def resident(process: psutil.Process) -> tuple[int, int]:
+    """Return the resident bytes of a process and its children: with shared pages counted once, and the sum of RSS.
 
-    The pages of TensorFlow's libraries, which all of them map, count once: what each has alone, and the most that one
-    shares with others.
+    What each process has alone is added; of what each shares with others, the largest is taken.
     """
-    alone, shared = 0, [0]
+    alone, summed, shared = 0, 0, [0]
     for member in (process, *children(process)):
         try:
             memory = member.memory_full_info()
         except psutil.NoSuchProcess:
             continue
         alone += memory.uss
+        summed += memory.rss
         shared.append(memory.rss - memory.uss)
-    return alone + max(shared)
+    return alone + max(shared), summed
 
 
 def children(process: psutil.Process) -> Sequence[psutil.Process]:
