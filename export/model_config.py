@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from keras_convnets.errors import UserError
 from keras_convnets.extras import require
-from keras_convnets.files import write_text, writing
+from keras_convnets.files import wrap_write_errors, write_text
 
 FILE_NAME = "models.config"
 PLATFORM = "tensorflow"
@@ -65,7 +65,7 @@ def changing_config(root: str | os.PathLike) -> Iterator[Any]:
     root = Path(root)
     # A lock of its own: the configuration itself is replaced by each writer.
     lock = FileLock(root / f".{FILE_NAME}.lock")
-    with writing(root):
+    with wrap_write_errors(root):
         lock.acquire()
     try:
         config = read_config(root / FILE_NAME)

@@ -13,7 +13,7 @@ from typing import Any
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export import model_config
-from keras_convnets.files import UNFINISHED, writing
+from keras_convnets.files import TEMPORARY_PREFIX, wrap_write_errors
 from keras_convnets.numbers import whole_number
 
 SAVED_MODEL = "saved_model.pb"
@@ -171,8 +171,8 @@ def prune(root: str | os.PathLike, keep: int, name: str | None = None) -> list[P
             # All that stand for the number: else the next one would take the place of what is deleted.
             for path in [path for path in folder.iterdir() if version_number(path.name) == number and path.is_dir()]:
                 # Out of sight by one rename first: a server must not meet half a version.
-                doomed = folder / f"{UNFINISHED}deleted-{number}-{uuid.uuid4().hex[:8]}"
-                with writing(folder, "nothing more was deleted: allow writing there"):
+                doomed = folder / f"{TEMPORARY_PREFIX}deleted-{number}-{uuid.uuid4().hex[:8]}"
+                with wrap_write_errors(folder, "nothing more was deleted: allow writing there"):
                     path.rename(doomed)
                     shutil.rmtree(doomed)
                 gone.append(path)

@@ -18,16 +18,16 @@ from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import (
-    UNFINISHED,
-    only_one,
+    TEMPORARY_PREFIX,
+    atomic_file,
+    atomic_folder,
+    exclusive_lock,
     path_text,
     read_json,
     safe_names,
-    whole_file,
-    whole_folder,
+    wrap_write_errors,
     write_json,
     write_text,
-    writing,
 )
 from keras_convnets.networks.functional import load_keras
 from keras_convnets.training.data import DataSet
@@ -107,7 +107,7 @@ class Run:
                 f"{self.path} is not a run directory and not empty; give a new or empty directory as --run."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        with only_one(self.path, "trained in"):
+        with exclusive_lock(self.path, "trained in"):
             is_new = not known.exists()
             if self.begun:
                 self._check_resumable(config)
@@ -183,7 +183,9 @@ class Run:
     def add_evaluation(self, result: Evaluation) -> None:
         """Add an evaluation to the card, and write it whole as `evaluation.json` and `plots/confusion_matrix.png`."""
         title = f"{self.path.name} on {result.key}, n={result.n}"
-        with writing(self.path, f"the evaluation (top-1 {result.top1:.2%}) is not kept: mend that and evaluate again"):
+        with wrap_write_errors(
+            self.path, f"the evaluation (top-1 {result.top1:.2%}) is not kept: mend that and evaluate again"
+        ):
             self.card().with_metrics(result.key, result.figures()).write(self.path)
             write_json(self.path / EVALUATION, result.to_dict())
             confusion_matrix(result.confusion, result.class_names, self.path / "plots" / "confusion_matrix.png", title)
@@ -199,7 +201,7 @@ class Run:
 
     def save_model(self, model: keras.Model, name: str) -> Path:
         """Save a whole network by rename."""
-        with whole_file(self.path / name) as temporary:
+        with atomic_file(self.path / name) as temporary:
             model.save(temporary)
         return self.path / name
 
@@ -215,7 +217,7 @@ class Run:
         shutil.rmtree(self.path / "samples", ignore_errors=True)
         originals = split.originals.subset(np.asarray(chosen)).encoded_in_order().as_numpy_iterator()
         class_folders = safe_names(data.class_names)
-        with whole_folder(self.path / "samples") as folder:
+        with atomic_folder(self.path / "samples") as folder:
             for position, (encoded, *_) in zip(chosen, originals, strict=True):
                 of_class = folder / class_folders[split.labels[position]]
                 of_class.mkdir(exist_ok=True)
@@ -227,7 +229,7 @@ class Run:
         """Write weights, other variables and state into a folder of their own, then drop all but the newest two."""
         if (self.checkpoints / f"{step:08d}").exists():
             return
-        with whole_folder(self.checkpoints / f"{step:08d}") as folder:
+        with atomic_folder(self.checkpoints / f"{step:08d}") as folder:
             model.save_weights(folder / "model.weights.h5")
             values = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
             np.savez(folder / "variables.npz", **values)
@@ -261,12 +263,12 @@ class Run:
     def _sweep(self) -> None:
         """Remove what a killed process left half-written; the lock is held, so nobody is writing."""
         for folder in (self.path, self.checkpoints):
-            for left in folder.glob(f"{UNFINISHED}*"):
+            for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _ours(entry: Path) -> bool:
-    return entry.name == ".lock" or entry.name.startswith(UNFINISHED)
+    return entry.name == ".lock" or entry.name.startswith(TEMPORARY_PREFIX)
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

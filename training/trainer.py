@@ -18,7 +18,7 @@ from rich.console import Console
 
 from keras_convnets.display import printable
 from keras_convnets.errors import Interrupted, UserError
-from keras_convnets.files import writing
+from keras_convnets.files import wrap_write_errors
 from keras_convnets.networks.googlenet import without_auxiliary
 from keras_convnets.networks.registry import get_model
 from keras_convnets.networks.spec import ModelSpec
@@ -90,7 +90,7 @@ def fit(
     directory = Run(run)
     source = {"dataset": dataset_place(dataset), "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
     then = "mend that, and the same command resumes from the last checkpoint, or name another with --run"
-    with writing(directory.path, then), directory.claimed(plan.config(), source):
+    with wrap_write_errors(directory.path, then), directory.claimed(plan.config(), source):
         if directory.finished:
             directory.drop_checkpoints()
         else:

@@ -16,7 +16,7 @@ import tiny
 
 from keras_convnets import CIFARResNet, training
 from keras_convnets.errors import Interrupted, UserError
-from keras_convnets.files import only_one
+from keras_convnets.files import exclusive_lock
 from keras_convnets.training import trainer
 from keras_convnets.training.recipes import get_recipe
 
@@ -238,7 +238,7 @@ def test_a_network_that_does_not_take_the_images_leaves_the_directory_free(tmp_p
 def test_two_trainings_do_not_share_a_directory(tmp_path):
     tmp_path.joinpath("run").mkdir()
     with (
-        only_one(tmp_path / "run", "trained in"),
+        exclusive_lock(tmp_path / "run", "trained in"),
         pytest.raises(UserError, match="is being trained in by another process"),
     ):
         training.fit("ResNet20", "digits", run=tmp_path / "run", overrides={"iterations": 1})

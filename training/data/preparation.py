@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json, writing
+from keras_convnets.files import atomic_file, exclusive_lock, folded_name, sha256, wrap_write_errors, write_json
 from keras_convnets.images.decoding import MAX_PIXELS, decode_image
 from keras_convnets.images.files import ORIENTATION, OTHER_SUFFIXES
 from keras_convnets.numbers import whole_number
@@ -97,9 +97,9 @@ def prepare_folder(
     splits = cast("dict[str, FileSplit]", dict(data.splits))
     plan = {"source": data.fingerprint(), "shorter_side": shorter_side, "format": format}
     then = "mend that, and the same command resumes, or name another with --to"
-    with writing(to, then):
+    with wrap_write_errors(to, then):
         to.mkdir(parents=True, exist_ok=True)
-    with writing(to, then), only_one(to, "prepared"):
+    with wrap_write_errors(to, then), exclusive_lock(to, "prepared"):
         index = _claimed(to, plan)
         if not index.get("finished"):
             index |= {"name": data.name, "class_names": list(data.class_names), "splits": list(splits)}
@@ -183,7 +183,7 @@ class _Work:
             made = prepared_image(path, self.shorter_side)
             if made is None:
                 return None
-            with whole_file(target / made.name_for(name)) as temporary:
+            with atomic_file(target / made.name_for(name)) as temporary:
                 temporary.write_bytes(made.encoded)
             return made.size
 
@@ -200,7 +200,7 @@ class _Work:
                 self._advance(len(positions))
                 continue
             images_before = self.index["images"]
-            with whole_file(self.to / file) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+            with atomic_file(self.to / file) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
                 results = self._each(lambda path, label: prepared_image(path, self.shorter_side), split, positions)
                 for position, (path, made) in zip(positions, results, strict=True):
                     self._count(split_name, path, made and made.size)
