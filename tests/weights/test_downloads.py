@@ -125,7 +125,7 @@ def surroundings(tmp_path, monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(downloads, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(downloads, "RETRY_DELAYS", (0.01, 0.01))
 
 
 @pytest.fixture
@@ -210,13 +210,13 @@ def test_tries_that_bring_something_are_not_counted(start):
 
     server = start(little)
     assert_right(download(record(server)))
-    assert len(server.requests) == 8 > len(downloads.WAITS) + 1
+    assert len(server.requests) == 8 > len(downloads.RETRY_DELAYS) + 1
 
 
 def test_a_server_that_always_cuts_is_given_up_and_a_later_call_resumes(start):
     broken, well = start(cut, dead), start()
     assert "150,000 of 300,000 bytes" in failing(broken)
-    assert len(broken.requests) == 1 + len(downloads.WAITS)
+    assert len(broken.requests) == 1 + len(downloads.RETRY_DELAYS)
     assert part().read_bytes() == DATA[:HALF]
     assert_right(download(record(well)))
     assert [(asked.range, asked.sent) for asked in well.requests] == [(f"bytes={HALF}-", len(DATA) - HALF)]
@@ -231,7 +231,7 @@ def test_the_next_address_goes_on_where_the_first_stopped(start):
 def test_a_server_that_always_starts_anew_and_cuts_is_given_up(start):
     server = start(lambda handler: handler.give(DATA, stop=HALF))
     failing(server)
-    assert len(server.requests) == 1 + len(downloads.WAITS)
+    assert len(server.requests) == 1 + len(downloads.RETRY_DELAYS)
 
 
 def other_range(handler):
@@ -406,14 +406,14 @@ def test_room_is_looked_for_before_the_download(start, monkeypatch):
     server = start()
     usage = SimpleNamespace(free=len(DATA) - HALF)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda folder: usage)
-    assert "300,000 bytes more are needed and 150,000 are free" in failing(server)
+    assert "300,000 more bytes are needed and 150,000 are free" in failing(server)
     assert server.requests == []
     part().write_bytes(DATA[:HALF])
     assert_right(download(record(server)))
 
 
 def test_a_disk_that_becomes_full_leaves_the_part(start, monkeypatch):
-    server, other, limit = start(), start(), 2 * downloads.BLOCK
+    server, other, limit = start(), start(), 2 * downloads.CHUNK_BYTES
 
     @contextlib.contextmanager
     def small_disk(path, mode="r", **options):
@@ -449,7 +449,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(start, monkeypatch):
 def test_a_cache_that_cant_be_written_is_told(start):
     cache_folder().parent.mkdir(parents=True)
     cache_folder().write_text("a file in the folder's place")
-    assert "can't be kept in" in failing(start())
+    assert "can't be stored in" in failing(start())
 
 
 def wait_until(happens):
