@@ -240,7 +240,7 @@ def test_classes_that_a_file_system_takes_for_one_are_not_mixed(tmp_path):
         path.unlink()
     (tmp_path / "out" / "train" / "bees").rmdir()
     (tmp_path / "out" / "train" / "bees").symlink_to(tmp_path / "out" / "train" / "ants")
-    with pytest.raises(UserError, match="takes the names of two classes for one"):
+    with pytest.raises(UserError, match="does not distinguish the names of two classes"):
         prepare_folder(source, tmp_path / "out", 8)
 
 
