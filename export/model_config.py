@@ -41,7 +41,7 @@ def read_config(path: str | os.PathLike) -> Any:
     try:
         return text_format.Parse(text, config)
     except text_format.ParseError as error:
-        raise UserError(parse_error_text(path, "ModelServerConfig", error, "mend the file")) from error
+        raise UserError(parse_error_text(path, "ModelServerConfig", error, "fix the file")) from error
 
 
 def parse_error_text(path: str | os.PathLike, kind: str, error: Exception, remedy: str) -> str:

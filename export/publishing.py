@@ -82,7 +82,7 @@ def publish(
     samples = gather(card, place if place and place.is_dir() else None, Path(images) if images is not None else None)
     if not card.trained:
         log.warning("%s is not trained; its card will say so.", card.architecture)
-    with wrap_write_errors(to, "nothing was published: mend that or name another with --to"):
+    with wrap_write_errors(to, "nothing was published: fix that or name another with --to"):
         remove_abandoned(folder.parent)
         with temporary_folder(folder) as temporary:
             _write(model, card, temporary, name, chosen, layout, samples)

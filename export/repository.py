@@ -46,7 +46,7 @@ def version_number(name: str) -> int | None:
     """Return the version that a folder's name stands for, or None of a name that stands for none.
 
     As TensorFlow Serving reads it, leading zeros do not matter. It also takes a sign and spaces around the number,
-    which are passed over here: nobody names a version so on purpose.
+    which are ignored here, because such names are accidental.
 
     Example:
         >>> version_number("00000123"), version_number("²"), version_number("-7")

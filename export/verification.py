@@ -24,7 +24,7 @@ from keras_convnets.prediction import Classifier
 
 # One image alone and an odd number of them: a wrong batch dimension shows.
 BATCHES = (1, 3)
-# Of artifacts that lose precision, every image is asked, so many at a time.
+# Artifacts that lose precision are run on every image, in batches of this size.
 QUANTISED_BATCH = 8
 TIMEOUT_SECONDS = 1800
 
@@ -60,7 +60,7 @@ def verify(
     expected = np.concatenate(parts)
     if not np.isfinite(expected).all():
         raise RuntimeError("the network's own outputs are not finite; nothing is published.")
-    del reference  # and with it the graph that was traced, where nobody else holds it
+    del reference  # frees the traced graph, unless the caller holds it
     release_memory()
     with tempfile.TemporaryDirectory() as exchange:
         _hand_over(Path(exchange), images, samples.encoded)
@@ -137,7 +137,7 @@ def _hand_over(exchange: Path, images: np.ndarray, encoded: Sequence[bytes]) -> 
 
 
 def _run_runtimes(folder: Path, artifacts: Sequence[Artifact], exchange: Path) -> None:
-    """Run every runtime in a process of its own, side by side."""
+    """Run every runtime in a separate process, concurrently."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     running = []
     for runtime in dict.fromkeys(artifact.runtime for artifact in artifacts):

@@ -164,7 +164,7 @@ def _rows(predictions: Any) -> np.ndarray:
         raise UserError(f"predictions have shape {values.shape}; {advice}.")
     if np.isnan(values).any():
         row = int(np.isnan(values).any(axis=1).argmax())
-        raise UserError(f"predictions of image {row} hold NaN, which has no order; mend the network or its input.")
+        raise UserError(f"predictions of image {row} hold NaN, which has no order; fix the network or its input.")
     return values
 
 

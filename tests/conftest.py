@@ -77,7 +77,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def run_python():
-    """Run a script, or `-m keras_convnets` with arguments, in a process of its own; returns the finished process."""
+    """Run a script, or `-m keras_convnets` with arguments, in a separate process; returns the finished process."""
 
     def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300):
         command = [sys.executable, *arguments]

@@ -182,7 +182,7 @@ def test_the_public_names_are_these():
 
 
 def test_classes_and_records_import_no_keras(run_python, tmp_path, monkeypatch):
-    monkeypatch.undo()  # a process of its own needs pipes, and no socket of this one
+    monkeypatch.undo()  # a separate process needs pipes, and no socket of this one
     script = (
         "import sys, keras_convnets as k\n"
         "k.decode_predictions([[0.1] * 1000]); k.list_weights(); k.get_record('VGG16', 'imagenet')\n"

@@ -90,7 +90,7 @@ def _parsed(path: str | os.PathLike[str], kind: str, flag: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read ({error}); give {flag} an existing file.") from error
     except text_format.ParseError as error:
-        remedy = f"mend the file or leave {flag} out"
+        remedy = f"fix the file or leave {flag} out"
         raise UserError(model_config.parse_error_text(path, kind, error, remedy)) from error
 
 

@@ -28,7 +28,7 @@ _LABELS = {
 # Microseconds, up to about 25 minutes.
 _LIMITS = [10 * 1.8**power for power in range(33)]
 _BOUNDS = [*(f"{limit:.6g}" for limit in _LIMITS), "+Inf"]
-# Names of models come from requests, and who asks for many that do not exist should not fill the memory.
+# Model names come from requests: bounded, so that requests for unknown models can't exhaust the memory.
 _MAX_COUNTS = 1000
 _MAX_NAME = 256
 
@@ -80,8 +80,8 @@ class Metrics:
     def value(self, name: str) -> int:
         """Return a counter's value by its full name, as `ReloadConfigRequest.metric_names` has it.
 
-        TensorFlow Serving reads a counter only while it has one combination of labels; the answer is 0 otherwise and
-        for every unknown name.
+        TensorFlow Serving reads a counter only while it has a single combination of labels; otherwise, and for
+        unknown names, the value is 0.
 
         Example:
             >>> Metrics().value("/tensorflow/serving/request_count")

@@ -1,4 +1,4 @@
-"""What all builders share: the arguments of keras.applications, input, classifier, and loading of weights.
+"""Common parts of all builders: the arguments of keras.applications, input, classifier, and loading of weights.
 
 A family's file holds the paper's table, one function that builds a network of it, and the builders: ordinary functions
 that `application` gives the signature of keras.applications.
@@ -275,7 +275,7 @@ Returns:
 
 Raises:
     UserError: an argument, shape or weights file that does not fit.
-    DownloadError: published weights that can't be had.
+    DownloadError: published weights that can't be downloaded.
 
 Example:
     >>> model = {call}

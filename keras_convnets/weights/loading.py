@@ -231,7 +231,7 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
 
     Raises:
         UserError: if there is no such name or file, a record is of another network, or it is none of these.
-        DownloadError: if published weights can't be had; the sentence says where to put the file by hand.
+        DownloadError: if published weights can't be downloaded; the message says where to put the file by hand.
     """
     if weights is None or isinstance(weights, Weights):
         return weights

@@ -230,7 +230,7 @@ def test_a_saved_model_that_the_disk_does_not_take_is_told_in_one_sentence(tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(caught.value) == (
-        f"{tmp_path} can't be written to (File too large); nothing was published: mend that or name another with --to."
+        f"{tmp_path} can't be written to (File too large); nothing was published: fix that or name another with --to."
     )
     assert list((tmp_path / "net").iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""TensorFlow, JAX and PyTorch compute the same from the same weights, each in a process of its own."""
+"""TensorFlow, JAX and PyTorch compute the same from the same weights, each in a separate process."""
 
 import importlib.util
 import json

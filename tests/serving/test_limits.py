@@ -64,7 +64,7 @@ FLAGS += ["--max_connections", 40, "--port", 0, "--rest_api_port", 0, "--engine"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server in a process of its own, whose memory can be read."""
+    """A server in a separate process, whose memory can be read."""
     base = tmp_path_factory.mktemp("echo")
     echo = Echo()
     signatures = {"serving_default": echo.same, "text": echo.text, "classify": echo.classify}

@@ -115,11 +115,11 @@ def load_folder(folder: Path, convertible: bool = False) -> DataSet:
         if len(lost):
             raise UserError(
                 f"{folder / QUARANTINE} lists every training image of {found.class_names[lost[0]]}; "
-                "mend some of them and run keras-convnets data verify again, or remove the class."
+                "fix some of them and run keras-convnets data verify again, or remove the class."
             )
     left = {name: split for name, split in left.items() if split.size}
     if not left:
-        raise UserError(f"{folder / QUARANTINE} lists every image; mend some and run keras-convnets data verify again.")
+        raise UserError(f"{folder / QUARANTINE} lists every image; fix some and run keras-convnets data verify again.")
     return DataSet(
         name=found.name,
         class_names=found.class_names,
@@ -283,7 +283,7 @@ def _without_listed(folder: Path, split: FileSplit) -> FileSplit:
     except FileNotFoundError:
         return split
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / QUARANTINE} can't be read ({error}); mend or remove it.") from error
+        raise UserError(f"{folder / QUARANTINE} can't be read ({error}); fix or remove it.") from error
     listed = {line.partition("\t")[0] for line in lines}
     kept = [at for at, path in enumerate(split.paths) if listed_name(path, folder) not in listed]
     return split.subset(np.array(kept, int))

@@ -123,7 +123,7 @@ def check_fraction(split: str, size: int, broken: Sequence[BrokenImage], fractio
         first = "; ".join(f"{image.file}: {image.reason}" for image in broken[:3])
         raise UserError(
             f"{len(broken)} of the {size} images of split {split} can't be read ({first}"
-            f"{'; ...' if len(broken) > 3 else ''}), and a fraction of {fraction:g} may be; mend or remove them, allow "
+            f"{'; ...' if len(broken) > 3 else ''}), and a fraction of {fraction:g} may be; fix or remove them, allow "
             "more with broken_images, or run keras-convnets data verify FOLDER --quarantine, which lists them all and "
             "has them left out."
         )

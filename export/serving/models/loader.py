@@ -112,7 +112,7 @@ class Loader:
                 self._unload(model, version)
 
     def _forget_failures(self, model: Model, found: Mapping[int, Path]) -> None:
-        """Let a version that failed, and whose directory is gone, be tried anew when it comes back."""
+        """Reset the retries of failed versions whose directory is gone, so that they are loaded if it reappears."""
         with self._changed:
             for version in model.versions.values():
                 if version.number not in found:

@@ -1,5 +1,5 @@
-"""uvicorn in a thread, with its HTTP protocol mended: limits for headers that do not come or do not end, for
-connections, for requests sent without waiting and for answers that nobody takes; and no upgrades.
+"""uvicorn in a thread, with a hardened HTTP protocol: limits for slow or endless headers, for connections, for
+pipelined requests and for responses that the client does not read; and no upgrades.
 
 A client that offers HTTP/2 (`curl --http2`, Java's HttpClient) sends "Upgrade: h2c" with its request, which an HTTP/1.1
 server ignores. uvicorn's parser takes it for the end of HTTP instead, and the body would be lost.
@@ -23,9 +23,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 KEEP_ALIVE_SECONDS = 75
 HEADER_SECONDS = 30.0
 MAX_HEADER_BYTES = 2**16
-# Requests on one connection that wait for the answer to the one before.
+# Pipelined requests on one connection.
 MAX_PIPELINED = 16
-# Without a byte of an answer taken.
+# Time without the client reading any byte of a response.
 WRITE_SECONDS = 75.0
 
 _TOO_MANY = (
@@ -39,7 +39,7 @@ _UPGRADE = re.compile(rb"\nUpgrade:", re.IGNORECASE)
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Holds the headers of a request back until they are whole, and closes the connection when they never are.
+    """Buffers the headers of a request until they are complete, and closes the connection if they never are.
 
     uvicorn itself limits only the time between two requests.
     """
@@ -50,7 +50,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _inside = False
     _inside_bytes = 0
     _write_timer: asyncio.TimerHandle | None = None
-    # How many connections there may be at a time; 0 for any number.
+    # Maximum number of concurrent connections; 0 for no limit.
     max_connections = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -132,7 +132,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _await_taken(self, size: int) -> None:
-        """Close the connection if nothing is taken of so many bytes that wait to be sent, for a while."""
+        """Close the connection if the client has read nothing of the pending bytes for `WRITE_SECONDS`."""
 
         def check() -> None:
             left = self.transport.get_write_buffer_size()

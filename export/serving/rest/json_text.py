@@ -4,8 +4,8 @@ TensorFlow Serving parses with rapidjson, stops after the first value, keeps the
 and Infinity, and nests without a limit. Python's own decoder reads the same documents and goes first. What it refuses
 is read again here, value by value: containers in a loop, because the decoder would recurse into them, and strings and
 numbers by the decoder, after which what it accepts and rapidjson does not is refused: halves of surrogate pairs, which
-are no text that could be answered, and numbers beyond a double, which Python takes for infinity without a word. The
-texts of errors are rapidjson's; their offsets may differ by what is left of a word.
+are no text that could be answered, and numbers beyond a double, which Python silently reads as infinity. The error
+messages are rapidjson's; their offsets may differ by the rest of a word.
 """
 
 from __future__ import annotations
