@@ -1,4 +1,4 @@
-"""`models.config`, which tells TensorFlow Serving what a repository holds and which versions to serve.
+"""`models.config`, which tells TensorFlow Serving the models of a repository and the versions to serve.
 
 It is read and written as TensorFlow Serving's own message, so that what a person wrote into it stays, but for comments.
 """
@@ -63,7 +63,7 @@ def changing_config(root: str | os.PathLike) -> Iterator[Any]:
     from google.protobuf import text_format
 
     root = Path(root)
-    # A lock of its own: the configuration itself is replaced by each writer.
+    # A separate lock file: each writer replaces the configuration file itself.
     lock = FileLock(root / f".{FILE_NAME}.lock")
     with wrap_write_errors(root):
         lock.acquire()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SOURCES = "a Keras model, or the path of a finished run or a .keras file"
-# Fewer images than these tell little of the range of a network's activations.
+# Fewer images than this are too few to calibrate the ranges of activations.
 CALIBRATION_IMAGES = 10
 log = logging.getLogger("keras_convnets.export")
 
@@ -156,7 +156,7 @@ def _write(
             log.warning("int8 is calibrated on %d images (%s); give more.", len(samples.encoded), samples.source)
     _write_artifacts(model, card, folder, formats, layout, calibration)
     release_memory()
-    # Graphs of so many operations take each runtime more memory than the weights do.
+    # For graphs with more operations than this, a runtime takes more memory than the weights do.
     side_by_side = len(model.weights) <= MOST_VARIABLES
     exported |= verify(folder, artifacts, keras_classifier(model, card), samples, side_by_side)
     extra = folder / EXTRA
@@ -184,7 +184,7 @@ def _write_artifacts(
 
     whole = softmaxed(model)
     if whole is not model:
-        log.warning("%s gives logits; they are exported with a softmax behind them.", model.name)
+        log.warning("%s gives logits; they are exported followed by a softmax.", model.name)
     job = Job(inference_network(whole), card, layout, calibration)
     for form in formats:
         for artifact in form.artifacts:

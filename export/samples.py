@@ -23,7 +23,7 @@ class Samples:
     Attributes:
         encoded: the images.
         labels: int [n], the classes, or None where they are not known.
-        source: where they come from, in words.
+        source: a description of where they come from.
     """
 
     encoded: Sequence[bytes]
@@ -38,7 +38,7 @@ def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None 
     that the run kept lie in folders that `safe_names` names.
 
     Args:
-        card: knows the classes.
+        card: gives the classes.
         run_folder: a run directory, with `samples/<class>/`; what it kept is seen as it is stored, as in evaluation,
             while images of a folder are turned as EXIF says, as a client turns them.
         folder: a folder of images, at best with a sub-folder a class.

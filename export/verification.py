@@ -43,7 +43,7 @@ def verify(
         artifacts: which of them.
         reference: the Keras network.
         samples: real images.
-        side_by_side: whether the runtimes run at once, or one after the other, which takes less memory.
+        side_by_side: whether the runtimes run concurrently, or sequentially, which takes less memory.
 
     Returns:
         For the card: "differences" and "tolerances" by artifact and way in, and "accuracy" where precision was lost.
@@ -175,7 +175,7 @@ def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
 
 
 def _ways(exported: Classifier) -> dict[str, Callable]:
-    """Return the ways into an artifact: encoded images where it decodes by itself, and pixels."""
+    """Return the kinds of input of an artifact: encoded images if it decodes them itself, and pixels."""
     encoded = {} if exported.predict_encoded is None else {"image_bytes": exported.predict_encoded}
     return {**encoded, "images": exported.predict_images}
 

@@ -37,7 +37,7 @@ def check_class_names(names: Sequence[Any], where: str) -> None:
 
     Args:
         names: the classes.
-        where: whose they are, for the error's sentence, such as "data set cifar10".
+        where: whose they are, for the error message, such as "data set cifar10".
 
     Raises:
         UserError: if one is no text, empty, longer than 1,000 characters, or holds control characters, line breaks or

@@ -33,7 +33,7 @@ EXTRAS = {
 
 
 class MissingExtra(UserError, ImportError):
-    """Something was asked for whose extra is not installed; the sentence says how to install it."""
+    """The feature needs an extra that is not installed; the message says how to install it."""
 
 
 def require(extra: str, doing: str, *modules: str) -> None:

@@ -89,8 +89,8 @@ class Run:
     def claimed(self, config: dict[str, Any], source: dict[str, Any]) -> Iterator[None]:
         """Hold the directory for one training; a new one is set up, an old one must have the same configuration.
 
-        A run that ended before its first checkpoint is restarted, with any configuration. A run that diverged may resume
-        with another learning rate or `clip_norm`.
+        A run that ended before its first checkpoint is restarted, with any configuration. A run that diverged may
+        resume with another learning rate or `clip_norm`.
 
         Args:
             config: the resolved configuration; a resumed run must have an equal one.
@@ -145,7 +145,7 @@ class Run:
 
         Args:
             step: at which it was seen.
-            sound: whether the checkpoint of a step is worth resuming from.
+            sound: whether the checkpoint of a step can be resumed from.
 
         Returns:
             The step to resume from; 0: the beginning.

@@ -58,7 +58,7 @@ def fit(
     """Train a network by a recipe; resume where an earlier call with the same arguments was stopped.
 
     Args:
-        model: a network's name, such as "ResNet20", with arguments of its own, such as "ResNet34(shortcut=A)", or a
+        model: a network's name, such as "ResNet20", with arguments, such as "ResNet34(shortcut=A)", or a
             `ModelSpec`; also MODEL:WEIGHTS.
         dataset: what `load_dataset` takes.
         run: the run directory.

@@ -1,6 +1,6 @@
 """Request counts and latencies in Prometheus' text format, under TensorFlow Serving's names.
 
-prometheus_client writes no counter without "_total" behind its name, and TensorFlow Serving's has none, so the few
+prometheus_client writes no counter without the suffix "_total", and TensorFlow Serving's has none, so the few
 lines of text are written here.
 """
 

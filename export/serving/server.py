@@ -55,7 +55,7 @@ class ModelServer:
         grpc_channel_arguments: options of gRPC's own for its side of the server, such as
             `("grpc.max_connection_age_ms", 2000)`.
         engine: "tensorflow", or "onnxruntime" for the ONNX files of versions that were exported here.
-        batching: how requests are run together; None runs each by itself.
+        batching: the batching parameters; None runs each request alone.
         max_queued_requests: how many may wait before more are refused.
         enable_model_warmup: answer a version's own warm-up requests before it is available.
         allow_version_labels_for_unavailable_models: let a new label name a version that is not available.
@@ -165,7 +165,7 @@ class ModelServer:
         return self._servables.names() or [item.name for item in self._config.model_config_list.config]
 
     def url(self, model: str) -> str:
-        """Return a model's REST URL; with `:predict` behind it, images can be sent there."""
+        """Return a model's REST URL; append `:predict` to send images."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.rest_api_port}/v1/models/{model}"
 

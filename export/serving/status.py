@@ -58,7 +58,7 @@ MAX_NAME = 200
 
 
 class ServingError(Exception):
-    """A request or a load that failed, with the code and the message that the client is told.
+    """A request or a load that failed, with the code and the message that the client gets.
 
     Args:
         code: the canonical status code.

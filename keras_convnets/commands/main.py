@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _TextFormatter(logging.Formatter):
-    """Messages of ours as text: names in them send nothing else to the terminal."""
+    """Formats log messages without control characters, which names in them may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

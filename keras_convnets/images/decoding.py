@@ -46,7 +46,7 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
 
     Raises:
         tf.errors.InvalidArgumentError: if it is none of these, is damaged, or has more than `MAX_PIXELS` pixels; the
-            last is told from the header, before anything is decoded. Also if the end of a GIF's first frame is not
+            last is read from the header, before anything is decoded. Also if the end of a GIF's first frame is not
             found in `MAX_GIF_LEAPS`.
     """
     image = tf.cond(

@@ -96,6 +96,6 @@ def _in_small_letters(path: Path) -> Iterator[Path]:
 
 
 def weights_digest(model: keras.Model) -> tuple[int, ...]:
-    """Return a checksum of each weight: it tells whether training has changed a model since, not who changed it."""
+    """Return a checksum of each weight, to detect whether the weights have changed since."""
     arrays = (np.ascontiguousarray(keras.ops.convert_to_numpy(weight)) for weight in model.weights)
     return tuple(zlib.crc32(array.data) for array in arrays)

@@ -23,7 +23,7 @@ _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 @contextlib.contextmanager
 def reporting(report: Report | None) -> Iterator[None]:
-    """Have a function told of every pass that is made inside, and how far it is."""
+    """Report the progress of every pass made inside the context to a function."""
     before = _report.set(report)
     try:
         yield

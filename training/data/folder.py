@@ -33,7 +33,7 @@ TEST_EVERY = 5
 # The split that holds a folder of one level whole.
 WHOLE = "all"
 QUARANTINE = "quarantine.txt"
-# Files of ours that may lie beside the splits.
+# This package's files that may lie beside the splits.
 OURS = (QUARANTINE, "prepared.json")
 NAMES_SHOWN = 5
 log = logging.getLogger("keras_convnets")
@@ -55,7 +55,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies in a folder of images, whether or not it can be trained on.
+    """The contents of a folder of images, whether or not it can be trained on.
 
     Attributes:
         name: of the folder.
@@ -153,7 +153,7 @@ def load_undivided(folder: Path) -> DataSet:
 
 
 def survey(folder: Path, convertible: bool = False, undivided: bool = False) -> Survey:
-    """Return what lies in a folder, also in one that `load_folder` refuses; `quarantine.txt` is not regarded.
+    """Return the contents of a folder, even if `load_folder` refuses it; `quarantine.txt` is ignored.
 
     Args:
         folder: as `load_folder` takes it.
@@ -327,7 +327,7 @@ def _split_folders(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _unread(folder: Path, read: Sequence[Path]) -> list[Path]:
-    """Return what lies in a folder beside the splits."""
+    """Return the other entries of a folder with splits."""
     return [entry for entry in _visible(folder) if entry not in read and entry.name not in OURS]
 
 

@@ -1,4 +1,4 @@
-"""Images that can't be used in training: found with the ops that training decodes with, and described in words."""
+"""Images that can't be used in training: found with the ops that training decodes with, and described."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def subset(self, positions: Positions) -> Split:
-        """Return the images at these positions as a split of their own."""
+        """Return the images at these positions as a new split."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -417,7 +417,7 @@ class ArraySplit(PositionSplit, SizedSplit):
     def _read_encoded(self, positions: tf.data.Dataset) -> tf.data.Dataset:
         images, labels, stored_at = self._tensors()
         return positions.map(
-            # Compressing would take longer than all else, for what is decoded again at once.
+            # Uncompressed, because the image is decoded again immediately.
             lambda position: (
                 tf.io.encode_png(images[stored_at(position)], compression=0),
                 labels[position],

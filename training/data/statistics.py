@@ -23,7 +23,7 @@ from keras_convnets.training.data.integrity import EXTREME_RATIO, TINY_SIDE, ima
 from keras_convnets.training.data.splits import ArraySplit, FileSplit, Split
 
 HASH_SIDE = 8
-# So many bytes tell an image's type.
+# Number of leading bytes that identify an image's format.
 HEAD = 16
 GROUPS_SHOWN = 10
 
@@ -44,7 +44,7 @@ def data_statistics(data: DataSet | Survey, progress: Callable[[int, int], None]
         fraction of the images), "mean" and "std" of the channels RGB in 0-255, "components" (principal components of
         the pixels scaled to 0-1, one a row, that of the largest variance first) and "eigenvalues" (their variances);
         "identical", groups of images with the same pixels; "similar", groups of others whose 8 x 8 average hash is the
-        same, which are worth a look. A group is a list of [split, image].
+        same, which should be inspected. A group is a list of [split, image].
     """
     total, done = sum(split.size for split in data.splits.values()), 0
     seen = {}

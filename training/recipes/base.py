@@ -142,7 +142,7 @@ class Recipe:
         """Return the objects that decide the learning rate of each step and the end of a run of `total_steps` steps.
 
         The rate rises linearly over `warmup_share`. The cosine decays over the remaining steps, the paper's schedule is
-        multiplied by the rise, and one-cycle rises by itself: the field says for how long.
+        multiplied by the rise, and one-cycle has its own rise, whose length the field sets.
         """
         base, warmup = self.base_learning_rate(), self.warmup_share
         if self.schedule == "one_cycle":

@@ -1,4 +1,4 @@
-"""The limits for one client: a finite default for everything that grows with what a client sends.
+"""Request limits: a finite default for every resource that grows with what a client sends.
 
 TensorFlow Serving has none of these limits. Each is a flag of the command `serve`, where 0 takes it away.
 """
@@ -37,7 +37,7 @@ class Limits:
         max_decoded_pixels: pixels of images that are decoded at a time, over all requests.
         max_pending_bytes: requests that were received and are not answered yet, over all clients.
         max_working_bytes: what is made of the requests that are worked on, over all clients, as estimated before it
-            is made. Requests wait for room; one that needs more by itself is refused.
+            is made. Requests wait until it is available; one that needs more alone is refused.
         max_connections: REST connections at a time, and gRPC calls at a time.
 
     Raises:
@@ -126,7 +126,7 @@ class TooLarge(ServingError):
 
 
 def too_large_text(what: str, limit: int, flag: str) -> str:
-    """Return the sentence that refuses a request: what came, what is allowed and by which flag."""
+    """Return the error message for a refused request: its size, the limit and the flag that sets it."""
     return f"{what}; the server allows {limit} (--{flag}): send less at a time, or have the limit raised."
 
 

@@ -31,7 +31,7 @@ from keras_convnets.export.serving.status import Code, ServingError, invalid_arg
 
 _log = logging.getLogger(__name__)
 
-# How often versions to try again are looked for where the base paths are looked at once only.
+# Seconds between retries of failed versions if the base paths are polled only once.
 _TICK_SECONDS = 1.0
 
 
@@ -104,7 +104,7 @@ class Servables:
         Raises:
             UserError: the configuration can't be used; no model has a version that loads, because base paths do not
                 exist or hold no such version, or each fails; a model that was waited for has versions, and each was
-                given up; a model has none and the base paths are looked at once only.
+                given up; a model has none and the base paths are polled only once.
         """
         try:
             new = self._configure(self._initial)

@@ -81,7 +81,7 @@ def parse(body: bytes) -> Any:
 def _needs_care(body: bytes) -> bool:
     """Tell whether Python might read the text otherwise than rapidjson.
 
-    Python accepts lone surrogates, lets numbers overflow to infinity without a word and refuses very long integers.
+    Python accepts lone surrogates, lets numbers overflow silently to infinity and refuses very long integers.
     """
     if b"\\" in body and _SURROGATE.search(body):
         return True

@@ -124,8 +124,8 @@ def status(service: Service, asked: Asked, body: bytes) -> bytes:
     entries = []
     for entry in service.servables.status(asked.model, asked.version):
         code, message = (Code.OK, "") if entry.error is None else (entry.error.code, entry.error.message)
-        told = {"error_code": code.name, "error_message": message}
-        entries.append({"version": str(entry.version), "state": entry.state.name, "status": told})
+        result = {"error_code": code.name, "error_message": message}
+        entries.append({"version": str(entry.version), "state": entry.state.name, "status": result})
     return json_bytes({"model_version_status": entries})
 
 

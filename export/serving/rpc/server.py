@@ -141,6 +141,6 @@ def _add_health(server: grpc.Server) -> None:
         from grpc_health.v1 import health, health_pb2_grpc
     except ImportError as error:
         raise UserError("the health service needs its package: pip install grpcio-health-checking.") from error
-    # Watching blocks no worker: the callers are told of changes from a thread of its own.
+    # Watching blocks no worker: a separate thread notifies the callers of changes.
     servicer = health.HealthServicer(experimental_non_blocking=True)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

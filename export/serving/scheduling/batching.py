@@ -241,7 +241,7 @@ def graph_of(execute: Execute, signature: Signature) -> Graph:
 
 
 def _is_in_rows(signature: Signature) -> bool:
-    """Return whether all inputs and outputs may have any number of rows, as far as their shapes tell."""
+    """Return whether all inputs and outputs may have any number of rows, according to their shapes."""
     infos = [*signature.inputs.values(), *signature.outputs.values()]
     return bool(signature.inputs) and all(
         info.shape is None or (len(info.shape) > 0 and info.shape[0] is None) for info in infos
