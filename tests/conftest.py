@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share."""
+"""Fixtures of several test modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk():
-    """Nobody pulls the plug on a test: files need not reach the disk, only the system."""
+    """Replace fsync, because tests need not survive a power failure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -102,7 +102,7 @@ def verified_here(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained_run(made_once) -> Path:
-    """A finished run: ResNet-20 on the digits for a few epochs, good enough to tell most digits."""
+    """A finished run: ResNet-20 on the digits for a few epochs, good enough to recognise most digits."""
     from keras_convnets import training
 
     overrides = {"epochs": 6, "holdout": 0.1, "batch_size": 64}

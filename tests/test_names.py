@@ -89,7 +89,7 @@ def test_samples_of_any_class_names_stay_in_the_run_and_come_back_with_their_cla
     for encoded, label in zip(samples.encoded, samples.labels, strict=True):
         path = next(path for path in written if path.read_bytes() == encoded)
         assert label == np.asarray(Image.open(path))[0, 0, 0] % len(names)
-    # A folder that a person made bears the class's own name.
+    # A folder made by the user has the class's original name.
     (tmp_path / "mine" / "a%2Fb").mkdir(parents=True)
     written[0].rename(tmp_path / "mine" / "a%2Fb" / "1.png")
     assert gather(card(names), folder=tmp_path / "mine").labels.tolist() == [2]

@@ -120,7 +120,7 @@ def test_truncation_is_found_wherever_the_data_end(tmp_path):
             (tmp_path / "cut" / f"{missing}.{suffix}").write_bytes(data[:-missing])
     found = {item.path: item for item in verify_folder(tmp_path).findings}
     assert len(found) == 15 and all(path.startswith("cut/") and item.fate == "skipped" for path, item in found.items())
-    # A GIF has no end that could be told from its middle; there Pillow is asked, which does not always say it.
+    # Truncation of a GIF can't be detected from its end; Pillow decodes it and does not always report an error.
     assert {item.kind for path, item in found.items() if not path.endswith(".gif")} == {"truncated"}
 
 

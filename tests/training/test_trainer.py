@@ -119,7 +119,7 @@ print(json.dumps({"replicas": both.num_replicas_in_sync, "one": one[0], "other":
 
 
 def test_two_devices_train_as_one(run_python, tmp_path):
-    """Batches of 7 over 2 devices: uneven shares, and the L2 counted once."""
+    """Batches of 7 over 2 devices: uneven batches per device, and the L2 counted once."""
     process = run_python("-c", TWO_DEVICES, str(tmp_path / "run"), cwd=TESTS)
     assert process.returncode == 0, process.stderr[-3000:]
     result = json.loads(process.stdout.splitlines()[-1])
@@ -301,5 +301,5 @@ def test_the_endless_stream_gives_full_batches_over_many_epochs():
     for images, labels in trainer.training_batches(plan, preprocessing).take(1437 * 2 // 128):
         assert images.shape == (128, 8, 8, 3) and labels.shape == (128,)
         counts += np.bincount(labels, minlength=10)
-    # Two epochs but for the last 58 images, each class within those of its share.
+    # Two epochs but for the last 58 images, each class within those of its fraction.
     assert np.abs(counts - 2 * np.bincount(plan.data.splits["train"].labels)).sum() == 2 * 1437 - 22 * 128
