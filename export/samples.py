@@ -18,7 +18,7 @@ MOST = 200
 
 @dataclass(frozen=True)
 class Samples:
-    """Encoded images with what is known of them.
+    """Encoded images and their labels.
 
     Attributes:
         encoded: the images.
@@ -34,8 +34,8 @@ class Samples:
 def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None = None) -> Samples:
     """Return the images of a folder, else those that the run kept, else scikit-learn's two photographs.
 
-    An image's class is the name of the folder it lies in, where that is one of the card's class names or ids. Those
-    that the run kept lie in folders that `safe_names` names.
+    An image's class is the name of its folder, if that is one of the card's class names or ids. The run's samples
+    are in folders named by `safe_names`.
 
     Args:
         card: gives the classes.

@@ -36,7 +36,7 @@ def verify(
     samples: Samples,
     side_by_side: bool = True,
 ) -> dict[str, Any]:
-    """Compare what was written into a folder with Keras.
+    """Compare the artifacts in a folder with Keras.
 
     Args:
         folder: holds the artifacts.
@@ -85,7 +85,7 @@ def verify(
 def _compare(
     artifacts: Sequence[Artifact], answers: dict[str, np.ndarray], expected: np.ndarray, trained: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the largest difference of each way into each artifact, and what is allowed."""
+    """Return the largest difference for each kind of input of each artifact, and the tolerance."""
     differences: dict[str, float] = {}
     tolerances: dict[str, float] = {}
     exact = max(BATCHES)
@@ -115,7 +115,7 @@ def _difference(artifact: Artifact, got: np.ndarray, expected: np.ndarray) -> fl
 def _accuracies(
     artifacts: Sequence[Artifact], answers: Mapping[str, np.ndarray], expected: np.ndarray, labels: np.ndarray | None
 ) -> dict[str, Any]:
-    """Return top-1 of float32 and of what is quantised, on the same images; agreement alone where no label is known."""
+    """Return top-1 of float32 and of quantised artifacts, on the same images; only the agreement without labels."""
     found = {}
     for artifact in artifacts:
         if artifact.precision == "int8":
@@ -160,7 +160,7 @@ def _run_runtimes(folder: Path, artifacts: Sequence[Artifact], exchange: Path) -
 
 
 def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
-    """In the fresh process: load artifacts and write down what they answer."""
+    """In the new process: load artifacts and save their outputs."""
     images = np.load(exchange / "images.npy")
     exact = images[np.arange(max(BATCHES)) % len(images)]
     encoded = [(exchange / f"{position}.encoded").read_bytes() for position in range(max(BATCHES))]

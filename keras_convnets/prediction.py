@@ -42,7 +42,7 @@ class Classifier:
 
     @property
     def card(self) -> ModelCard:
-        """The model card of what was loaded as a user loads it, which is never without one."""
+        """The model card; classifiers loaded by the public functions always have one."""
         if self.known_card is None:
             raise AttributeError("this classifier has no model card: it names no classes and decodes no images.")
         return self.known_card

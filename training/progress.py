@@ -15,7 +15,7 @@ PASS_SECONDS = 5.0
 
 
 class PassProgress:
-    """Tells of long passes over a data set, a line every few seconds: what is done, images done and images/s.
+    """Reports long passes over a data set, a line every few seconds: the pass, images done and images/s.
 
     Args:
         console: where to; None says nothing.

@@ -71,7 +71,7 @@ def write_litert(
         converter.target_spec.supported_types = [tf.float16]
     if calibration is not None:
         converter.representative_dataset = lambda: _one_by_one(calibration)
-        # The second set is for what has no int8 operator.
+        # The second set is for operations without an int8 operator.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
     with warnings.catch_warnings():
         # Calibration runs tf.lite's interpreter; its successor is a separate package, which nothing else here needs.
@@ -120,7 +120,7 @@ def load_litert(path: Path, card: ModelCard | None = None) -> Classifier:
 
     Args:
         path: the file.
-        card: what is known of it; by default the card of the version it lies in.
+        card: what is known of it; by default the card of the version that contains it.
 
     Returns:
         A classifier: it takes uint8 [n, H, W, 3]. It has no card where none was given and none lies beside the file,

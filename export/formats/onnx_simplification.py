@@ -76,7 +76,7 @@ class _Graph:
         return [node for node in self.graph.node if node.op_type == kind]
 
     def constant(self, name: str) -> np.ndarray | None:
-        """Return a constant's value, or None of what is computed."""
+        """Return a constant's value, or None for a computed tensor."""
         return numpy_helper.to_array(self._integers[name]) if name in self._integers else self.arrays.get(name)
 
     def add(self, name: str, array: np.ndarray) -> None:

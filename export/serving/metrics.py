@@ -78,7 +78,7 @@ class Metrics:
         self._record(_RUNTIME_LATENCY, (model[:_MAX_NAME], api, "TF1"), time.monotonic() - began)
 
     def value(self, name: str) -> int:
-        """Return a counter's value by its full name, as `ReloadConfigRequest.metric_names` has it.
+        """Return a counter's value by its full name, as in `ReloadConfigRequest.metric_names`.
 
         TensorFlow Serving reads a counter only while it has a single combination of labels; otherwise, and for
         unknown names, the value is 0.

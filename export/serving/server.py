@@ -269,7 +269,7 @@ class ModelServer:
                 _log.exception("Reading the configuration failed; it will be tried again")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until the server is asked to stop; returns False when the timeout, in seconds, came first."""
+        """Block until the server is asked to stop; return False if the timeout, in seconds, expires first."""
         return self._stopped.wait(timeout)
 
     def request_stop(self) -> None:
@@ -302,7 +302,7 @@ class ModelServer:
 def serve_forever(
     server: ModelServer, announce: Callable[[str], None] | None = None, *, grace_seconds: float = GRACE_SECONDS
 ) -> None:
-    """Start a server and serve until SIGTERM or SIGINT, then answer what is under way and return.
+    """Start a server and serve until SIGTERM or SIGINT, then finish the running requests and return.
 
     SIGHUP has the configuration read again. A second signal ends the server without waiting. Call it from the main
     thread, which alone may handle signals.

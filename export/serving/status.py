@@ -89,5 +89,5 @@ class ServingError(Exception):
 
 
 def invalid_argument(message: str) -> ServingError:
-    """Return the error for a request that can never succeed as it is."""
+    """Return the error for an invalid request."""
     return ServingError(Code.INVALID_ARGUMENT, message)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from keras_convnets.training import Evaluation, Run
     from keras_convnets.training.data import DataSet, Split
 
-# So many images are asked about to learn the names of an endpoint's classes.
+# Number of images classified to compare the names of an endpoint's classes.
 CLASS_CHECK_IMAGES, MOST_CLASS_CHECK_IMAGES = 64, 1000
 log = logging.getLogger("keras_convnets")
 
@@ -106,12 +106,12 @@ def _evaluate_endpoint(source: str, args: argparse.Namespace) -> Evaluation:
 
 
 def _some_of_each_class(split: Split, classes: int) -> list[bytes]:
-    """Return encoded images of as many classes as there may be: a stored order has one class after the other."""
+    """Return encoded images drawn from all classes, because data are often stored class by class."""
     count = min(split.size, max(CLASS_CHECK_IMAGES, min(classes, MOST_CLASS_CHECK_IMAGES)))
     try:
         stream = split.encoded_shuffled(0, balanced=True)
     except UserError:
-        # Records that are read one after the other.
+        # Records can only be read sequentially.
         stream = split.encoded_in_order()
     return [encoded for encoded, *_ in stream.take(count).as_numpy_iterator()]
 

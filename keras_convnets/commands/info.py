@@ -1,4 +1,4 @@
-"""Show what is known of a network and its layers, also at another input size or class count."""
+"""Show a network and its layers, also at another input size or class count."""
 
 from __future__ import annotations
 

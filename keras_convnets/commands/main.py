@@ -15,7 +15,7 @@ from keras_convnets.display import printable
 from keras_convnets.errors import Diverged, Interrupted, UserError, unknown_name
 from keras_convnets.version import __version__
 
-# Each is the file of its name in this folder, which says in `COMMAND` what it is and is imported when it is asked for.
+# Each is a module of this package that defines `COMMAND` and is imported on first use.
 COMMANDS = ("models", "info", "data", "train", "evaluate", "predict", "export", "repo", "serve", "quickstart")
 
 

@@ -25,7 +25,7 @@ OTHER_SUFFIXES = (
     *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jxl", ".ppm", ".pgm", ".pbm"),
     *(".pnm", ".tga", ".pcx", ".dib", ".ico", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
 )
-# What systems put beside one's own files and folders, besides what is hidden.
+# Files and folders that operating systems create, besides hidden ones.
 LITTER = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"),
     "lost+found",

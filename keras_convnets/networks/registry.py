@@ -35,7 +35,7 @@ def get_architecture(name: str) -> Architecture:
 
 
 def builder_name(name: str) -> str:
-    """Return a builder's name as it is spelt; capital letters do not matter.
+    """Return a builder's canonical name; the argument is case-insensitive.
 
     Raises:
         UserError: if no builder has that name; the message suggests the nearest names.

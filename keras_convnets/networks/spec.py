@@ -99,7 +99,7 @@ class ModelSpec:
 
     @property
     def family(self) -> Family:
-        """What the network shares with the others of its paper."""
+        """The properties common to the networks of its paper."""
         return BUILDERS[self.architecture]
 
     @property

@@ -301,5 +301,5 @@ def test_the_endless_stream_gives_full_batches_over_many_epochs():
     for images, labels in trainer.training_batches(plan, preprocessing).take(1437 * 2 // 128):
         assert images.shape == (128, 8, 8, 3) and labels.shape == (128,)
         counts += np.bincount(labels, minlength=10)
-    # Two epochs but for the last 58 images, each class within those of its fraction.
+    # Two epochs except for the last 58 images; the class counts differ by these in total.
     assert np.abs(counts - 2 * np.bincount(plan.data.splits["train"].labels)).sum() == 2 * 1437 - 22 * 128

@@ -40,7 +40,7 @@ log = logging.getLogger("keras_convnets")
 
 
 class Problem(NamedTuple):
-    """Why a folder can't be trained or evaluated on as it is.
+    """A reason why a folder can't be used for training or evaluation.
 
     Attributes:
         path: the file or folder concerned.
@@ -265,7 +265,7 @@ class _Reading:
 
 
 def _warn(folder: Path, found: Survey, convertible: bool) -> None:
-    """Name what is not read."""
+    """Log the files that are not read."""
     if found.beside:
         names = [listed_name(path, folder) for path in found.beside]
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

@@ -65,7 +65,7 @@ def data_statistics(data: DataSet | Survey, progress: Callable[[int, int], None]
 
 @dataclass
 class _Seen:
-    """What one pass over a split's images leaves behind; a row for each image that decodes."""
+    """The results of one pass over a split's images, with a row for each image that can be decoded."""
 
     positions: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)

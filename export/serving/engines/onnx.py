@@ -86,7 +86,7 @@ class OnnxEngine(Engine):
         ((alias, given),) = inputs.items()
         info = self.signatures[name].inputs[alias]
         if not info.fits(given.shape):
-            # The network in the file has one shape of images, and what is done before it is done here.
+            # The network in the file takes images of one shape; the preprocessing is done here.
             shape = ",".join(map(str, given.shape))
             raise invalid_argument(
                 f"Input {alias} has shape [{shape}], which does not fit the signature's {info.shape_text}"

@@ -125,7 +125,7 @@ class Servables:
         self._await_first(list(errors), is_active)
 
     def _await_first(self, models: Sequence[Model], is_active: Callable[[], bool]) -> None:
-        """Look at the base paths until each model has a version that is available."""
+        """Poll the base paths until each model has an available version."""
         while waiting := [model for model in models if not model.available()]:
             for model in waiting:
                 if failure := model.given_up():
@@ -182,7 +182,7 @@ class Servables:
             self._changed.notify_all()
 
     def poll(self) -> None:
-        """Look at every base path once, load what is new and unload what is superseded or gone."""
+        """Poll every base path once; load new versions and unload superseded or deleted ones."""
         with self._polling:
             with self._lock:
                 models = list(self._models.values())

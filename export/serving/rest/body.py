@@ -98,7 +98,7 @@ def inflated(body: bytes, limits: Limits) -> Iterator[bytes]:
         ServingError: RESOURCE_EXHAUSTED as soon as it inflates to too much.
     """
     inflater, size = zlib.decompressobj(wbits=31), 0
-    # The input in pieces too: what was not used of it is copied each time.
+    # The input in chunks too, because its unused rest is copied each time.
     rests = (body[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES))
     while not inflater.eof:
         rest = inflater.unconsumed_tail or next(rests, b"")

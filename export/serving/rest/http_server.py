@@ -54,7 +54,7 @@ class LimitedProtocol(HttpToolsProtocol):
     max_connections = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Await the first request, or refuse the connection where there are too many."""
+        """Wait for the first request, or refuse the connection if there are too many."""
         super().connection_made(transport)
         self._head = bytearray()
         if self.max_connections and len(self.connections) > self.max_connections:
@@ -64,13 +64,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Await nothing more."""
+        """Stop the timers."""
         self._stop_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Await that what is written is taken."""
+        """Start the timeout for unread responses when the write buffer is full."""
         super().pause_writing()
         self._await_taken(self.transport.get_write_buffer_size())
 
@@ -80,7 +80,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Give the parser whole headers, and everything that follows them as it comes."""
+        """Pass complete headers to the parser, and the data after them as they arrive."""
         if self.transport.is_closing():
             return
         if self._between:

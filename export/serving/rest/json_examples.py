@@ -112,7 +112,7 @@ def _kind(name: str, value: Any) -> str:
 
 
 def _element(name: str, value: Any, kind: str) -> bytes | float | int:
-    """Return a value as it is in a list of its kind."""
+    """Return a value as an element of a list of its kind."""
     if kind == "float":
         return float(value)
     if kind == "int64":
