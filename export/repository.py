@@ -168,7 +168,7 @@ def prune(root: str | os.PathLike, keep: int, name: str | None = None) -> list[P
         for number in versions(folder)[:-keep]:
             if number in pins.get(model, ()):
                 continue
-            # All folders of this number: otherwise another one, such as 0001, would be served instead of the deleted one.
+            # All folders of this number: otherwise another one, such as 0001, would be served in place of the deleted.
             for path in [path for path in folder.iterdir() if version_number(path.name) == number and path.is_dir()]:
                 # Atomically renamed first, so that a server never sees a partially deleted version.
                 doomed = folder / f"{TEMPORARY_PREFIX}deleted-{number}-{uuid.uuid4().hex[:8]}"
