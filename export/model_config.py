@@ -45,7 +45,7 @@ def read_config(path: str | os.PathLike) -> Any:
 
 
 def parse_error_text(path: str | os.PathLike, kind: str, error: Exception, remedy: str) -> str:
-    """Return the sentence for a file that is no text of a message of TensorFlow Serving, as its own log says it.
+    """Return the error message for a file that is not a TensorFlow Serving message in text format, as its log has it.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""The optional dependencies: which extra brings what, and one sentence where it is missing."""
+"""The optional dependencies: which extra installs what, and the error message for a missing one."""
 
 from __future__ import annotations
 

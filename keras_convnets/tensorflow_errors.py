@@ -29,7 +29,7 @@ def unless_cancelled(call: Callable[[], Any]) -> Any:
 
 def plain_reason(error: tf.errors.OpError) -> str:
     """Return the message of a decoding error, without the graph locations that TensorFlow adds."""
-    # Of a graph: where it was defined, then the sentence, then "[[{{node ...}}]]", and where that was called.
+    # Of a graph: where it was defined, then the message, then "[[{{node ...}}]]", and where that was called.
     lines = [line.strip() for line in error.message.split("[[{{")[0].split("[Op:")[0].splitlines()]
     sentence = next((line for line in reversed(lines) if line), type(error).__name__)
     return sentence.rpartition("}} ")[2].removeprefix(REFUSAL_PREFIX).strip()

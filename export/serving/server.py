@@ -309,7 +309,7 @@ def serve_forever(
 
     Args:
         server: a server that is not started yet.
-        announce: gets a sentence when the server answers and one when it stops; nothing is printed otherwise.
+        announce: called with a message when the server is ready and when it stops; by default nothing is printed.
         grace_seconds: how long requests under way may take after the signal.
 
     Raises:

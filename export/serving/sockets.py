@@ -1,4 +1,4 @@
-"""Ports and sockets: what a server listens on, and a sentence where it can't."""
+"""Ports and sockets that a server listens on, and error messages for unavailable ones."""
 
 from __future__ import annotations
 

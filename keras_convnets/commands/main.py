@@ -55,7 +55,7 @@ class _TextFormatter(logging.Formatter):
 
 
 def _complain(error: BaseException) -> int:
-    """Print one sentence for an error and return the exit status that fits it."""
+    """Print an error message in one line and return the exit status for it."""
     from keras_convnets.weights.downloads import DownloadError
 
     sentence = printable(" ".join(str(error).split())) or type(error).__name__

@@ -21,7 +21,7 @@ WEIGHTED = ("convolution", "fully connected layer", "batch normalisation")
 ANY_SIDE = 224
 # How far back a difference is described: what stands before that is the same, or another layer.
 DESCRIBED, BRANCHES = 5, 4
-# Characters of a sentence that a file's own names may take.
+# Maximum characters of names from a file in an error message.
 LONGEST_TEXT = 400
 
 
@@ -147,7 +147,7 @@ def places(
 def difference(
     ours: Mapping[Hashable, Place], theirs: Mapping[Hashable, Place], names: Mapping[Hashable, str], forms: Forms
 ) -> str | None:
-    """Return the first difference between two graphs as the end of a sentence, or None.
+    """Return the first difference between two graphs as the end of an error message, or None.
 
     Args:
         ours: the network's places.

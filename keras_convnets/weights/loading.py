@@ -94,7 +94,7 @@ class Weights:
             chosen: arguments of its builder that its caller gave, whatever the weights ask for, such as "lrn".
 
         Raises:
-            UserError: if the file belongs to another network; nothing is changed then. The sentence names the network
+            UserError: if the file belongs to another network; nothing is changed then. The message names the network
                 of the family that it fits, if one does.
         """
         try:

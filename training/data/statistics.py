@@ -37,7 +37,7 @@ def data_statistics(data: DataSet | Survey, progress: Callable[[int, int], None]
         progress: called with (images done, images in all).
 
     Returns:
-        Plain data for JSON: "name"; "problems", sentences about what has a folder refused; "splits", for each its
+        Plain data for JSON: "name"; "problems", the reasons why a folder is refused; "splits", for each its
         "images", "broken" and, where images decode, "classes" (name -> count), "empty", "tiny" and "extreme" (names of
         classes without images, of images whose shorter side is below 16 pixels, and of those more than ten times as
         long as wide), "class_counts", "width" and "height" in pixels (each min, median, max), "formats" (name ->
