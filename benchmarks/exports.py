@@ -3,7 +3,7 @@
     python benchmarks/exports.py [--rounds N] [--network NAME]
     python benchmarks/exports.py --memory [--network NAME ...] [--formats saved_model,onnx]
 
-Every measurement is made in a process of its own, one after the other: thread pools of two runtimes in one process
+Every measurement is made in a separate process, one after the other: thread pools of two runtimes in one process
 disturb each other. A round times each artifact once, in turn, at batch 1 and 8 on the same images; what is compared is
 the median of the rounds' ratios. Aims: SavedModel at most 0.8 of Keras' own, ONNX at most 0.65 (batch 1) and 0.75
 (batch 8) of Keras' SavedModel, exporting ResNet152 as SavedModel and ONNX with verification at most 0.5 of Keras' two
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure_memory(network: str, formats: str) -> None:
-    """Export in a process of its own; print and append the peak of its memory."""
+    """Export in a separate process; print and append the peak of its memory."""
     with tempfile.TemporaryDirectory() as folder:
         answer, peaks = in_process("export_ours", network, folder, formats)
     bound = 2 + 4 * answer["weights_bytes"] / GIB
@@ -103,7 +103,7 @@ def compare(network: str, rounds: int) -> None:
 
 
 def in_process(worker: str, *arguments: str) -> tuple[Any, tuple[int, int]]:
-    """Run a worker in a process of its own.
+    """Run a worker in a separate process.
 
     Returns:
         Its answer, and the largest memory of it and its children in bytes, sampled 50 times a second: with shared pages

@@ -1,4 +1,4 @@
-"""The same network behind other Python servers, each as its own first example has it; for serving_throughput.py.
+"""The same network served by other Python servers, each as in its own first example; for serving_throughput.py.
 
 python benchmarks/serving_peers.py fastapi|litserve|bentoml FOLDER PORT
 
@@ -85,7 +85,7 @@ def bentoml(folder: str, port: int) -> None:
     subprocess.run(command, env=os.environ | {VARIABLE: folder}, cwd=here, check=True)
 
 
-# LitServe starts its workers as processes that import this module anew.
+# LitServe starts its workers as processes that import this module again.
 if "litserve" in sys.argv[1:2] and importlib.util.find_spec("litserve"):
     import litserve as _litserve
 

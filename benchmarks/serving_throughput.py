@@ -80,7 +80,7 @@ def serve(engine: str, base_path: str, ports: list[int]) -> None:
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("keras_convnets.export.serving.scheduling.batching").setLevel(logging.DEBUG)
-    # Without a wait the first of the requests that come together would run by itself.
+    # Without a wait the first of several concurrent requests would run alone.
     batching = BatchingParameters(max_batch_size=BATCH, batch_timeout_micros=WAIT_MICROS)
     port, rest_api_port = ports
     models = {NAME: base_path}
@@ -202,7 +202,7 @@ def running(command: list[str], ask: Callable[[], None], log: Path) -> Iterator[
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
-            # Some servers leave their workers behind, which then disturb whatever is measured next.
+            # Some servers do not stop their workers, which would disturb the next measurement.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 

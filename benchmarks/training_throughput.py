@@ -6,7 +6,7 @@ ResNet-20, batch 128, 32x32 images, float32, all local devices. The bare step is
 in one tf.function on one batch that never changes: no input, no augmentation, no weight decay, no strategy. The trainer
 does all of that, shuffling, padding, cropping and flipping included. Keras' own `fit` on the same data stands beside
 them, with its own batch normalisation, and PyTorch's training of the same network where PyTorch is installed: channels
-last, in a process of its own, on one batch that never changes. They are timed in turn, several rounds, and the medians
+last, in a separate process, on one batch that never changes. They are timed in turn, several rounds, and the medians
 of the ratios are printed and appended to results/training_throughput.csv. Aims: trainer / bare at least 0.95, and
 trainer / PyTorch at least 1.0.
 """

@@ -15,8 +15,8 @@ INTRODUCTION = """# The networks
 
 Made from the registry by `make docs`; `keras-convnets info MODEL` shows one with its layers. Parameters are the
 trainable weights, multiply-adds those of convolutions, projections and fully connected layers, both at the default
-input size and number of classes. The errors are the papers', with their protocols; no weights of ours stand behind
-them. [Published weights](#published-weights), which others trained, come with accuracies of their own.
+input size and number of classes. The errors are the papers', with their protocols; they are not measurements of this
+package. [Published weights](#published-weights), which others trained, have their own accuracies.
 """
 
 PUBLISHED = """

@@ -1,4 +1,4 @@
-"""A client for an endpoint that serves our models: this package's or TensorFlow Serving, over REST or gRPC."""
+"""A client for an endpoint that serves our models: this package's server or TensorFlow Serving, over REST or gRPC."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from typing import Any
 import numpy as np
 
 from keras_convnets.errors import UserError
-from keras_convnets.export.credentials import Credentials, Place
+from keras_convnets.export.credentials import Credentials, OptionalPath
 from keras_convnets.export.transports import EndpointError, open_transport
 
 DEFAULT_BATCH_SIZE = 32
-# Of encoded images a request holds at most so many bytes, or one image: servers bound what they take at once.
+# Maximum bytes of encoded images in one request (one image may be larger), because servers limit request sizes.
 BATCH_BYTES = 8 * 1024**2
-# Probabilities of one image in two requests may differ by so much: batches of other sizes are summed otherwise.
+# Tolerance for the probabilities of one image in two requests: other batch sizes change the order of summation.
 SAME_PROBABILITY = 1e-4
 
 
 class Client:
     """Classifies images at an endpoint.
 
-    The REST side needs nothing but Python; the gRPC side needs the package's serving extra. One client may be used
-    from several threads.
+    REST needs only the standard library; gRPC needs the package's serving extra. A client is thread-safe.
 
     Args:
         url: `http://HOST:8501/v1/models/NAME` or `grpc://HOST:8500/NAME`, each optionally with `/versions/V` or
-            `/labels/L` behind the name; `https://` and `grpcs://` for TLS, on port 443 where none is given. Before
-            `/v1` there may be a prefix, as a proxy has it.
-        timeout: seconds that one request may take.
+            `/labels/L` after the name; `https://` and `grpcs://` for TLS, with default port 443. A path prefix, such as
+            a reverse proxy's, may precede `/v1`.
+        timeout: of one request, in seconds.
         signature_name: the signature that `predict` calls; None for the endpoint's default.
-        headers: what goes with each request, by name, such as {"Authorization": "Bearer ..."}.
-        root_certificates: a PEM file of the authorities that are trusted with TLS; by default the system's.
-        client_certificate: a PEM file of the client's own certificate, for endpoints that want one.
-        client_key: the PEM file of its key; None where the certificate's file holds it.
+        headers: headers of each request, by name, such as {"Authorization": "Bearer ..."}.
+        root_certificates: a PEM file of the trusted certificate authorities; by default the system's.
+        client_certificate: a PEM file with the client's certificate, for endpoints that require one.
+        client_key: a PEM file with the client's key; None if the certificate's file contains it.
 
     Raises:
-        UserError: a URL of another form, a header that can't be sent, a file that can't be used, certificates for a URL
-            without TLS, or the extra packages for gRPC are missing.
+        UserError: if the URL, a header or a PEM file is invalid, certificates are given for a URL without TLS, or the
+            extra packages for gRPC are missing.
 
     Example:
         >>> client = Client("http://127.0.0.1:8501/v1/models/resnet20")
@@ -52,9 +51,9 @@ class Client:
         timeout: float = 60.0,
         signature_name: str | None = None,
         headers: Mapping[str, str] | None = None,
-        root_certificates: Place = None,
-        client_certificate: Place = None,
-        client_key: Place = None,
+        root_certificates: OptionalPath = None,
+        client_certificate: OptionalPath = None,
+        client_key: OptionalPath = None,
     ):
         self.url = url
         self.signature_name = signature_name
@@ -65,30 +64,30 @@ class Client:
         """Return the probabilities of encoded images.
 
         Args:
-            images: files' contents, such as JPEG or PNG.
-            batch_size: images in one request; fewer where they would be more than `BATCH_BYTES` together.
+            images: encoded images, such as the contents of JPEG or PNG files.
+            batch_size: maximum number of images in one request; a request also has at most `BATCH_BYTES`.
 
         Returns:
-            float32 [n, classes]; [0, 0] when there is no image.
+            float32 [n, classes]; [0, 0] if there are no images.
 
         Raises:
-            UserError: the endpoint cannot be reached, does not know the model or refuses the images.
-            EndpointError: the endpoint failed or did not answer in time.
+            UserError: if the endpoint cannot be reached, does not serve the model or rejects the images.
+            EndpointError: if the endpoint failed or timed out.
         """
         return self._probabilities(self.signature_name, "image_bytes", images, batch_size)
 
     def predict_images(self, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
-        """Return the probabilities of images that are decoded already, through the signature `predict_images`.
+        """Return the probabilities of decoded images, by the signature `predict_images`.
 
         Args:
             images: uint8 [n, height, width, 3], RGB.
-            batch_size: images in one request.
+            batch_size: maximum number of images in one request.
 
         Returns:
-            float32 [n, classes]; [0, 0] when there is no image.
+            float32 [n, classes]; [0, 0] if there are no images.
 
         Raises:
-            UserError: as `predict`; also for an array of another type or rank.
+            UserError: as `predict`; also if the array has another dtype or shape.
             EndpointError: as `predict`.
         """
         images = np.asarray(images)
@@ -100,26 +99,26 @@ class Client:
         return self._probabilities("predict_images", "images", images, batch_size)
 
     def top_k(self, images: Sequence[bytes], *, batch_size: int = DEFAULT_BATCH_SIZE) -> list[list[tuple[str, float]]]:
-        """Return the most probable classes of encoded images, through the signature `top_k`.
+        """Return the most probable classes of encoded images, by the signature `top_k`.
 
         Args:
-            images: files' contents, such as JPEG or PNG.
-            batch_size: images in one request.
+            images: encoded images, such as the contents of JPEG or PNG files.
+            batch_size: maximum number of images in one request.
 
         Returns:
-            For each image the class names with their probabilities, the most probable first.
+            For each image a list of (class name, probability), the most probable first.
 
         Raises:
             UserError: as `predict`.
             EndpointError: as `predict`.
         """
-        answers = []
+        results = []
         for batch in _batches(images, batch_size):
             outputs = self._call("top_k", "image_bytes", batch, ("classes", "scores"))
             for names, scores in zip(outputs["classes"], outputs["scores"], strict=True):
                 pairs = zip(names, scores, strict=True)
-                answers.append([(_text(name), float(score)) for name, score in pairs])
-        return answers
+                results.append([(_text(name), float(score)) for name, score in pairs])
+        return results
 
     def status(self) -> list[dict[str, Any]]:
         """Return the states of the model's versions, newest first.
@@ -129,13 +128,13 @@ class Client:
             `error_message`.
 
         Raises:
-            UserError: the endpoint cannot be reached or does not know the model.
-            EndpointError: the endpoint failed or did not answer in time.
+            UserError: if the endpoint cannot be reached or does not serve the model.
+            EndpointError: if the endpoint failed or timed out.
         """
         return self._transport.status()
 
     def metadata(self) -> dict[str, Any]:
-        """Return the model's name, version and signatures, in the form of the REST interface's metadata.
+        """Return the model's name, version and signatures, in the format of the REST API's metadata.
 
         Raises:
             UserError: as `status`.
@@ -144,46 +143,47 @@ class Client:
         return self._transport.metadata()
 
     def image_size(self) -> tuple[int, int] | None:
-        """Return (height, width) of the images that signature `predict_images` takes; None where it does not say."""
+        """Return (height, width) of the input of signature `predict_images`, or None if the metadata do not give it."""
         sides = _shape(self._signatures(), "predict_images", "inputs", "images")[1:3]
         return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
 
     def check_classes(self, class_names: Sequence[str], images: Sequence[bytes]) -> bool:
-        """Refuse an endpoint that tells of other classes than these, or of another order.
+        """Check that the endpoint's model has these classes, in this order.
 
-        The number is what the metadata say of `predict`'s signature. Names are what signature `top_k` answers for some
-        images: each must be one of these, and its score what `predict` gives in its place.
+        The number of classes is compared with the metadata of `predict`'s signature. The class names are compared with
+        the results of signature `top_k` for some images: each name must be in `class_names`, and its score must equal
+        the output of `predict` at that index.
 
         Args:
             class_names: the expected names, in the order of the outputs.
-            images: some encoded images; the more classes come up in their answers, the more is compared.
+            images: some encoded images; only classes among their top-k results are compared.
 
         Returns:
-            Whether names were compared; False where the endpoint has no `top_k`.
+            Whether names were compared; False if the endpoint has no signature `top_k` or there are no images.
 
         Raises:
-            UserError: if a class differs; also as `predict`.
+            UserError: if the number, a name or the order of the classes differs; also as `predict`.
             EndpointError: as `predict`.
         """
         signatures = self._signatures()
         shape = _shape(signatures, self.signature_name or "serving_default", "outputs", "probabilities")
         if len(shape) == 2 and shape[1] > 0 and shape[1] != len(class_names):
             raise UserError(
-                f"{self.url} gives {shape[1]} classes and {len(class_names)} are expected; "
+                f"{self.url} has {shape[1]} classes and {len(class_names)} are expected; "
                 "compare it with data of the model's classes."
             )
         if "top_k" not in signatures or not images:
             return False
-        places: dict[str, list[int]] = {}
-        for place, name in enumerate(class_names):
-            places.setdefault(name, []).append(place)
-        for row, answers in zip(self.predict(images), self.top_k(images), strict=True):
-            for name, score in answers:
-                values = [float(row[place]) for place in places.get(name, []) if place < len(row)]
+        indices: dict[str, list[int]] = {}
+        for index, name in enumerate(class_names):
+            indices.setdefault(name, []).append(index)
+        for row, top in zip(self.predict(images), self.top_k(images), strict=True):
+            for name, score in top:
+                values = [float(row[index]) for index in indices.get(name, []) if index < len(row)]
                 if not any(abs(value - score) <= SAME_PROBABILITY for value in values):
-                    what = "in another place" if name in places else "not among those expected"
+                    what = "at another index" if name in indices else "not among those expected"
                     raise UserError(
-                        f"{self.url} knows the class {name!r}, which is {what} ({', '.join(class_names[:5])}"
+                        f"{self.url} has the class {name!r}, which is {what} ({', '.join(class_names[:5])}"
                         f"{' ...' if len(class_names) > 5 else ''}); compare it with data of the model's classes."
                     )
         return True
@@ -202,11 +202,11 @@ class Client:
         self.close()
 
     def _probabilities(self, signature: str | None, alias: str, images: Any, batch_size: int) -> np.ndarray:
-        parts = []
+        batches = []
         for batch in _batches(images, batch_size):
             outputs = self._call(signature, alias, batch, ("probabilities",))
-            parts.append(np.asarray(outputs["probabilities"], dtype=np.float32))
-        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+            batches.append(np.asarray(outputs["probabilities"], dtype=np.float32))
+        return np.concatenate(batches) if batches else np.zeros((0, 0), np.float32)
 
     def _call(self, signature: str | None, alias: str, batch: Any, outputs: Sequence[str]) -> Mapping[str, Any]:
         answer = self._transport.predict(signature, alias, batch, outputs)
@@ -227,19 +227,26 @@ def _batches(images: Any, batch_size: int) -> Iterator[Any]:
         raise UserError(f"got batch_size={batch_size}; allowed is 1 or more; leave it out for {DEFAULT_BATCH_SIZE}.")
     start = 0
     while start < len(images):
-        stop, filled = start + 1, 0 if isinstance(images, np.ndarray) else len(images[start])
+        stop, size = start + 1, 0 if isinstance(images, np.ndarray) else len(images[start])
         while stop < min(len(images), start + batch_size):
-            filled += 0 if isinstance(images, np.ndarray) else len(images[stop])
-            if filled > BATCH_BYTES:
+            size += 0 if isinstance(images, np.ndarray) else len(images[stop])
+            if size > BATCH_BYTES:
                 break
             stop += 1
         yield images[start:stop]
         start = stop
 
 
-def _shape(signatures: Mapping[str, Any], signature: str, way: str, alias: str) -> list[int]:
-    """Return the sizes of an input's or output's dimensions as the metadata tell them; none where they do not."""
-    shape = signatures.get(signature, {}).get(way, {}).get(alias, {}).get("tensor_shape", {})
+def _shape(signatures: Mapping[str, Any], signature: str, direction: str, alias: str) -> list[int]:
+    """Return the shape of a signature's input or output, or an empty list if the metadata do not have it.
+
+    Args:
+        signatures: the metadata's signature definitions, by name.
+        signature: the signature's name.
+        direction: "inputs" or "outputs".
+        alias: the name of the input or output.
+    """
+    shape = signatures.get(signature, {}).get(direction, {}).get(alias, {}).get("tensor_shape", {})
     return [int(dim["size"]) for dim in shape.get("dim", [])]
 
 

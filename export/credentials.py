@@ -1,4 +1,4 @@
-"""What a client shows to an endpoint, and how it knows the endpoint: headers, certificates and a key."""
+"""Request headers and TLS certificates of a client."""
 
 from __future__ import annotations
 
@@ -12,57 +12,57 @@ from typing import Any
 
 from keras_convnets.errors import UserError
 
-Place = str | os.PathLike[str] | None
+OptionalPath = str | os.PathLike[str] | None
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _GRPC_NAME = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[\x20-\x7e]*")
-# Those that tell how a request is sent, which the client itself decides.
-_OURS = frozenset(("connection", "content-length", "content-type", "te", "transfer-encoding", "user-agent"))
+# Headers that the client itself sets.
+_RESERVED = frozenset(("connection", "content-length", "content-type", "te", "transfer-encoding", "user-agent"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Credentials:
-    """Headers that go with each request, and the files for TLS.
+    """Headers of each request, and the certificates and key for TLS.
 
     Args:
         headers: values by name, such as {"Authorization": "Bearer ..."}; over gRPC they are metadata.
-        root_certificates: a PEM file of the authorities that are trusted; by default the system's.
-        client_certificate: a PEM file of the client's own certificate, for endpoints that want one.
-        client_key: the PEM file of its key, unencrypted; None where the certificate's file holds it.
+        root_certificates: a PEM file of the trusted certificate authorities; by default the system's.
+        client_certificate: a PEM file with the client's certificate, for endpoints that require one.
+        client_key: a PEM file with the client's key, unencrypted; None if the certificate's file contains it.
 
     Raises:
         UserError: for a header that can't be sent, or a key without a certificate.
     """
 
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
-    root_certificates: Place = None
-    client_certificate: Place = None
-    client_key: Place = None
+    root_certificates: OptionalPath = None
+    client_certificate: OptionalPath = None
+    client_key: OptionalPath = None
 
     def __post_init__(self) -> None:
         for name, value in self.headers.items():
-            # A value is a secret, and is not shown.
+            # Values are secrets and are not shown.
             if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise UserError(
                     f"the header {name!r} can't be sent; allowed are a name of letters, digits and hyphens and a value "
-                    "of printable ASCII; mend it."
+                    "of printable ASCII; correct it."
                 )
-            if name.lower() in _OURS:
+            if name.lower() in _RESERVED:
                 raise UserError(f"the header {name!r} is set by the client itself; leave it out.")
         if self.client_key is not None and self.client_certificate is None:
             raise UserError("a client's key was given without its certificate; give the certificate's file too.")
 
     @property
-    def of_tls(self) -> bool:
-        """Whether there is anything that only TLS can use."""
+    def need_tls(self) -> bool:
+        """Whether certificates were given, which need TLS."""
         return any((self.root_certificates, self.client_certificate))
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Return the headers as gRPC sends them.
+        """Return the headers as gRPC metadata.
 
         Raises:
-            UserError: for a name that gRPC does not take.
+            UserError: if gRPC does not allow a name.
         """
         names = {name: name.lower() for name in self.headers}
         for name, lower in names.items():
@@ -74,10 +74,10 @@ class Credentials:
         return tuple((names[name], value) for name, value in self.headers.items())
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Return what opens TLS connections and verifies the endpoint.
+        """Return the context that opens TLS connections and verifies the endpoint's certificate.
 
         Raises:
-            UserError: for a file that can't be read or holds something else.
+            UserError: if a PEM file can't be read or is invalid.
         """
         try:
             context = ssl.create_default_context(cafile=_path(self.root_certificates))
@@ -93,33 +93,32 @@ class Credentials:
         return context
 
     def channel_credentials(self) -> Any:
-        """Return what opens gRPC channels over TLS and verifies the endpoint.
+        """Return the credentials that open gRPC channels over TLS.
 
         Raises:
             UserError: as `ssl_context`.
         """
         import grpc
 
-        # gRPC itself says nothing of files that it can't use.
+        # Validates the files: gRPC reports no error for invalid ones.
         self.ssl_context()
         root, certificate = _read(self.root_certificates), _read(self.client_certificate)
         key = certificate if self.client_key is None else _read(self.client_key)
         return grpc.ssl_channel_credentials(root, key, certificate)
 
     def _refuse_password(self) -> str:
-        # Otherwise OpenSSL would ask for it in the terminal.
+        # Without a callback OpenSSL would prompt for the password in the terminal.
         raise UserError("the client's key is encrypted; give a file with the key unencrypted.")
 
 
 def read_headers(given: Sequence[str]) -> dict[str, str]:
-    """Return the headers that a command was given.
+    """Parse the headers given to a command.
 
     Args:
-        given: "NAME: VALUE" each, or "@FILE" for a file with one a line, which keeps secrets out of the list of
-            processes.
+        given: each "NAME: VALUE", or "@FILE" for a file with one per line, which keeps secrets out of the process list.
 
     Raises:
-        UserError: for something else, or a file that can't be read.
+        UserError: if an item has another form, or a file can't be read.
 
     Example:
         >>> read_headers(["Authorization: Bearer abc"])
@@ -131,7 +130,7 @@ def read_headers(given: Sequence[str]) -> dict[str, str]:
             name, colon, value = line.partition(":")
             if not colon or not name.strip():
                 raise UserError(
-                    "a header has no name with a colon behind it; allowed is 'NAME: VALUE', or @FILE with one a line."
+                    "a header has no name followed by a colon; allowed is 'NAME: VALUE', or @FILE with one per line."
                 )
             headers[name.strip()] = value.strip()
     return headers
@@ -144,15 +143,15 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"the file of headers {path} can't be read ({error}); give an existing text file.") from error
 
 
-def _path(place: Place) -> str | None:
-    return None if place is None else os.fspath(place)
+def _path(path: OptionalPath) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
-def _read(place: Place) -> bytes | None:
-    return None if place is None else Path(place).read_bytes()
+def _read(path: OptionalPath) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()
 
 
-def _bad_file(what: str, place: Place | list[Place], error: OSError) -> UserError:
-    names = " and ".join(os.fspath(one) for one in (place if isinstance(place, list) else [place]) if one is not None)
+def _bad_file(what: str, path: OptionalPath | list[OptionalPath], error: OSError) -> UserError:
+    names = " and ".join(os.fspath(one) for one in (path if isinstance(path, list) else [path]) if one is not None)
     reason = error.strerror or str(error)
     return UserError(f"the {what} can't be used: {names} ({reason}); give PEM files that belong together.")

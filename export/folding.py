@@ -1,4 +1,4 @@
-"""The network as inference wants it: batch normalisation and preprocessing inside the convolutions."""
+"""Inference networks: batch normalisation and preprocessing are folded into the convolutions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from keras_convnets.errors import UserError
 from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.networks.layers import BatchNormalization, GroupedConv2D, ImageNormalization
 
-# Exact types: what a subclass computes is its own affair.
+# Compared by exact type: a subclass may compute something else.
 CONVOLUTIONS = (layers.Conv2D, GroupedConv2D)
 NORMALIZATIONS = (layers.BatchNormalization, BatchNormalization)
-# What changes nothing outside training.
+# Layers that are the identity in inference.
 IDENTITIES = (
     layers.ActivityRegularization,
     layers.AlphaDropout,
@@ -32,20 +32,22 @@ HALF = ("float16", "bfloat16")
 
 
 def inference_network(model: keras.Model) -> keras.Model:
-    """Return a network for inference that computes the same with fewer operations; it shares nothing with the model.
+    """Return a network for inference that computes the same outputs with fewer operations.
 
-    A convolution and the batch normalisation behind it become one convolution with bias. The division by the standard
-    deviations and the channel order of `ImageNormalization` go into the convolution behind it, so that a subtraction
-    is left of it; the mean stays, because zero padding stands behind it and not before it. Dropout and auxiliary heads
-    disappear, half precision becomes float32. Nested models stay nested. Layers that remain keep their names.
+    A convolution and the batch normalisation after it are folded into one convolution with bias. The division by the
+    standard deviations and the channel order of `ImageNormalization` are folded into the convolution after it. The
+    subtraction of the mean remains, because the convolution's zero padding is applied after it. Dropout and auxiliary
+    heads are removed; half precision becomes float32. Nested models stay nested, and the remaining layers keep their
+    names. The network shares no layers or weights with the model.
 
     Args:
-        model: a functional model with one input and one output, or an output "probabilities" among others.
+        model: a functional model with one input and one output, or with several outputs of which one is named
+            "probabilities".
 
     Returns:
-        `images`, of the model's input shape and dtype, to a dictionary: "probabilities", the model's output, and
-        "features", float32 [batch, d], what enters the classifier's linear layer. Without a fully connected layer
-        at the end there are no "features".
+        A model from `images`, of the model's input shape and dtype, to a dictionary: "probabilities", the model's
+        output, and "features", float32 [batch, d], the input of the classifier's fully connected layer; without such a
+        layer at the end there are no "features".
 
     Raises:
         UserError: if the model is not functional, or has several inputs or outputs.
@@ -60,66 +62,68 @@ def inference_network(model: keras.Model) -> keras.Model:
         raise UserError(f"{model.name} has {what}; an inference network is made of a functional model with one input.")
     main = _main_output(model)
     images = _input_like(model.inputs[0], "images")
-    calls = _Calls([main])
-    values = _copied(calls, {id(model.inputs[0]): images})
-    outputs = {"probabilities": values[id(main)]}
-    entering = calls.classifier_input(main)
-    if entering is not None:
-        x = values[id(entering)]
+    graph = _Graph([main])
+    tensors = _copy_graph(graph, {id(model.inputs[0]): images})
+    outputs = {"probabilities": tensors[id(main)]}
+    features = graph.classifier_input(main)
+    if features is not None:
+        x = tensors[id(features)]
         outputs["features"] = x if len(x.shape) == 2 else layers.Flatten(dtype=x.dtype, name="features")(x)
     return keras.Model(images, outputs, name=model.name)
 
 
-class _Calls:
-    """The calls of layers that some tensors come from, in an order in which they can be made.
+class _Graph:
+    """The graph of layer calls that computes some output tensors.
 
     Attributes:
-        nodes: Keras' record of each call.
+        nodes: Keras' nodes, one for each call of a layer, in topological order.
     """
 
     def __init__(self, outputs: Sequence[Any]):
-        self.nodes = _in_order(outputs)
-        self._users: dict[int, list[Any]] = defaultdict(list, {id(tensor): [None] for tensor in outputs})
+        self.nodes = _topological_order(outputs)
+        # By the id of a tensor; None stands for the graph's output.
+        self._consumers: dict[int, list[Any]] = defaultdict(list, {id(tensor): [None] for tensor in outputs})
         for node in self.nodes:
             for tensor in node.input_tensors:
-                self._users[id(tensor)].append(node)
-        self._counts = Counter(id(node.operation) for node in self.nodes)
+                self._consumers[id(tensor)].append(node)
+        self._call_counts = Counter(id(node.operation) for node in self.nodes)
 
-    def user(self, node: Any) -> Any:
-        """Return the one call that uses what this one gives, or None."""
-        users = [user for tensor in node.output_tensors for user in self._users[id(tensor)]]
-        return users[0] if len(users) == 1 else None
+    def only_consumer(self, node: Any) -> Any:
+        """Return the node that consumes a node's outputs, or None if it is not the only one."""
+        consumers = [consumer for tensor in node.output_tensors for consumer in self._consumers[id(tensor)]]
+        return consumers[0] if len(consumers) == 1 else None
 
-    def is_only_call(self, node: Any, *kinds: type) -> bool:
-        """Whether it is a call of a layer of one of these types, exactly, that is called nowhere else."""
-        return type(node.operation) in kinds and self._counts[id(node.operation)] == 1
+    def is_only_call(self, node: Any, *types: type) -> bool:
+        """Whether the node's layer has exactly one of these types and is called only once."""
+        return type(node.operation) in types and self._call_counts[id(node.operation)] == 1
 
-    def normalization_behind(self, node: Any) -> Any:
-        """Return the batch normalisation that can go into a convolution, or None."""
-        user = self.user(node)
-        if user is None or type(user.operation) not in NORMALIZATIONS or _always_trains(user):
+    def following_normalization(self, node: Any) -> Any:
+        """Return the node of the batch normalisation that can be folded into a convolution's node, or None."""
+        consumer = self.only_consumer(node)
+        if consumer is None or type(consumer.operation) not in NORMALIZATIONS or _in_training_mode(consumer):
             return None
         convolution = node.operation
         is_linear = convolution.activation is keras.activations.linear
-        same_axis = convolution.data_format == "channels_last" and user.operation.axis in (-1, 3)
-        return user if is_linear and same_axis else None
+        same_axis = convolution.data_format == "channels_last" and consumer.operation.axis in (-1, 3)
+        return consumer if is_linear and same_axis else None
 
-    def convolution_behind(self, node: Any) -> Any:
-        """Return the convolution that a scale and channel order can go into, or None."""
-        user = self.user(node)
-        # Zeros stay zeros, whatever the scale and the order of the channels.
-        while user is not None and type(user.operation) is layers.ZeroPadding2D:
-            user = self.user(user)
-        if user is None or not self.is_only_call(user, *CONVOLUTIONS):
+    def following_convolution(self, node: Any) -> Any:
+        """Return the node of the convolution that a node's scale and channel order can be folded into, or None."""
+        consumer = self.only_consumer(node)
+        # Zero padding commutes with scaling and with reordering channels.
+        while consumer is not None and type(consumer.operation) is layers.ZeroPadding2D:
+            consumer = self.only_consumer(consumer)
+        if consumer is None or not self.is_only_call(consumer, *CONVOLUTIONS):
             return None
-        return user if user.operation.groups == 1 and user.operation.data_format == "channels_last" else None
+        convolution = consumer.operation
+        return consumer if convolution.groups == 1 and convolution.data_format == "channels_last" else None
 
     def classifier_input(self, output: Any) -> Any:
-        """Return what enters "predictions", or else the fully connected layer that ends in an output, or None."""
+        """Return the input tensor of the layer "predictions", or of the fully connected layer at an output, or None."""
         dense = [node for node in self.nodes if isinstance(node.operation, layers.Dense)]
         named = [node for node in dense if node.operation.name == "predictions"]
         node = named[-1] if named else _node_of(output)
-        # Behind the linear layer there may stand an activation, a temperature and the like.
+        # An activation, a temperature or the like may follow the fully connected layer.
         while node not in dense:
             if getattr(node.operation, "weights", ()) or len(node.input_tensors) != 1:
                 return None
@@ -127,50 +131,53 @@ class _Calls:
         return node.input_tensors[0]
 
 
-def _copied(calls: _Calls, values: dict[int, Any]) -> dict[int, Any]:
-    """Make the calls again with copies of the layers.
+def _copy_graph(graph: _Graph, tensors: dict[int, Any]) -> dict[int, Any]:
+    """Rebuild a graph with copies of its layers, folding where possible.
 
     Args:
-        calls: the calls.
-        values: id of an input's tensor to the tensor that takes its place.
+        graph: the graph to copy.
+        tensors: maps the id of each input tensor to its replacement; extended in place.
 
     Returns:
-        id of every old tensor to the new one.
+        The mapping from the id of every original tensor to its copy.
     """
     copies: dict[int, Any] = {}
     preprocessings: dict[int, Preprocessing] = {}
-    for node in calls.nodes:
+    for node in graph.nodes:
         layer, last, weights = node.operation, node, []
-        if id(node.output_tensors[0]) in values:
+        if id(node.output_tensors[0]) in tensors:
             continue
-        if isinstance(layer, IDENTITIES) and not _always_trains(node):
-            values[id(node.output_tensors[0])] = values[id(node.input_tensors[0])]
+        if isinstance(layer, IDENTITIES) and not _in_training_mode(node):
+            tensors[id(node.output_tensors[0])] = tensors[id(node.input_tensors[0])]
             continue
-        if calls.is_only_call(node, ImageNormalization) and (convolution := calls.convolution_behind(node)) is not None:
+        if (
+            graph.is_only_call(node, ImageNormalization)
+            and (convolution := graph.following_convolution(node)) is not None
+        ):
             preprocessings[id(convolution)] = layer.preprocessing
-            copy = ImageNormalization(_subtraction(layer.preprocessing), name=layer.name)
-        elif calls.is_only_call(node, *CONVOLUTIONS):
-            normalization = calls.normalization_behind(node)
-            weights = _kernel_and_bias(layer, normalization, preprocessings.get(id(node)))
+            copy = ImageNormalization(_mean_subtraction(layer.preprocessing), name=layer.name)
+        elif graph.is_only_call(node, *CONVOLUTIONS):
+            normalization = graph.following_normalization(node)
+            weights = _folded_weights(layer, normalization, preprocessings.get(id(node)))
             copy, last = _copy(layer, use_bias=len(weights) == 2), normalization or node
         elif id(layer) in copies:
             copy = copies[id(layer)]
         else:
             copy = copies[id(layer)] = _copy(layer)
-            # A nested model's copy has its weights; an operation that is no layer has none.
+            # A nested model is copied with its weights; operations that are not layers have none.
             weights = layer.get_weights() if isinstance(layer, layers.Layer) and not _inputs_of(layer) else []
-        arguments, keywords = node.arguments.fill_in(values)
+        arguments, keywords = node.arguments.fill_in(tensors)
         results = keras.tree.flatten(copy(*arguments, **keywords))
         if weights:
             copy.set_weights(weights)
-        values.update((id(old), new) for old, new in zip(last.output_tensors, results, strict=True))
-    return values
+        tensors.update((id(old), new) for old, new in zip(last.output_tensors, results, strict=True))
+    return tensors
 
 
-def _kernel_and_bias(
+def _folded_weights(
     convolution: keras.layers.Layer, normalization: Any, preprocessing: Preprocessing | None
 ) -> list[np.ndarray]:
-    """Return a convolution's weights with what stands before and behind it inside, computed in float64."""
+    """Return a convolution's kernel and bias with preprocessing and batch normalisation folded in, using float64."""
     kernel = _float64(convolution.kernel)
     bias = _float64(convolution.bias) if convolution.use_bias else None
     if preprocessing is not None:
@@ -186,21 +193,28 @@ def _kernel_and_bias(
     return [array.astype(np.float32) for array in (kernel, bias) if array is not None]
 
 
-def _subtraction(preprocessing: Preprocessing) -> Preprocessing:
-    """Return what of a preprocessing is left before the first convolution: minus the mean, in RGB order."""
+def _mean_subtraction(preprocessing: Preprocessing) -> Preprocessing:
+    """Return the part of a preprocessing that is not folded: the subtraction of the mean, in RGB order."""
     step = -1 if preprocessing.order == "BGR" else 1
     image = preprocessing.mean_image
     return Preprocessing(preprocessing.mean[::step], mean_image=None if image is None else image[..., ::step])
 
 
 def _copy(operation: Any, **changes: Any) -> Any:
-    """Return a layer, operation or functional model of its own weights, in float32 where it was in half precision."""
+    """Return a copy of a layer, operation or functional model, in float32 instead of half precision.
+
+    Functional models are copied with their weights; layers get newly initialised ones.
+
+    Args:
+        operation: the layer, operation or functional model.
+        **changes: entries of a layer's configuration to replace.
+    """
     if _inputs_of(operation):
-        places = {id(tensor): _input_like(tensor, tensor.name) for tensor in operation.inputs}
-        values = _copied(_Calls(operation.outputs), dict(places))
-        taken, given = _structures(operation)
-        inputs = keras.tree.map_structure(lambda tensor: places[id(tensor)], taken)
-        outputs = keras.tree.map_structure(lambda tensor: values[id(tensor)], given)
+        new_inputs = {id(tensor): _input_like(tensor, tensor.name) for tensor in operation.inputs}
+        tensors = _copy_graph(_Graph(operation.outputs), dict(new_inputs))
+        old_inputs, old_outputs = _structures(operation)
+        inputs = keras.tree.map_structure(lambda tensor: new_inputs[id(tensor)], old_inputs)
+        outputs = keras.tree.map_structure(lambda tensor: tensors[id(tensor)], old_outputs)
         return keras.Model(inputs, outputs, name=operation.name)
     config = {**operation.get_config(), **changes}
     if getattr(operation, "compute_dtype", None) in HALF and "dtype" in config:
@@ -213,12 +227,15 @@ def _float64(weight: Any) -> np.ndarray:
 
 
 def _inputs_of(operation: Any) -> Sequence[Any]:
-    """Return the inputs of a functional model; none of anything else."""
+    """Return the input tensors of a functional model, or an empty sequence for anything else."""
     return (getattr(operation, "inputs", None) or ()) if isinstance(operation, keras.Model) else ()
 
 
 def _structures(model: keras.Model) -> tuple[Any, Any]:
-    """Return what a functional model takes and gives; a `Sequential`'s `input` may be that of a call of it."""
+    """Return the input and output structures of a functional model.
+
+    The `input` of a `Sequential` may be that of a later call of it; its `inputs` are its own.
+    """
     if isinstance(model, keras.Sequential):
         return model.inputs[0], model.outputs[0]
     return model.input, model.output
@@ -241,8 +258,8 @@ def _main_output(model: keras.Model) -> Any:
     return model.outputs[0]
 
 
-def _always_trains(node: Any) -> bool:
-    """Whether a call was made with training=True, which holds in inference too."""
+def _in_training_mode(node: Any) -> bool:
+    """Whether a layer was called with training=True, which also applies in inference."""
     return bool(node.arguments.kwargs.get("training"))
 
 
@@ -250,16 +267,19 @@ def _node_of(tensor: Any) -> Any:
     return tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index]
 
 
-def _in_order(outputs: Sequence[Any]) -> list[Any]:
-    """Return the calls that tensors come from, each behind those it needs; without recursion, networks being deep."""
-    ordered, seen = [], set()
-    waiting = [(_node_of(tensor), False) for tensor in outputs]
-    while waiting:
-        node, is_ready = waiting.pop()
-        if is_ready:
+def _topological_order(outputs: Sequence[Any]) -> list[Any]:
+    """Return the nodes that compute some tensors, each after its parents.
+
+    The depth-first search is iterative, because deep networks exceed the recursion limit.
+    """
+    ordered, visited = [], set()
+    stack = [(_node_of(tensor), False) for tensor in outputs]
+    while stack:
+        node, parents_done = stack.pop()
+        if parents_done:
             ordered.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            waiting.append((node, True))
-            waiting += [(parent, False) for parent in node.parent_nodes]
+        elif id(node) not in visited:
+            visited.add(id(node))
+            stack.append((node, True))
+            stack += [(parent, False) for parent in node.parent_nodes]
     return ordered

@@ -20,7 +20,7 @@ def load(path: str | os.PathLike) -> Classifier:
         A classifier: called with images of the input's size, uint8 [n, H, W, 3], it gives probabilities.
 
     Raises:
-        UserError: if the path is none of these, or nothing tells the names of its classes.
+        UserError: if the path is none of these, or the names of its classes are unknown.
 
     Example:
         >>> load("saved_models/digits/1").card.class_names[3]

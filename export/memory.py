@@ -1,4 +1,4 @@
-"""Memory that converters and graphs leave behind."""
+"""Release of memory that converters and graphs leave allocated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 
 
 def release_memory() -> None:
-    """Return to the system what was freed, before the next converter or runtime needs as much.
+    """Return freed memory to the operating system, before the next converter or runtime needs it.
 
     Keras' networks and TensorFlow's graphs hold themselves in cycles, and glibc keeps what is freed in small pieces: a
     gigabyte after ResNet-50's conversion to LiteRT.

@@ -1,4 +1,4 @@
-"""`models.config`, which tells TensorFlow Serving what a repository holds and which versions to serve.
+"""`models.config`, which tells TensorFlow Serving the models of a repository and the versions to serve.
 
 It is read and written as TensorFlow Serving's own message, so that what a person wrote into it stays, but for comments.
 """
@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from keras_convnets.errors import UserError
 from keras_convnets.extras import require
-from keras_convnets.files import write_text, writing
+from keras_convnets.files import wrap_write_errors, write_text
 
 FILE_NAME = "models.config"
 PLATFORM = "tensorflow"
@@ -41,11 +41,11 @@ def read_config(path: str | os.PathLike) -> Any:
     try:
         return text_format.Parse(text, config)
     except text_format.ParseError as error:
-        raise UserError(parse_error_text(path, "ModelServerConfig", error, "mend the file")) from error
+        raise UserError(parse_error_text(path, "ModelServerConfig", error, "fix the file")) from error
 
 
 def parse_error_text(path: str | os.PathLike, kind: str, error: Exception, remedy: str) -> str:
-    """Return the sentence for a file that is no text of a message of TensorFlow Serving, as its own log says it.
+    """Return the error message for a file that is not a TensorFlow Serving message in text format, as its log has it.
 
     Args:
         path: the file.
@@ -63,9 +63,9 @@ def changing_config(root: str | os.PathLike) -> Iterator[Any]:
     from google.protobuf import text_format
 
     root = Path(root)
-    # A lock of its own: the configuration itself is replaced by each writer.
+    # A separate lock file: each writer replaces the configuration file itself.
     lock = FileLock(root / f".{FILE_NAME}.lock")
-    with writing(root):
+    with wrap_write_errors(root):
         lock.acquire()
     try:
         config = read_config(root / FILE_NAME)

@@ -17,7 +17,7 @@ from keras_convnets.export.formats.format import Format, Job, check_layout
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.repository import EXTRA, new_version
 from keras_convnets.export.samples import Samples, gather
-from keras_convnets.files import finish_folder, path_text, remove_abandoned, sha256, unfinished_folder, writing
+from keras_convnets.files import commit_folder, path_text, remove_abandoned, sha256, temporary_folder, wrap_write_errors
 from keras_convnets.prediction import keras_classifier, view_encoded
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SOURCES = "a Keras model, or the path of a finished run or a .keras file"
-# Fewer images than these tell little of the range of a network's activations.
+# Fewer images than this are too few to calibrate the ranges of activations.
 CALIBRATION_IMAGES = 10
 log = logging.getLogger("keras_convnets.export")
 
@@ -82,9 +82,9 @@ def publish(
     samples = gather(card, place if place and place.is_dir() else None, Path(images) if images is not None else None)
     if not card.trained:
         log.warning("%s is not trained; its card will say so.", card.architecture)
-    with writing(to, "nothing was published: mend that or name another with --to"):
+    with wrap_write_errors(to, "nothing was published: fix that or name another with --to"):
         remove_abandoned(folder.parent)
-        with unfinished_folder(folder) as temporary:
+        with temporary_folder(folder) as temporary:
             _write(model, card, temporary, name, chosen, layout, samples)
             folder = _place(temporary, to, name, version)
         held = model_config.register(to, name)
@@ -98,7 +98,7 @@ def _place(temporary: Path, to: str | os.PathLike, name: str, version: int | Non
     while True:
         folder = new_version(to, name, version)
         try:
-            finish_folder(temporary, folder)
+            commit_folder(temporary, folder)
             return folder
         except FileExistsError:
             if version is not None:
@@ -156,7 +156,7 @@ def _write(
             log.warning("int8 is calibrated on %d images (%s); give more.", len(samples.encoded), samples.source)
     _write_artifacts(model, card, folder, formats, layout, calibration)
     release_memory()
-    # Graphs of so many operations take each runtime more memory than the weights do.
+    # For graphs with more operations than this, a runtime takes more memory than the weights do.
     side_by_side = len(model.weights) <= MOST_VARIABLES
     exported |= verify(folder, artifacts, keras_classifier(model, card), samples, side_by_side)
     extra = folder / EXTRA
@@ -184,7 +184,7 @@ def _write_artifacts(
 
     whole = softmaxed(model)
     if whole is not model:
-        log.warning("%s gives logits; they are exported with a softmax behind them.", model.name)
+        log.warning("%s gives logits; they are exported followed by a softmax.", model.name)
     job = Job(inference_network(whole), card, layout, calibration)
     for form in formats:
         for artifact in form.artifacts:

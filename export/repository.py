@@ -13,7 +13,7 @@ from typing import Any
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export import model_config
-from keras_convnets.files import UNFINISHED, writing
+from keras_convnets.files import TEMPORARY_PREFIX, wrap_write_errors
 from keras_convnets.numbers import whole_number
 
 SAVED_MODEL = "saved_model.pb"
@@ -43,10 +43,10 @@ class Version:
 
 
 def version_number(name: str) -> int | None:
-    """Return the version that a folder's name stands for, or None of a name that stands for none.
+    """Return the version number of a folder's name, or None if the name is not a version.
 
     As TensorFlow Serving reads it, leading zeros do not matter. It also takes a sign and spaces around the number,
-    which are passed over here: nobody names a version so on purpose.
+    which are ignored here, because such names are accidental.
 
     Example:
         >>> version_number("00000123"), version_number("²"), version_number("-7")
@@ -59,9 +59,9 @@ def version_number(name: str) -> int | None:
 
 
 def version_folders(model_folder: Path) -> dict[int, Path]:
-    """Return the version folders under a model's folder by their numbers, ascending; other names are passed over.
+    """Return the version folders under a model's folder by their numbers, ascending; other names are ignored.
 
-    Of several that stand for one number the last name in sorted order counts, "1" before "0001", as in TensorFlow
+    Of several folders with one number the last name in sorted order counts, "1" before "0001", as in TensorFlow
     Serving.
 
     Raises:
@@ -168,11 +168,11 @@ def prune(root: str | os.PathLike, keep: int, name: str | None = None) -> list[P
         for number in versions(folder)[:-keep]:
             if number in pins.get(model, ()):
                 continue
-            # All that stand for the number: else the next one would take the place of what is deleted.
+            # All folders of this number: otherwise another one, such as 0001, would be served in place of the deleted.
             for path in [path for path in folder.iterdir() if version_number(path.name) == number and path.is_dir()]:
-                # Out of sight by one rename first: a server must not meet half a version.
-                doomed = folder / f"{UNFINISHED}deleted-{number}-{uuid.uuid4().hex[:8]}"
-                with writing(folder, "nothing more was deleted: allow writing there"):
+                # Atomically renamed first, so that a server never sees a partially deleted version.
+                doomed = folder / f"{TEMPORARY_PREFIX}deleted-{number}-{uuid.uuid4().hex[:8]}"
+                with wrap_write_errors(folder, "nothing more was deleted: allow writing there"):
                     path.rename(doomed)
                     shutil.rmtree(doomed)
                 gone.append(path)

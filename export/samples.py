@@ -18,12 +18,12 @@ MOST = 200
 
 @dataclass(frozen=True)
 class Samples:
-    """Encoded images with what is known of them.
+    """Encoded images and their labels.
 
     Attributes:
         encoded: the images.
         labels: int [n], the classes, or None where they are not known.
-        source: where they come from, in words.
+        source: a description of where they come from.
     """
 
     encoded: Sequence[bytes]
@@ -34,11 +34,11 @@ class Samples:
 def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None = None) -> Samples:
     """Return the images of a folder, else those that the run kept, else scikit-learn's two photographs.
 
-    An image's class is the name of the folder it lies in, where that is one of the card's class names or ids. Those
-    that the run kept lie in folders that `safe_names` names.
+    An image's class is the name of its folder, if that is one of the card's class names or ids. The run's samples
+    are in folders named by `safe_names`.
 
     Args:
-        card: knows the classes.
+        card: gives the classes.
         run_folder: a run directory, with `samples/<class>/`; what it kept is seen as it is stored, as in evaluation,
             while images of a folder are turned as EXIF says, as a client turns them.
         folder: a folder of images, at best with a sub-folder a class.

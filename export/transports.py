@@ -1,4 +1,4 @@
-"""How a client talks to an endpoint: over REST with the standard library, or over gRPC."""
+"""Transports of the client: REST with the standard library, or gRPC."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ _NAME = r"(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/
 _REST_PATH = re.compile(rf"(?:/[^/]+)*/v1/models/{_NAME}")
 _GRPC_PATH = re.compile(rf"/{_NAME}")
 _ALLOWED = (
-    "allowed are http://HOST:8501/v1/models/NAME and grpc://HOST:8500/NAME, each with /versions/V or /labels/L behind "
-    "the name if need be, https:// and grpcs:// for TLS, and a prefix before /v1"
+    "allowed are http://HOST:8501/v1/models/NAME and grpc://HOST:8500/NAME, each optionally with /versions/V or "
+    "/labels/L after the name, https:// and grpcs:// for TLS, and a prefix before /v1"
 )
-# The schemes, and whether they stand for TLS.
+# URL schemes, and whether they use TLS.
 _SCHEMES = {"http": False, "https": True, "grpc": False, "grpcs": True}
 _GRPC_SCHEMES = ("grpc", "grpcs")
 _TLS_PORT = 443
-# The statuses of a request without the right credentials.
-_REFUSED = (401, 403)
+# HTTP statuses of a request without valid credentials.
+_UNAUTHORIZED = (401, 403)
+# Errors of a kept-alive connection that the server has closed.
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
 
 
 class EndpointError(RuntimeError):
-    """An endpoint that was reached and failed; the message holds what it said."""
+    """An endpoint that failed or timed out; the message contains its answer."""
 
 
 class Transport(Protocol):
-    """What the client needs of a protocol."""
+    """The interface of a protocol that the client uses."""
 
     def predict(self, signature: str | None, alias: str, batch: Any, outputs: Sequence[str]) -> Mapping[str, Any]:
-        """Run a signature on a batch of byte strings or of uint8 images; returns each output's values by name."""
+        """Run a signature on a batch of byte strings or of uint8 images; return the outputs' values by name."""
 
     def status(self) -> list[dict[str, Any]]:
         """Return the versions' states."""
@@ -55,7 +56,7 @@ class Transport(Protocol):
 
 
 class _Rest:
-    """The REST protocol on the standard library; one kept-alive connection for each thread."""
+    """The REST protocol, with one kept-alive connection per thread."""
 
     def __init__(self, url: str, timeout: float, credentials: Credentials):
         parts = urlsplit(url)
@@ -87,7 +88,7 @@ class _Rest:
                 return {name: [row[name] for row in rows] for name in rows[0]}
         except (KeyError, TypeError) as error:
             raise EndpointError(f"{self._url} answered something else than predictions.") from error
-        # With one output the name is left out; the caller asks for one name exactly when it expects that.
+        # The REST API omits the name of a single output; the caller then requests exactly one name.
         return {outputs[0]: rows} if len(outputs) == 1 else {}
 
     def status(self) -> list[dict[str, Any]]:
@@ -119,14 +120,14 @@ class _Rest:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             if reused and isinstance(error, _STALE):
-                # The endpoint closed a connection that was idle; that says nothing about the endpoint.
+                # The endpoint closed an idle connection: retry on a new one.
                 return self._request(method, path, body)
             raise self._unreachable(error) from error
         try:
             answer = json.loads(data)
         except ValueError as error:
-            if response.status in _REFUSED:
-                # A proxy's page.
+            if response.status in _UNAUTHORIZED:
+                # An error page of a proxy.
                 raise _refused(self._url, response.status, response.reason) from error
             raise EndpointError(
                 f"{self._url} answered with status {response.status} and no JSON, so it is no model server; give the "
@@ -171,11 +172,11 @@ class _Grpc:
         host = _host(parts)
         host = f"[{host}]" if ":" in host else host
         self._metadata = credentials.metadata()
-        options = [(f"grpc.max_{way}_message_length", 2**31 - 1) for way in ("send", "receive")]
+        options = [(f"grpc.max_{direction}_message_length", 2**31 - 1) for direction in ("send", "receive")]
         options.append(("grpc.enable_http_proxy", 0))
         if _SCHEMES[parts.scheme]:
-            place = f"{host}:{parts.port or _TLS_PORT}"
-            self._channel = grpc.secure_channel(place, credentials.channel_credentials(), options)
+            target = f"{host}:{parts.port or _TLS_PORT}"
+            self._channel = grpc.secure_channel(target, credentials.channel_credentials(), options)
         else:
             self._channel = grpc.insecure_channel(f"{host}:{parts.port or 8500}", options)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
@@ -264,19 +265,19 @@ class _Grpc:
 
 
 def open_transport(url: str, timeout: float, credentials: Credentials) -> Transport:
-    """Return what talks to the endpoint of a URL; nothing is sent yet.
+    """Return the transport for an endpoint's URL; nothing is sent yet.
 
     Args:
-        url: the model's, of any scheme that `Client` takes.
-        timeout: seconds that one request may take.
+        url: the model's URL, of any form that `Client` accepts.
+        timeout: of one request, in seconds.
         credentials: headers and certificates.
 
     Raises:
-        UserError: for a URL of another form, or credentials that can't be used with it.
+        UserError: if the URL has another form, or the credentials can't be used with it.
     """
     try:
         parts = urlsplit(url)
-        # Reading the port is what finds out that it is no number.
+        # Accessing the port raises ValueError if it is not a number.
         usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except (ValueError, AttributeError, TypeError) as error:
         raise _bad_url(url) from error
@@ -286,7 +287,7 @@ def open_transport(url: str, timeout: float, credentials: Credentials) -> Transp
         )
     if not usable or parts.scheme not in _SCHEMES:
         raise _bad_url(url)
-    if credentials.of_tls and not _SCHEMES[parts.scheme]:
+    if credentials.need_tls and not _SCHEMES[parts.scheme]:
         raise UserError(
             f"certificates were given for {url}, which is not encrypted; give its https:// or grpcs:// address, or "
             "leave them out."
@@ -332,14 +333,14 @@ def _refused(url: str, status: int | str, message: str) -> UserError:
 
 
 def _server_error(url: str, name: str, status: int | str, message: str) -> Exception:
-    """Return the error for an answer that is one: the user's for a request that cannot succeed, else the endpoint's."""
+    """Return the exception for an error status: `UserError` if the request cannot succeed, else `EndpointError`."""
     message = message.strip().rstrip(".")
     if status == 404:
         return UserError(
             f"the endpoint {url} does not serve that ({message}); {name!r} must be a model, and the version one of its "
             "versions, that the endpoint has loaded, so give the name that it was started with."
         )
-    if status in _REFUSED:
+    if status in _UNAUTHORIZED:
         return _refused(url, status, message)
     if status == 400:
         return UnreadableImage(f"the endpoint {url} refused the request: {message}.")

@@ -24,7 +24,7 @@ from keras_convnets.prediction import Classifier
 
 # One image alone and an odd number of them: a wrong batch dimension shows.
 BATCHES = (1, 3)
-# Of artifacts that lose precision, every image is asked, so many at a time.
+# Artifacts that lose precision are run on every image, in batches of this size.
 QUANTISED_BATCH = 8
 TIMEOUT_SECONDS = 1800
 
@@ -36,14 +36,14 @@ def verify(
     samples: Samples,
     side_by_side: bool = True,
 ) -> dict[str, Any]:
-    """Compare what was written into a folder with Keras.
+    """Compare the artifacts in a folder with Keras.
 
     Args:
         folder: holds the artifacts.
         artifacts: which of them.
         reference: the Keras network.
         samples: real images.
-        side_by_side: whether the runtimes run at once, or one after the other, which takes less memory.
+        side_by_side: whether the runtimes run concurrently, or sequentially, which takes less memory.
 
     Returns:
         For the card: "differences" and "tolerances" by artifact and way in, and "accuracy" where precision was lost.
@@ -60,7 +60,7 @@ def verify(
     expected = np.concatenate(parts)
     if not np.isfinite(expected).all():
         raise RuntimeError("the network's own outputs are not finite; nothing is published.")
-    del reference  # and with it the graph that was traced, where nobody else holds it
+    del reference  # frees the traced graph, unless the caller holds it
     release_memory()
     with tempfile.TemporaryDirectory() as exchange:
         _hand_over(Path(exchange), images, samples.encoded)
@@ -85,7 +85,7 @@ def verify(
 def _compare(
     artifacts: Sequence[Artifact], answers: dict[str, np.ndarray], expected: np.ndarray, trained: bool
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the largest difference of each way into each artifact, and what is allowed."""
+    """Return the largest difference for each kind of input of each artifact, and the tolerance."""
     differences: dict[str, float] = {}
     tolerances: dict[str, float] = {}
     exact = max(BATCHES)
@@ -115,7 +115,7 @@ def _difference(artifact: Artifact, got: np.ndarray, expected: np.ndarray) -> fl
 def _accuracies(
     artifacts: Sequence[Artifact], answers: Mapping[str, np.ndarray], expected: np.ndarray, labels: np.ndarray | None
 ) -> dict[str, Any]:
-    """Return top-1 of float32 and of what is quantised, on the same images; agreement alone where no label is known."""
+    """Return top-1 of float32 and of quantised artifacts, on the same images; only the agreement without labels."""
     found = {}
     for artifact in artifacts:
         if artifact.precision == "int8":
@@ -137,7 +137,7 @@ def _hand_over(exchange: Path, images: np.ndarray, encoded: Sequence[bytes]) -> 
 
 
 def _run_runtimes(folder: Path, artifacts: Sequence[Artifact], exchange: Path) -> None:
-    """Run every runtime in a process of its own, side by side."""
+    """Run every runtime in a separate process, concurrently."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     running = []
     for runtime in dict.fromkeys(artifact.runtime for artifact in artifacts):
@@ -160,7 +160,7 @@ def _run_runtimes(folder: Path, artifacts: Sequence[Artifact], exchange: Path) -
 
 
 def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
-    """In the fresh process: load artifacts and write down what they answer."""
+    """In the new process: load artifacts and save their outputs."""
     images = np.load(exchange / "images.npy")
     exact = images[np.arange(max(BATCHES)) % len(images)]
     encoded = [(exchange / f"{position}.encoded").read_bytes() for position in range(max(BATCHES))]
@@ -175,7 +175,7 @@ def _answer(folder: Path, exchange: Path, keys: Sequence[str]) -> None:
 
 
 def _ways(exported: Classifier) -> dict[str, Callable]:
-    """Return the ways into an artifact: encoded images where it decodes by itself, and pixels."""
+    """Return the kinds of input of an artifact: encoded images if it decodes them itself, and pixels."""
     encoded = {} if exported.predict_encoded is None else {"image_bytes": exported.predict_encoded}
     return {**encoded, "images": exported.predict_images}
 

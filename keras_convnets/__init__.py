@@ -1,4 +1,4 @@
-"""The classic convolutional networks as Keras applications, to the papers' letter.
+"""The classic convolutional networks as Keras applications, exactly as published.
 
 Importing this package imports neither Keras nor a backend: builders resolve on first use.
 

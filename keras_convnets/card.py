@@ -1,4 +1,4 @@
-"""The model card: `model.json`, what a network is, where it comes from and how well it does."""
+"""The model card, `model.json`: a network's identity, origin and accuracy."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def check_class_names(names: Sequence[Any], where: str) -> None:
 
     Args:
         names: the classes.
-        where: whose they are, for the error's sentence, such as "data set cifar10".
+        where: whose they are, for the error message, such as "data set cifar10".
 
     Raises:
         UserError: if one is no text, empty, longer than 1,000 characters, or holds control characters, line breaks or
@@ -164,7 +164,7 @@ def _rows(predictions: Any) -> np.ndarray:
         raise UserError(f"predictions have shape {values.shape}; {advice}.")
     if np.isnan(values).any():
         row = int(np.isnan(values).any(axis=1).argmax())
-        raise UserError(f"predictions of image {row} hold NaN, which has no order; mend the network or its input.")
+        raise UserError(f"predictions of image {row} hold NaN, which has no order; fix the network or its input.")
     return values
 
 

@@ -51,7 +51,7 @@ def blocks_for(encoding: str | None) -> str:
 
 
 def bar(fraction: float, blocks: str = BLOCKS, cells: int = BAR_CELLS) -> str:
-    """Return a bar whose length is a fraction of so many cells.
+    """Return a bar whose length is a fraction of a number of cells.
 
     Args:
         fraction: 0 to 1; values outside are clipped.

@@ -1,4 +1,4 @@
-"""The error for a user's mistake, and the sentence that suggests the nearest valid names."""
+"""The exception for user errors, and error messages that suggest the nearest valid names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from keras_convnets.display import printable
 class UserError(ValueError):
     """Invalid input from the user: one sentence that says what was received, what is allowed and what to do.
 
-    The command line prints the sentence without a traceback and exits with status 2. It is a `ValueError`,
-    so that code which uses the package as a library catches what it expects. Names from data may stand in the sentence:
+    The command line prints the message without a traceback and exits with status 2. It is a `ValueError`,
+    so that code which uses the package as a library catches what it expects. The message may contain names from data:
     what a terminal would not show as text is written as in a Python literal.
     """
 

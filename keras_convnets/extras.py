@@ -1,4 +1,4 @@
-"""The optional dependencies: which extra brings what, and one sentence where it is missing."""
+"""The optional dependencies: which extra installs what, and the error message for a missing one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXTRAS = {
 
 
 class MissingExtra(UserError, ImportError):
-    """Something was asked for whose extra is not installed; the sentence says how to install it."""
+    """The feature needs an extra that is not installed; the message says how to install it."""
 
 
 def require(extra: str, doing: str, *modules: str) -> None:

@@ -25,9 +25,9 @@ class Classifier:
     """Something that classifies, and its card.
 
     Attributes:
-        known_card: class names, view and all else; None where nothing tells, as of a LiteRT file still being written.
+        known_card: class names, view and all else; None if unknown, as for a LiteRT file that is still being written.
         predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
-        predict_encoded: encoded images to probabilities, where the thing decodes by itself; else it is done here.
+        predict_encoded: encoded images to probabilities, if the model decodes them itself; else they are decoded here.
         image_size: (height, width) of the input; by default the card's.
     """
 
@@ -42,7 +42,7 @@ class Classifier:
 
     @property
     def card(self) -> ModelCard:
-        """The model card of what was loaded as a user loads it, which is never without one."""
+        """The model card; classifiers loaded by the public functions always have one."""
         if self.known_card is None:
             raise AttributeError("this classifier has no model card: it names no classes and decodes no images.")
         return self.known_card
@@ -78,7 +78,7 @@ def view_encoded(encoded: Sequence[bytes], card: ModelCard) -> np.ndarray:
         uint8 [n, H, W, 3].
 
     Raises:
-        UnreadableImage: if one of them does not decode; the sentence gives its position.
+        UnreadableImage: if one of them does not decode; the message gives its position.
         UserError: if the view can't be applied.
     """
     import tensorflow as tf

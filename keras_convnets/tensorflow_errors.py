@@ -1,4 +1,4 @@
-"""TensorFlow's errors in plain sentences, and calls that are made again where it reports a cancellation."""
+"""TensorFlow's error messages in plain form, and retries of calls that it reports as cancelled."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import tensorflow as tf
 
 from keras_convnets.images.decoding import REFUSAL_PREFIX
 
-# How often a call that reports to have been cancelled is made.
+# Maximum attempts of a call that is reported as cancelled.
 CALLS = 5
 
 
 def unless_cancelled(call: Callable[[], Any]) -> Any:
-    """Return what a call of a graph gives; nobody else may cancel it.
+    """Return the result of a call of a graph, retrying it if TensorFlow reports a cancellation.
 
-    Where one of several images that are decoded at a time is not readable, TensorFlow cancels the others, and now and
-    then reports that instead of the reason. The call is then made again.
+    If one of several images that are decoded concurrently is not readable, TensorFlow cancels the others and sometimes
+    reports the cancellation instead of the cause. The caller must not cancel the call itself.
     """
     for _ in range(CALLS - 1):
         try:
@@ -28,8 +28,8 @@ def unless_cancelled(call: Callable[[], Any]) -> Any:
 
 
 def plain_reason(error: tf.errors.OpError) -> str:
-    """Return the sentence of an error that decoding raised, without what TensorFlow puts around it."""
-    # Of a graph: where it was defined, then the sentence, then "[[{{node ...}}]]", and where that was called.
+    """Return the message of a decoding error, without the graph locations that TensorFlow adds."""
+    # Of a graph: where it was defined, then the message, then "[[{{node ...}}]]", and where that was called.
     lines = [line.strip() for line in error.message.split("[[{{")[0].split("[Op:")[0].splitlines()]
     sentence = next((line for line in reversed(lines) if line), type(error).__name__)
     return sentence.rpartition("}} ")[2].removeprefix(REFUSAL_PREFIX).strip()

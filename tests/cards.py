@@ -1,4 +1,4 @@
-"""A model card with something of its own in every field."""
+"""A model card with a non-default value in every field."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from keras_convnets.images.view import View
 
 
 def filled_card():
-    """A card with something of its own in every field."""
+    """A card with a non-default value in every field."""
     return ModelCard(
         architecture="ResNet20",
         arguments={"classes": 2, "input_shape": [8, 8, 3]},

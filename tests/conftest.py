@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share."""
+"""Fixtures of several test modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk():
-    """Nobody pulls the plug on a test: files need not reach the disk, only the system."""
+    """Replace fsync, because tests need not survive a power failure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -97,7 +97,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def run_python():
-    """Run a script, or `-m keras_convnets` with arguments, in a process of its own; returns the finished process."""
+    """Run a script, or `-m keras_convnets` with arguments, in a separate process; returns the finished process."""
 
     def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300):
         command = [sys.executable, *arguments]
@@ -134,7 +134,7 @@ def verified_here(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained_run(made_once) -> Path:
-    """A finished run: ResNet-20 on the digits for a few epochs, good enough to tell most digits."""
+    """A finished run: ResNet-20 on the digits for a few epochs, good enough to recognise most digits."""
     from keras_convnets import training
 
     overrides = {"epochs": 6, "holdout": 0.1, "batch_size": 64}

@@ -1,4 +1,4 @@
-"""What the tests of the endpoint share: SavedModels, requests over both interfaces, front ends without versions."""
+"""Helpers of the endpoint's tests: SavedModels, requests over both interfaces, front ends without versions."""
 
 import concurrent.futures
 import contextlib

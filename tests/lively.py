@@ -9,14 +9,14 @@ from keras_convnets.export.folding import inference_network
 
 
 def some_images(side, count):
-    """Images that differ in colour and pattern, so that a network tells them apart."""
+    """Images that differ in colour and pattern, so that a network distinguishes them."""
     rng = np.random.default_rng(1)
     coarse = rng.integers(0, 256, (count, 4, 4, 3)).repeat(-(-side // 4), 1).repeat(-(-side // 4), 2)
     return np.clip(coarse[:, :side, :side] + rng.integers(-20, 21, (count, side, side, 3)), 0, 255).astype(np.uint8)
 
 
 def trained(model, images):
-    """Give every weight a value of its own, and the classifier outputs that depend on the image."""
+    """Give every weight a different value, and the classifier outputs that depend on the image."""
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):

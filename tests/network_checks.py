@@ -1,4 +1,4 @@
-"""What several test modules of networks share."""
+"""Checks of several test modules of networks."""
 
 from __future__ import annotations
 

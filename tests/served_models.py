@@ -96,7 +96,7 @@ ROW = {"a": [1.0, 2.0], "b": 5, "s": "one"}
 
 
 class Noted:
-    """An engine with one signature that gives back its input, or what `answer` makes of it."""
+    """An engine with one signature that returns its input, or the result of `answer` for it."""
 
     def __init__(self, answer=None):
         self._answer = answer or (lambda x: x)

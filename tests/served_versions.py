@@ -131,7 +131,7 @@ RPC.inputs["x"].CopyFrom(tf.make_tensor_proto(np.float32([0])))
 
 @contextlib.contextmanager
 def clients(functions):
-    """Call functions in threads of their own for as long as the block takes; gives the answers and the failures."""
+    """Call functions in separate threads for as long as the block takes; gives the answers and the failures."""
     stop, answers, failures = threading.Event(), [], []
 
     def work(function):

@@ -56,7 +56,7 @@ def test_imagenet_has_1000_classes_by_wordnet_id():
     assert (classes.ids[0], classes.names[0]) == ("n01440764", "tench")
     assert (classes.ids[-1], classes.names[-1]) == ("n15075141", "toilet tissue")
     assert all(name == name.strip() and name for name in classes.names)
-    # Two pairs of classes share a name; only ids tell them apart.
+    # Two pairs of classes have the same name; only their ids differ.
     assert sorted({name for name in classes.names if classes.names.count(name) > 1}) == ["crane", "maillot"]
 
 
@@ -182,7 +182,7 @@ def test_the_public_names_are_these():
 
 
 def test_classes_and_records_import_no_keras(run_python, tmp_path, monkeypatch):
-    monkeypatch.undo()  # a process of its own needs pipes, and no socket of this one
+    monkeypatch.undo()  # a separate process needs pipes, and no socket of this one
     script = (
         "import sys, keras_convnets as k\n"
         "k.decode_predictions([[0.1] * 1000]); k.list_weights(); k.get_record('VGG16', 'imagenet')\n"
@@ -193,7 +193,7 @@ def test_classes_and_records_import_no_keras(run_python, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "share, blocks, shown",
+    "fraction, blocks, shown",
     [
         (0.0, display.BLOCKS, ""),
         (1.0, display.BLOCKS, "█" * 10),
@@ -206,8 +206,8 @@ def test_classes_and_records_import_no_keras(run_python, tmp_path, monkeypatch):
         (-1.0, display.BLOCKS, ""),
     ],
 )
-def test_a_bar_is_as_long_as_its_share(share, blocks, shown):
-    assert display.bar(share, blocks, cells=10) == shown
+def test_the_length_of_a_bar_is_its_fraction(fraction, blocks, shown):
+    assert display.bar(fraction, blocks, cells=10) == shown
 
 
 @pytest.mark.parametrize("encoding, blocks", [

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, also when their writer is killed or the disk is full."""
+"""Atomic writes of files and folders, also if the writer is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from keras_convnets import training
 from keras_convnets.errors import UserError
 from keras_convnets.files import (
     UnwritableError,
-    only_one,
+    atomic_file,
+    atomic_folder,
+    exclusive_lock,
     read_json,
     remove_abandoned,
     sha256,
-    whole_file,
-    whole_folder,
+    wrap_write_errors,
     write_json,
     write_text,
-    writing,
 )
 from keras_convnets.networks.functional import Functional
 
@@ -36,9 +36,9 @@ def visible(folder):
     return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def test_a_whole_file_appears_when_it_is_finished(tmp_path):
+def test_an_atomic_file_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "best.weights.h5"
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         assert temporary.parent == tmp_path  # a rename is one step on one file system only
         assert temporary.name.endswith(".weights.h5")  # Keras chooses its format by the suffix
         temporary.write_text("new")
@@ -48,17 +48,17 @@ def test_a_whole_file_appears_when_it_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_whole_file_that_fails_leaves_the_old_one(tmp_path, error):
+def test_an_atomic_file_that_fails_leaves_the_old_one(tmp_path, error):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(error), whole_file(path) as temporary:
+    with pytest.raises(error), atomic_file(path) as temporary:
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_a_whole_file_replaces_the_old_one(tmp_path):
+def test_an_atomic_file_replaces_the_old_one(tmp_path):
     path = tmp_path / "file.txt"
     for text in ("first", "second"):
         write_text(path, text)
@@ -66,15 +66,15 @@ def test_a_whole_file_replaces_the_old_one(tmp_path):
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_a_whole_file_that_was_not_written_is_an_error(tmp_path):
+def test_an_atomic_file_that_was_not_written_is_an_error(tmp_path):
     (tmp_path / "file.txt").write_text("old")
-    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "file.txt"):
+    with pytest.raises(FileNotFoundError), atomic_file(tmp_path / "file.txt"):
         pass
     assert (tmp_path / "file.txt").read_text() == "old"
 
 
 class TensorFlowsError(Exception):
-    """As TensorFlow raises them: of its own module, the system's words within, no number."""
+    """As TensorFlow raises them: of its own module, with the system's message but without an errno."""
 
 
 TensorFlowsError.__module__ = "tensorflow.python.framework.errors_impl"
@@ -103,11 +103,14 @@ SAVE = "{{function_node __wrapped__SaveV2_dtypes_2_device_/job:localhost}} "
     (lambda place: OSError(errno.ECONNREFUSED, "x"), None),
     (lambda place: ValueError("x"), None),
 ])  # fmt: skip
-def test_what_can_not_be_written_gets_one_sentence_and_other_errors_pass(tmp_path, error, reason):
+def test_write_errors_are_converted_and_other_errors_pass(tmp_path, error, reason):
     place = tmp_path / "run"
     raised = error(place)
-    with pytest.raises(type(raised) if reason is None else UnwritableError) as caught, writing(place, "do this"):
-        with writing(place / "part"):
+    with (
+        pytest.raises(type(raised) if reason is None else UnwritableError) as caught,
+        wrap_write_errors(place, "do this"),
+    ):
+        with wrap_write_errors(place / "part"):
             raise raised
     if reason is None:
         assert caught.value is raised
@@ -119,12 +122,12 @@ def test_what_can_not_be_written_gets_one_sentence_and_other_errors_pass(tmp_pat
 @pytest.mark.parametrize("write", [
     lambda path: write_json(path / "a.json", list(range(3000))),
     lambda path: training.Run(path).save_model(Functional(*small_network()), "best.keras"),
-    # HDF5 is not let near a full disk: a file that it can't close would crash the interpreter at its end.
+    # Disk space is checked before HDF5 writes: a file that it can't close would crash the interpreter at exit.
     lambda path: Functional(*small_network()).save_weights(path / "a.weights.h5"),
     lambda path: training.Run(path).save_checkpoint(1, Functional(*small_network()), [], {}),
 ], ids=["JSON", "network", "weights", "checkpoint"])  # fmt: skip
-def test_a_file_that_the_disk_does_not_take_is_named_and_leaves_nothing(tmp_path, write):
-    """The limit of a file's size stands for a full disk: what writes gets the system's own error."""
+def test_a_file_that_exceeds_the_disk_is_named_and_leaves_nothing(tmp_path, write):
+    """A limit of the file size simulates a full disk: writers get the system's error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
     try:
@@ -143,7 +146,7 @@ def small_network():
 
 @contextlib.contextmanager
 def child(code, *arguments):
-    """Run code in a fresh process, yield it once it has printed a line, and kill it without mercy at the end."""
+    """Run code in a fresh process, yield it once it has printed a line, and kill it with SIGKILL at the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -156,27 +159,27 @@ def child(code, *arguments):
     assert process.returncode == -signal.SIGKILL
 
 
-# Each holds something half done until it is killed; it ends by itself when this process is gone.
+# Each holds an unfinished write or a lock until it is killed; it exits when this process ends.
 WRITES_A_FILE = """
 import sys
-from keras_convnets.files import whole_file
-with whole_file(sys.argv[1]) as temporary:
+from keras_convnets.files import atomic_file
+with atomic_file(sys.argv[1]) as temporary:
     temporary.write_text("half")
     print("ready", flush=True)
     sys.stdin.read()
 """
 FILLS_A_FOLDER = """
 import sys
-from keras_convnets.files import whole_folder
-with whole_folder(sys.argv[1]) as temporary:
+from keras_convnets.files import atomic_folder
+with atomic_folder(sys.argv[1]) as temporary:
     (temporary / "half").write_text("half")
     print("ready", flush=True)
     sys.stdin.read()
 """
 HOLDS_A_LOCK = """
 import sys
-from keras_convnets.files import only_one
-with only_one(sys.argv[1], "trained in"):
+from keras_convnets.files import exclusive_lock
+with exclusive_lock(sys.argv[1], "trained in"):
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -200,7 +203,7 @@ def test_a_writer_that_is_killed_leaves_no_folder(tmp_path):
         remove_abandoned(tmp_path)
         assert len(os.listdir(tmp_path)) == 2
     assert visible(tmp_path) == []
-    with whole_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         (temporary / "whole").touch()
     assert visible(tmp_path) == ["1"] and os.listdir(path) == ["whole"]
     (tmp_path / ".writing-2-alone.lock").touch()
@@ -208,9 +211,9 @@ def test_a_writer_that_is_killed_leaves_no_folder(tmp_path):
     assert os.listdir(tmp_path) == ["1"]
 
 
-def test_a_whole_folder_appears_when_it_is_finished(tmp_path):
+def test_an_atomic_folder_appears_when_it_is_complete(tmp_path):
     path = tmp_path / "models" / "1"
-    with whole_folder(path) as temporary:
+    with atomic_folder(path) as temporary:
         (temporary / "variables").mkdir()
         (temporary / "variables" / "data").write_text("data")
         assert temporary.parent == path.parent and visible(path.parent) == []
@@ -220,44 +223,47 @@ def test_a_whole_folder_appears_when_it_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_whole_folder_that_fails_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), whole_folder(tmp_path / "1") as temporary:
+def test_an_atomic_folder_that_fails_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), atomic_folder(tmp_path / "1") as temporary:
         (temporary / "half").write_text("half")
         raise error
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [[], ["old"]], ids=["empty", "filled"])
-def test_a_whole_folder_overwrites_nothing(tmp_path, content):
+def test_an_atomic_folder_overwrites_nothing(tmp_path, content):
     path = tmp_path / "1"
     path.mkdir()
     for name in content:
         (path / name).write_text(name)
-    with pytest.raises(FileExistsError, match="exists already"), whole_folder(path) as temporary:
+    with pytest.raises(FileExistsError, match="exists already"), atomic_folder(path) as temporary:
         (temporary / "new").write_text("new")
     assert os.listdir(tmp_path) == ["1"] and os.listdir(path) == content
 
 
-def test_only_one_holder_in_a_process(tmp_path):
-    with only_one(tmp_path, "trained in"):
-        with pytest.raises(UserError, match="is being trained in by another process"), only_one(tmp_path, "trained in"):
+def test_the_lock_is_exclusive_in_a_process(tmp_path):
+    with exclusive_lock(tmp_path, "trained in"):
+        with (
+            pytest.raises(UserError, match="is being trained in by another process"),
+            exclusive_lock(tmp_path, "trained in"),
+        ):
             pytest.fail("two hold the lock")
-    with only_one(tmp_path, "trained in"):  # it is free again
+    with exclusive_lock(tmp_path, "trained in"):  # it is free again
         pass
 
 
-def test_the_lock_goes_with_its_process(tmp_path):
+def test_the_lock_is_released_when_its_process_ends(tmp_path):
     with child(HOLDS_A_LOCK, tmp_path):
-        with pytest.raises(UserError, match="another process"), only_one(tmp_path, "trained in"):
+        with pytest.raises(UserError, match="another process"), exclusive_lock(tmp_path, "trained in"):
             pytest.fail("two hold the lock")
-    with only_one(tmp_path, "trained in"):
+    with exclusive_lock(tmp_path, "trained in"):
         pass
 
 
-def test_an_error_in_its_holder_frees_the_lock(tmp_path):
-    with pytest.raises(RuntimeError), only_one(tmp_path, "trained in"):
+def test_an_error_in_its_holder_releases_the_lock(tmp_path):
+    with pytest.raises(RuntimeError), exclusive_lock(tmp_path, "trained in"):
         raise RuntimeError
-    with only_one(tmp_path, "trained in"):
+    with exclusive_lock(tmp_path, "trained in"):
         pass
 
 

@@ -1,4 +1,4 @@
-"""The house: which module imports which, and how many files a new network touches."""
+"""The package layout: which module imports which, and how many files a new network touches."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Folders of the checkout, and what they are imported as.
-ROOMS = {"keras_convnets": "keras_convnets", "training": "keras_convnets.training", "export": "keras_convnets.export"}
+# Folders of the checkout, and the names they are imported by.
+PACKAGES = {
+    "keras_convnets": "keras_convnets",
+    "training": "keras_convnets.training",
+    "export": "keras_convnets.export",
+}
 MODULES = {
     ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts]).removesuffix(".__init__"): path
-    for folder, package in ROOMS.items()
+    for folder, package in PACKAGES.items()
     for path in (ROOT / folder).rglob("*.py")
 }
 
 
 def imported(node: ast.AST) -> set[str]:
-    """The modules of the house that a piece of code imports, inside functions too; for type checkers alone: none."""
+    """The modules of this package that a piece of code imports, also in functions; not under TYPE_CHECKING."""
     if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
         return set().union(*map(imported, node.orelse))
     found = set().union(*map(imported, ast.iter_child_nodes(node)))
@@ -41,47 +45,47 @@ IMPORTS = {
 }
 
 
-def circle_of(name: str, imports: dict[str, set[str]]) -> list[str] | None:
-    """A shortest way from a module back to itself, or None."""
+def cycle_of(name: str, imports: dict[str, set[str]]) -> list[str] | None:
+    """A shortest import cycle through a module, or None."""
     before = {inner: name for inner in imports[name]}
     waiting = list(before)
     for module in waiting:
         if module == name:
-            way = [name]
-            while (previous := before[way[-1]]) != name:
-                way.append(previous)
-            return [name, *way[::-1]]
+            path = [name]
+            while (previous := before[path[-1]]) != name:
+                path.append(previous)
+            return [name, *path[::-1]]
         new = [inner for inner in sorted(imports[module]) if inner not in before]
         before |= dict.fromkeys(new, module)
         waiting += new
     return None
 
 
-def test_a_circle_is_found():
+def test_a_cycle_is_found():
     imports = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}
-    assert [circle_of(name, imports) for name in "abd"] == [list("abca"), list("bcab"), None]
+    assert [cycle_of(name, imports) for name in "abd"] == [list("abca"), list("bcab"), None]
     code = "import keras_convnets.card\nif TYPE_CHECKING:\n    import keras_convnets.files\n"
     code += "def f():\n    from keras_convnets import classes\n    from keras_convnets.errors import UserError"
     assert imported(ast.parse(code)) == {f"keras_convnets.{name}" for name in ("card", "classes", "errors")}
 
 
 def test_no_module_imports_itself_through_others():
-    circles = [" -> ".join(way) for name in IMPORTS if (way := circle_of(name, IMPORTS))]
-    assert not circles, "\n".join(circles)
+    cycles = [" -> ".join(path) for name in IMPORTS if (path := cycle_of(name, IMPORTS))]
+    assert not cycles, "\n".join(cycles)
 
 
-def room_of(module: str) -> str:
+def area_of(module: str) -> str:
     below = module.removeprefix("keras_convnets").removeprefix(".").partition(".")[0]
     if module == "keras_convnets.__main__":
         return "commands"
     return below if below in ("commands", "training", "export") else "applications"
 
 
-def test_arrows_between_the_rooms_run_one_way():
+def test_imports_between_the_areas_go_in_one_direction():
     allowed = {"applications": (), "training": ("applications",), "export": ("applications",)}
     for module, inner in IMPORTS.items():
-        room = room_of(module)
-        wrong = [other for other in inner if room_of(other) not in (room, *allowed.get(room, ROOMS), "applications")]
+        area = area_of(module)
+        wrong = [other for other in inner if area_of(other) not in (area, *allowed.get(area, PACKAGES), "applications")]
         assert not wrong, f"{module} imports {', '.join(wrong)}"
 
 
@@ -90,13 +94,13 @@ def at_top_level(path: Path) -> set[str]:
     return set().union(*(imported(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))))
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) == "commands"])
-def test_the_commands_import_the_other_rooms_inside_functions_alone(name):
-    rooms = {room_of(module) for module in at_top_level(MODULES[name])}
-    assert rooms <= {"commands", "applications"}
+@pytest.mark.parametrize("name", [name for name in MODULES if area_of(name) == "commands"])
+def test_the_commands_import_the_other_areas_inside_functions_only(name):
+    areas = {area_of(module) for module in at_top_level(MODULES[name])}
+    assert areas <= {"commands", "applications"}
 
 
-# A small family: LeNet-5's idea at any size. Its file and a table's rows are all that it takes.
+# A small family, like LeNet-5 at any size: it needs its own file and rows of the table only.
 NETWORK = '''
 """A toy family."""
 
@@ -169,7 +173,7 @@ test_registry.test_editors_see_every_lazy_name()
 
 
 def test_a_new_network_touches_its_familys_file_and_the_table(tmp_path):
-    for folder, package in ROOMS.items():
+    for folder, package in PACKAGES.items():
         shutil.copytree(
             ROOT / folder, tmp_path / package.replace(".", "/"), ignore=shutil.ignore_patterns("__pycache__")
         )

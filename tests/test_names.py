@@ -18,7 +18,7 @@ from keras_convnets.commands.main import main
 from keras_convnets.display import answers_text, printable
 from keras_convnets.errors import UserError
 from keras_convnets.export.samples import gather
-from keras_convnets.files import LONGEST_NAME, folded_name, read_json, safe_name, safe_names, write_json
+from keras_convnets.files import MAX_NAME_BYTES, folded_name, read_json, safe_name, safe_names, write_json
 from keras_convnets.images.preprocessing import IMAGENET
 from keras_convnets.images.view import View
 from keras_convnets.training import Run, load_dataset
@@ -40,7 +40,7 @@ def test_safe_names_are_one_part_of_a_path_each_and_all_different(tmp_path):
     assert len(set(map(folded_name, parts))) == len(ODD) and parts == safe_names(ODD)
     for name, part in zip(ODD, parts, strict=True):
         assert os.path.basename(part) == part and not re.search(r'^\.|[\x00-\x1f\\/:*?"<>|\ud800-\udfff]|[. ]$', part)
-        assert 0 < len(part.encode()) <= LONGEST_NAME + 5 and part.isprintable(), name
+        assert 0 < len(part.encode()) <= MAX_NAME_BYTES + 5 and part.isprintable(), name
         (tmp_path / part).mkdir()
     assert len(list(tmp_path.iterdir())) == len(ODD)
     plain = ["ant", "bald eagle", "n01440764", "rock crab, Cancer irroratus", "日本", "O'Neill (1)"]
@@ -89,7 +89,7 @@ def test_samples_of_any_class_names_stay_in_the_run_and_come_back_with_their_cla
     for encoded, label in zip(samples.encoded, samples.labels, strict=True):
         path = next(path for path in written if path.read_bytes() == encoded)
         assert label == np.asarray(Image.open(path))[0, 0, 0] % len(names)
-    # A folder that a person made bears the class's own name.
+    # A folder made by the user has the class's original name.
     (tmp_path / "mine" / "a%2Fb").mkdir(parents=True)
     written[0].rename(tmp_path / "mine" / "a%2Fb" / "1.png")
     assert gather(card(names), folder=tmp_path / "mine").labels.tolist() == [2]
@@ -240,7 +240,7 @@ def test_classes_that_a_file_system_takes_for_one_are_not_mixed(tmp_path):
         path.unlink()
     (tmp_path / "out" / "train" / "bees").rmdir()
     (tmp_path / "out" / "train" / "bees").symlink_to(tmp_path / "out" / "train" / "ants")
-    with pytest.raises(UserError, match="takes the names of two classes for one"):
+    with pytest.raises(UserError, match="does not distinguish the names of two classes"):
         prepare_folder(source, tmp_path / "out", 8)
 
 

@@ -1,4 +1,4 @@
-"""The wheel carries all three rooms and stands on its own, away from the checkout."""
+"""The wheel contains all three packages and works without the checkout."""
 
 from __future__ import annotations
 

@@ -36,12 +36,12 @@ from keras_convnets.prediction import keras_classifier
 from keras_convnets.export import Client, model_config
 from keras_convnets.export.serving.server import _handlers
 from keras_convnets.export.serving.sockets import add_unix_socket
-from keras_convnets.files import only_one, remove_abandoned, whole_folder
+from keras_convnets.files import exclusive_lock, remove_abandoned, atomic_folder
 from keras_convnets.images.files import encode_png
 from keras_convnets.networks.functional import load_keras
 
 model = keras_convnets.CIFARPlainNet(8, classes=3)
-with only_one(".", "trained in"), whole_folder("run") as folder:
+with exclusive_lock(".", "trained in"), atomic_folder("run") as folder:
     model.save(folder / "best.keras")
     model.save_weights(folder / "best.weights.h5")
     card_of_model(model).write(folder)

@@ -1,4 +1,4 @@
-"""What several test modules of weights share."""
+"""Helpers of several test modules of weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def images_of(side, n=2):
 
 def same_logits(result, reference):
     assert np.isfinite(reference).all()
-    # The images must be told apart, or the agreement would be that of the last biases.
+    # The outputs must differ between images, or only the last biases would be compared.
     assert np.abs(reference[0] - reference[1]).max() > 0.02 * np.abs(reference).max()
     assert relative_difference(result, reference) <= TOLERANCE
 

@@ -127,7 +127,7 @@ def pca_colour_shift(
 
 @tf.autograph.experimental.do_not_convert
 def photometric_distortion(images: tf.Tensor, seed: tf.Tensor, amount: Sequence[float] = (0.5, 1.5)) -> tf.Tensor:
-    """Change brightness, contrast and colour of each image, in an order of its own.
+    """Change brightness, contrast and colour of each image, in a random order per image.
 
     Howard 2013, arXiv:1312.5402, which Szegedy et al. 2014, section 6, found "useful to combat overfitting to some
     extent": contrast, brightness and colour as Pillow's `ImageEnhance` has them, in random order, each by an amount

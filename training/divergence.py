@@ -1,4 +1,4 @@
-"""Divergence: what is no longer finite is never written, and a run resumes from before it went wrong."""
+"""Divergence: losses and weights that are not finite are never saved, and a run resumes from a checkpoint before."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from keras_convnets.errors import Diverged
 from keras_convnets.training.plan import Plan
 from keras_convnets.training.run import Run
 
-# With loss scaling a step whose gradients overflow is skipped, and the next one computes with smaller ones; so many
-# skipped ones in a row, and it won't recover.
+# Loss scaling skips a step whose gradients overflow and lowers the scale; after this many skipped steps in a row the
+# run will not recover.
 MOST_SKIPPED = 20
 
 
@@ -28,20 +28,20 @@ class DivergenceCheck:
 
     def __init__(self, plan: Plan, directory: Run):
         self._plan, self._directory = plan, directory
-        # The loss of the run's first step, and of the step after each checkpoint, which tells how good it is. They are
-        # tensors, so that a GPU is not waited for.
+        # The loss of the first step, and of the step after each checkpoint, which measures the checkpoint. Kept as
+        # tensors, to avoid synchronising with the GPU.
         self._first_loss: Any = None
         self._losses_after: dict[int, Any] = {}
 
     def observe(self, step: int, loss: Any) -> None:
-        """Take in the loss of a step, counted from 0."""
+        """Record the loss of a step, counted from 0."""
         if step == 0:
             self._first_loss = loss
         if step in self._losses_after:
             self._losses_after[step] = loss
 
     def expect_loss_after(self, step: int) -> None:
-        """Keep the loss of the step after a checkpoint that was written when so many steps were done."""
+        """Record the loss of the next step as that of the checkpoint written after `step` steps."""
         self._losses_after[step] = None
 
     @property
@@ -50,20 +50,20 @@ class DivergenceCheck:
         return float(self._first_loss)
 
     def restore(self, step: int, first_loss: float) -> None:
-        """Resume from a checkpoint written when so many steps were done."""
+        """Resume from the checkpoint written after `step` steps."""
         self._first_loss, self._losses_after = first_loss, {step: None}
 
     def check(self, step: int, losses: Sequence[float], is_recorded: bool, variables: Sequence[Any]) -> None:
-        """Refuse losses and variables that are not finite, before anything is written of them.
+        """Raise `Diverged` for losses or variables that are not finite, before anything is saved.
 
         Args:
-            step: how many steps are done.
+            step: number of completed steps.
             losses: since the last report.
             is_recorded: whether the run has a report.
             variables: what a checkpoint would keep.
 
         Raises:
-            Diverged: the sentence says what to do.
+            Diverged: the message says what to do.
         """
         not_finite = [loss for loss in losses if not math.isfinite(loss)]
         if self._plan.recipe.precision == "mixed_float16":
@@ -87,12 +87,12 @@ class DivergenceCheck:
         begin = self._directory.note_divergence(step, sound)
         present = recipe.base_learning_rate()
         usual = dataclasses.replace(recipe, learning_rate=type(recipe).learning_rate).base_learning_rate()
-        mended = float(f"{usual if usual < present else present / 10:.3g}")
+        lower = float(f"{usual if usual < present else present / 10:.3g}")
         back = f"resumes from step {begin}" if begin else "starts again from the beginning"
         raise Diverged(
             f"{what} at step {step} of {self._plan.total_steps}: the training diverged, and nothing that is not finite "
-            f"was kept; try a lower learning_rate: the same command with --set learning_rate={mended:g} {back}.",
-            mended,
+            f"was kept; try a lower learning_rate: the same command with --set learning_rate={lower:g} {back}.",
+            lower,
         )
 
 

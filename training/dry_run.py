@@ -57,7 +57,7 @@ class Measurement:
 def measure(plan: Plan, *, with_input: bool = True, with_compute: bool = True, seconds: float = SECONDS) -> Measurement:
     """Measure a training's input alone, on the real data, and its step alone, on random images.
 
-    On a CPU the two share the cores, so training is slower than either; the figures tell which one is the bottleneck.
+    On a CPU the two share the cores, so training is slower than either; the figures show which one is the bottleneck.
 
     Args:
         plan: from `make_plan`, with `sampled`.
@@ -142,7 +142,7 @@ def describe(plan: Plan, measured: Measurement) -> list[tuple[str, str]]:
         *((name, f"{rate:,.0f} images/s") for name, rate in rates.items() if rate is not None),
         ("limit", measured.limit),
         ("time", f"about {_duration(seconds)} at {measured.rate:,.0f} images/s"),
-        ("memory", "not told by this system" if peak is None else f"{peak / 1e9:.1f} GB at the peak"),
+        ("memory", "not reported by this system" if peak is None else f"{peak / 1e9:.1f} GB at the peak"),
     ]
 
 

@@ -22,12 +22,12 @@ from keras_convnets.training.data.splits import of_one_size
 from keras_convnets.training.recipes import Recipe, default_recipe, get_recipe
 from keras_convnets.weights.loading import Weights, find_weights
 
-# Channel means and colour components are those of so many training images, evenly taken; more change no digit that
-# matters and take hours on ImageNet.
+# Channel means and colour components are computed from at most this many evenly spaced training images; using all of
+# ImageNet takes hours and changes them insignificantly.
 SAMPLED_IMAGES = 10_000
-# A dry run looks at so many images of each split.
+# Maximum number of images per split that a dry run reads.
 DRY_RUN_IMAGES = 2_000
-# Arguments of builders that a training determines, and by what.
+# Builder arguments that the training determines, and from what.
 DETERMINED = {
     "classes": "it is the number of the data set's classes",
     "input_shape": "the data and the recipe give it: set image_size of the recipe, as in --set image_size=224",
@@ -37,7 +37,7 @@ DETERMINED = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A training that is resolved but not begun.
+    """A resolved training configuration.
 
     Attributes:
         model: the network.
@@ -91,7 +91,7 @@ class Plan:
         return {**facts, "left_out": len(self.broken)} if self.broken else facts
 
     def config(self) -> dict[str, Any]:
-        """Return the resolved configuration, what a resumed run must have in common with this one."""
+        """Return the resolved configuration; a resumed run must have an equal one."""
         start = (
             {"weights": {"file": self.weights.path.name, "sha256": sha256(self.weights.path)}} if self.weights else {}
         )
@@ -113,9 +113,9 @@ def make_plan(
     weights: Any = None,
     sampled: bool = False,
 ) -> Plan:
-    """Resolve names, fields, input size and splits; nothing is built or written. Arguments as of `fit`.
+    """Resolve names, fields, input size and splits, without building or writing anything. Arguments as for `fit`.
 
-    With `sampled` at most `DRY_RUN_IMAGES` of each split are looked at: nothing passes over all of them.
+    With `sampled`, at most `DRY_RUN_IMAGES` of each split are read.
     """
     name, named = split_weights(model) if isinstance(model, str) else (model, None)
     spec = ModelSpec.of(name)
@@ -135,17 +135,17 @@ def make_plan(
         data = data.with_holdout(resolved.holdout)
     view = _view(resolved, spec, data, found)
     kept = {"train": data.split("train")} if resolved.reads_photographs else {}
-    # What would not fit into memory as a whole is not measured from memory either.
+    # Scale the memory limit, so that a sample is cached only if the whole data set would be.
     fraction = sum(split.size for split in data.splits.values()) / sum(sizes.values()) if sampled else 1.0
     sized = data.in_view(view, int(MEMORY_LIMIT * fraction), leaving=kept)
     return Plan(spec, resolved, sized, view, found, tuple(broken), sizes if sampled else None)
 
 
 def _check_own_arguments(model: ModelSpec) -> None:
-    """Refuse arguments of a network that data, recipe and weights determine.
+    """Refuse network arguments that the data, recipe or weights determine.
 
     Raises:
-        UserError: the sentence says where the argument comes from.
+        UserError: if there is one; the message says what determines it.
     """
     for key in model.arguments:
         if key in DETERMINED or key in COMMON:

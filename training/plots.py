@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_convnets.display import printable
-from keras_convnets.files import whole_file, writing
+from keras_convnets.files import atomic_file, wrap_write_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ def _label(text: str, most: int = 200) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with writing(path):
+    with wrap_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

@@ -15,7 +15,7 @@ PASS_SECONDS = 5.0
 
 
 class PassProgress:
-    """Tells of long passes over a data set, a line every few seconds: what is done, images done and images/s.
+    """Reports long passes over a data set, a line every few seconds: the pass, images done and images/s.
 
     Args:
         console: where to; None says nothing.
@@ -27,7 +27,7 @@ class PassProgress:
         self._began, self._told, self._first, self._done = 0.0, 0.0, 0, 0
 
     def __call__(self, doing: str, done: int, total: int) -> None:
-        """Take notice that so many images of a pass are done."""
+        """Update the number of images of a pass that are done."""
         now = time.monotonic()
         if doing != self._doing or done < self._done:
             self._doing, self._began, self._told, self._first = doing, now, now, done

@@ -40,7 +40,7 @@ def random_area_crop(
     Szegedy et al. 2014, section 6: "sampling of various sized patches of the image whose size is distributed evenly
     between 8% and 100% of the image area and whose aspect ratio is chosen randomly between 3/4 and 4/3", and "random
     interpolation methods (bilinear, area, nearest neighbor and cubic, with equal probability)" with `kernels=KERNELS`.
-    See `area_window` for how the window is drawn. The window is resized by itself: no pixel beside it is looked at.
+    See `area_window` for how the window is drawn. The window is resized alone: no pixel outside it is used.
 
     Args:
         encoded: JPEG, PNG, GIF, BMP or WebP, a string scalar.
@@ -68,7 +68,7 @@ def random_area_crop(
     ways = [lambda kernel=kernel: _resized(image, size, kernel) for kernel in kernels]
     if len(ways) == 1:
         return ways[0]()
-    # A seed of its own, so that the window is the same whatever the kernels.
+    # A separate seed, so that the window does not depend on the kernels.
     drawn = tf.random.stateless_uniform([], tf.random.experimental.stateless_fold_in(seed, 1), 0, len(ways), tf.int32)
     return tf.ensure_shape(tf.switch_case(drawn, ways), [size, size, 3])
 

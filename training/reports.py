@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_convnets.training.plan import Plan
 
-# More reports than this tell nothing more: small data sets have very short epochs.
+# Maximum number of reports: small data sets have very short epochs.
 MOST_REPORTS = 200
 
 
@@ -40,7 +40,7 @@ class Reports:
         return [loss for loss, _ in self._sums]
 
     def is_due(self, step: int) -> bool:
-        """Whether to report after so many steps: at the ends of epochs, not too often, and of the run."""
+        """Whether to report after this step: at the ends of epochs, not too often, and at the end of the run."""
         batch_size, total = self._plan.recipe.batch_size, self._plan.total_steps
         epoch_ended = step * batch_size // self._images > (step - 1) * batch_size // self._images
         if step == total:
@@ -52,7 +52,7 @@ class Reports:
         """Return the record of the steps since the last report; None where loss scaling skipped all of them."""
         batch_size = self._plan.recipe.batch_size
         losses = [loss for loss in self.losses() if math.isfinite(loss)]
-        if not losses:  # the next report tells of them
+        if not losses:  # they are in the next report
             return None
         return {
             "step": step,

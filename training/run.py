@@ -18,16 +18,16 @@ from keras_convnets.card import FILE_NAME as CARD
 from keras_convnets.card import ModelCard
 from keras_convnets.errors import UserError
 from keras_convnets.files import (
-    UNFINISHED,
-    only_one,
+    TEMPORARY_PREFIX,
+    atomic_file,
+    atomic_folder,
+    exclusive_lock,
     path_text,
     read_json,
     safe_names,
-    whole_file,
-    whole_folder,
+    wrap_write_errors,
     write_json,
     write_text,
-    writing,
 )
 from keras_convnets.networks.functional import load_keras
 from keras_convnets.training.data import DataSet
@@ -44,7 +44,7 @@ KEEP_CHECKPOINTS = 2
 SAMPLES = 100
 ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WebP": ".webp"}
 # Recipe fields that may be changed for a run that diverged: neither data nor weights depend on them.
-MENDING = ("learning_rate", "clip_norm")
+ADJUSTABLE = ("learning_rate", "clip_norm")
 
 
 class Run:
@@ -89,11 +89,11 @@ class Run:
     def claimed(self, config: dict[str, Any], source: dict[str, Any]) -> Iterator[None]:
         """Hold the directory for one training; a new one is set up, an old one must have the same configuration.
 
-        A training that ended before its first checkpoint binds nobody: the next one starts from the beginning. One that
-        diverged may resume with another learning rate or `clip_norm`.
+        A run that ended before its first checkpoint is restarted, with any configuration. A run that diverged may
+        resume with another learning rate or `clip_norm`.
 
         Args:
-            config: what a resumed run must have in common with this one.
+            config: the resolved configuration; a resumed run must have an equal one.
             source: where the data came from, kept for later commands; it may differ, as data may be moved.
 
         Raises:
@@ -107,7 +107,7 @@ class Run:
                 f"{self.path} is not a run directory and not empty; give a new or empty directory as --run."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        with only_one(self.path, "trained in"):
+        with exclusive_lock(self.path, "trained in"):
             is_new = not known.exists()
             if self.begun:
                 self._check_resumable(config)
@@ -117,35 +117,35 @@ class Run:
             try:
                 yield
             except UserError:
-                # A mistake that shows before anything is written leaves nothing behind.
+                # Remove the configuration again if the mistake is found before anything else is written.
                 if is_new and all(_ours(entry) or entry == known for entry in self.path.iterdir()):
                     known.unlink()
                 raise
 
     def _check_resumable(self, config: dict[str, Any]) -> None:
-        """Check that a configuration is the run's; take a mended one over where the run diverged."""
+        """Check that a configuration is the run's; after a divergence, accept and store changed `ADJUSTABLE` fields."""
         old = self.config()
         recipe, diverged = old["recipe"], old.get("diverged", [])
-        mended = config
-        if diverged and all(diverged[-1][field] == recipe[field] for field in MENDING):
-            mended = {**config, "recipe": {**config["recipe"], **{field: recipe[field] for field in MENDING}}}
-        _check_same(self.path, old, mended)
-        if mended["recipe"] != config["recipe"]:
+        updated = config
+        if diverged and all(diverged[-1][field] == recipe[field] for field in ADJUSTABLE):
+            updated = {**config, "recipe": {**config["recipe"], **{field: recipe[field] for field in ADJUSTABLE}}}
+        _check_same(self.path, old, updated)
+        if updated["recipe"] != config["recipe"]:
             write_json(self.path / CONFIG, {**old, **config})
 
     def _clear(self) -> None:
-        """Remove what an earlier training left that wrote no checkpoint."""
+        """Remove the files of an earlier run that wrote no checkpoint."""
         for name in (METRICS, BEST, CARD):
             (self.path / name).unlink(missing_ok=True)
         for name in ("events", "plots", "samples", "checkpoints"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def note_divergence(self, step: int, sound: Callable[[int], bool]) -> int:
-        """Keep in the configuration that the run diverged, and drop the checkpoints that led to it.
+        """Record a divergence in the configuration, and delete the checkpoints that led to it.
 
         Args:
             step: at which it was seen.
-            sound: whether the checkpoint of a step is worth resuming from.
+            sound: whether the checkpoint of a step can be resumed from.
 
         Returns:
             The step to resume from; 0: the beginning.
@@ -155,7 +155,7 @@ class Run:
                 shutil.rmtree(self.checkpoints / f"{kept:08d}", ignore_errors=True)
         config = self.config()
         begin = max(self.checkpoint_steps(), default=0)
-        noted = {"step": step, "back_to": begin, **{field: config["recipe"][field] for field in MENDING}}
+        noted = {"step": step, "back_to": begin, **{field: config["recipe"][field] for field in ADJUSTABLE}}
         write_json(self.path / CONFIG, {**config, "diverged": [*config.get("diverged", []), noted]})
         return begin
 
@@ -183,7 +183,9 @@ class Run:
     def add_evaluation(self, result: Evaluation) -> None:
         """Add an evaluation to the card, and write it whole as `evaluation.json` and `plots/confusion_matrix.png`."""
         title = f"{self.path.name} on {result.key}, n={result.n}"
-        with writing(self.path, f"the evaluation (top-1 {result.top1:.2%}) is not kept: mend that and evaluate again"):
+        with wrap_write_errors(
+            self.path, f"the evaluation (top-1 {result.top1:.2%}) is not saved: fix that and evaluate again"
+        ):
             self.card().with_metrics(result.key, result.figures()).write(self.path)
             write_json(self.path / EVALUATION, result.to_dict())
             confusion_matrix(result.confusion, result.class_names, self.path / "plots" / "confusion_matrix.png", title)
@@ -198,8 +200,8 @@ class Run:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     def save_model(self, model: keras.Model, name: str) -> Path:
-        """Save a whole network by rename."""
-        with whole_file(self.path / name) as temporary:
+        """Save a whole network atomically."""
+        with atomic_file(self.path / name) as temporary:
             model.save(temporary)
         return self.path / name
 
@@ -215,7 +217,7 @@ class Run:
         shutil.rmtree(self.path / "samples", ignore_errors=True)
         originals = split.originals.subset(np.asarray(chosen)).encoded_in_order().as_numpy_iterator()
         class_folders = safe_names(data.class_names)
-        with whole_folder(self.path / "samples") as folder:
+        with atomic_folder(self.path / "samples") as folder:
             for position, (encoded, *_) in zip(chosen, originals, strict=True):
                 of_class = folder / class_folders[split.labels[position]]
                 of_class.mkdir(exist_ok=True)
@@ -224,10 +226,10 @@ class Run:
                 (of_class / f"{position:05d}{ENDINGS[kind]}").write_bytes(encoded)
 
     def save_checkpoint(self, step: int, model: keras.Model, variables: Sequence[Any], state: dict[str, Any]) -> None:
-        """Write weights, other variables and state into a folder of their own, then drop all but the newest two."""
+        """Write weights, other variables and state into a new checkpoint folder; delete all but the newest two."""
         if (self.checkpoints / f"{step:08d}").exists():
             return
-        with whole_folder(self.checkpoints / f"{step:08d}") as folder:
+        with atomic_folder(self.checkpoints / f"{step:08d}") as folder:
             model.save_weights(folder / "model.weights.h5")
             values = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
             np.savez(folder / "variables.npz", **values)
@@ -236,7 +238,7 @@ class Run:
             shutil.rmtree(self.checkpoints / f"{old:08d}", ignore_errors=True)
 
     def load_checkpoint(self, model: keras.Model, variables: Sequence[Any]) -> dict[str, Any] | None:
-        """Put the newest checkpoint back into model and variables; return its state, or None if there is none."""
+        """Restore model and variables from the newest checkpoint; return its state, or None if there is none."""
         self._sweep()
         steps = self.checkpoint_steps()
         if not steps:
@@ -259,18 +261,18 @@ class Run:
         return sorted(int(path.name) for path in self.checkpoints.iterdir() if re.fullmatch(r"\d{8,}", path.name))
 
     def _sweep(self) -> None:
-        """Remove what a killed process left half-written; the lock is held, so nobody is writing."""
+        """Remove the temporary files and folders of killed processes; the lock is held, so no process is writing."""
         for folder in (self.path, self.checkpoints):
-            for left in folder.glob(f"{UNFINISHED}*"):
+            for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _ours(entry: Path) -> bool:
-    return entry.name == ".lock" or entry.name.startswith(UNFINISHED)
+    return entry.name == ".lock" or entry.name.startswith(TEMPORARY_PREFIX)
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Refuse to resume with another model, data set or recipe; the sentence names what differs."""
+    """Refuse to resume with another model, data set or recipe; the error message names the difference."""
     for key in new:
         before, now = old.get(key), new[key]
         if before == now:

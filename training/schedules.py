@@ -40,7 +40,7 @@ class Curve(abc.ABC):
 
     # Most curves observe nothing and have no state.
     def observe_holdout(self, step: int, figure: float) -> None:  # noqa: B027
-        """Take in a figure on the holdout, more being better, after so many steps."""
+        """Record a holdout metric, for which higher is better, after a number of steps."""
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as plain data for JSON."""
@@ -85,7 +85,7 @@ class StepDivision(Curve):
 
 @dataclass(frozen=True)
 class EvenDivision(Curve):
-    """The run has so many equal parts, and the rate is multiplied by a factor after each.
+    """The run is divided into equal parts, and the rate is multiplied by a factor after each.
 
     Attributes:
         base: the rate of the first part.
@@ -300,7 +300,7 @@ class TrainingErrorWarmup:
 
 @dataclass
 class EarlyStopping:
-    """The run ends when the holdout has not improved for so many reports.
+    """The run ends when the holdout metric has not improved for a number of reports.
 
     Attributes:
         reports: how many.
@@ -328,7 +328,7 @@ class EarlyStopping:
 
 
 class Schedule:
-    """All that the trainer asks before each step and tells after it; made by `Recipe.make_schedule`.
+    """The trainer's interface to learning rate and early stopping; created by `Recipe.make_schedule`.
 
     Args:
         curve: the learning rate.
@@ -383,7 +383,7 @@ class Schedule:
             self.warmup.observe(error)
 
     def observe_holdout(self, step: int, figures: HoldoutFigures) -> bool:
-        """Take in the figures of a report after so many steps; return whether they are the best yet.
+        """Record the metrics of a report after a number of steps; return whether they are the best yet.
 
         Args:
             step: how many steps are done.

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM stop a training after its step; a second signal stops it at once."""
+"""SIGINT and SIGTERM stop a training after its step; a second signal stops it immediately."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set; a second signal stops at once. Only the main thread can listen."""
+    """Yield an event that SIGINT and SIGTERM set; a second signal stops immediately. Works in the main thread only."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

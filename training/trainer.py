@@ -18,7 +18,7 @@ from rich.console import Console
 
 from keras_convnets.display import printable
 from keras_convnets.errors import Interrupted, UserError
-from keras_convnets.files import writing
+from keras_convnets.files import wrap_write_errors
 from keras_convnets.networks.googlenet import without_auxiliary
 from keras_convnets.networks.registry import get_model
 from keras_convnets.networks.spec import ModelSpec
@@ -58,7 +58,7 @@ def fit(
     """Train a network by a recipe; resume where an earlier call with the same arguments was stopped.
 
     Args:
-        model: a network's name, such as "ResNet20", with arguments of its own, such as "ResNet34(shortcut=A)", or a
+        model: a network's name, such as "ResNet20", with arguments, such as "ResNet34(shortcut=A)", or a
             `ModelSpec`; also MODEL:WEIGHTS.
         dataset: what `load_dataset` takes.
         run: the run directory.
@@ -89,8 +89,8 @@ def fit(
         plan = make_plan(model, dataset, recipe, overrides, data_dir, weights)
     directory = Run(run)
     source = {"dataset": dataset_place(dataset), "data_dir": None if data_dir is None else os.path.abspath(data_dir)}
-    then = "mend that, and the same command resumes from the last checkpoint, or name another with --run"
-    with writing(directory.path, then), directory.claimed(plan.config(), source):
+    advice = "fix that, and the same command resumes from the last checkpoint, or give another directory with --run"
+    with wrap_write_errors(directory.path, advice), directory.claimed(plan.config(), source):
         if directory.finished:
             directory.drop_checkpoints()
         else:
@@ -294,14 +294,14 @@ class Trainer:
             self.console.print(resuming, highlight=False, markup=False)
 
     def run(self, stop: threading.Event | None = None) -> None:
-        """Resume from the newest checkpoint, train what is left, then write the networks and the card.
+        """Resume from the newest checkpoint, train the remaining steps, then write the networks and the card.
 
         Args:
-            stop: when it is set, a checkpoint is written and the run ends.
+            stop: if set, the run writes a checkpoint and ends.
 
         Raises:
             Interrupted: if `stop` was set before the end.
-            Diverged: if something is not finite.
+            Diverged: if losses or weights are not finite.
         """
         if self.step == 0:
             self.restore()
@@ -315,11 +315,11 @@ class Trainer:
                     batch = next(batches)
                 self.train_step(batch)
                 self.progress.advance(self.step)
-                due = CHECKPOINT_SECONDS
+                interval = CHECKPOINT_SECONDS
                 if self.reports.is_due(self.step):
                     self.report()
-                    due = CHECKPOINT_SECONDS_AT_REPORTS
-                if stop.is_set() or time.monotonic() - saved > due:
+                    interval = CHECKPOINT_SECONDS_AT_REPORTS
+                if stop.is_set() or time.monotonic() - saved > interval:
                     self.checkpoint()
                     saved = time.monotonic()
                 if stop.is_set() and self.step < total:

@@ -44,7 +44,7 @@ class Averages:
         count = tf.cast(self._updates, tf.float32)
         kept = tf.minimum(self._decay, (1.0 + count) / (10.0 + count))
         for average, weight in zip(self._values, self._weights, strict=True):
-            # The difference leaves a weight that does not change just as it is.
+            # Adding a difference leaves a constant weight exactly unchanged.
             average.assign_sub((1.0 - kept) * (average - tf.convert_to_tensor(weight)))
         self._updates.assign_add(1)
 

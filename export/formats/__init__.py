@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # What `--formats` calls them, and the module of each here. They are written in this order: a format that requires
 # another stands after it.
 FORMATS = {"saved_model": "saved_model", "onnx": "onnx", "int8": "onnx_int8", "litert": "litert"}
-# Every version has it: to TensorFlow Serving, a version without one is none.
+# Required in every version: TensorFlow Serving ignores versions without a SavedModel.
 VERSION_FORMAT = "saved_model"
 DEFAULT_FORMATS = ("saved_model", "onnx")
 

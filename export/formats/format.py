@@ -24,7 +24,7 @@ FLOAT32_TOLERANCE = 1e-5
 INT8_TOLERANCE = 0.25
 # An untrained network of many layers gives logits in the hundreds, in which float32's rounding is as many times larger.
 UNTRAINED_FACTOR = 10
-# How the images that an ONNX file takes lie in memory.
+# Memory layouts of an ONNX file's input.
 LAYOUTS = ("nhwc", "nchw")
 
 
@@ -105,7 +105,7 @@ def check_layout(layout: str) -> None:
 
 
 def card_beside(path: Path) -> ModelCard | None:
-    """Return the card of the version that a file lies in, or None."""
+    """Return the card of the version that contains a file, or None."""
     beside = path.parent / EXTRA
     return ModelCard.read(beside) if (beside / "model.json").is_file() else None
 

@@ -71,10 +71,10 @@ def write_litert(
         converter.target_spec.supported_types = [tf.float16]
     if calibration is not None:
         converter.representative_dataset = lambda: _one_by_one(calibration)
-        # The second set is for what has no int8 operator.
+        # The second set is for operations without an int8 operator.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
     with warnings.catch_warnings():
-        # Calibration runs an interpreter whose successor is a package of its own, which nothing else here needs.
+        # Calibration runs tf.lite's interpreter; its successor is a separate package, which nothing else here needs.
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
         path.write_bytes(converter.convert())
 
@@ -91,7 +91,7 @@ def _checked_images(images: np.ndarray | None, size: tuple[int, int]) -> np.ndar
 def _with_constants(network: keras.Model, size: tuple[int, int]) -> tuple[tf.Module, tf.function]:
     """Return the network as a function whose weights are constants.
 
-    The converter keeps variables as resources without their values, and the file gives NaN without a word.
+    The converter keeps variables as resources without their values, and the file's outputs are silently NaN.
     """
     import tensorflow as tf
 
@@ -120,7 +120,7 @@ def load_litert(path: Path, card: ModelCard | None = None) -> Classifier:
 
     Args:
         path: the file.
-        card: what is known of it; by default the card of the version it lies in.
+        card: what is known of it; by default the card of the version that contains it.
 
     Returns:
         A classifier: it takes uint8 [n, H, W, 3]. It has no card where none was given and none lies beside the file,
@@ -134,7 +134,7 @@ def load_litert(path: Path, card: ModelCard | None = None) -> Classifier:
     card = card or card_beside(path)
     try:
         with warnings.catch_warnings():
-            # Its successor is a package of its own, which nothing else here needs.
+            # Its successor is a separate package, which nothing else here needs.
             warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
             interpreter = tf.lite.Interpreter(str(path))
         infer = interpreter.get_signature_runner("serving_default")

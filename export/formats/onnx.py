@@ -70,7 +70,7 @@ def load_onnx(path: Path, card: ModelCard | None = None) -> Classifier:
 
     Args:
         path: the file, of either layout.
-        card: what is known of it; by default the card of the version it lies in, else what its metadata say.
+        card: what is known of it; by default the card of the version that contains it, else from its metadata.
 
     Returns:
         A classifier: it takes uint8 [n, H, W, 3], whatever the file's layout.
@@ -102,7 +102,7 @@ def load_onnx(path: Path, card: ModelCard | None = None) -> Classifier:
 def _facts_of_onnx(session: Any, path: Path) -> dict[str, Any]:
     check_names([value.name for value in (*session.get_inputs(), *session.get_outputs())], path)
     metadata = session.get_modelmeta().custom_metadata_map
-    # Other tools may have added what is no JSON.
+    # Other tools may have added metadata that are not JSON.
     return {key: json.loads(metadata[key]) for key in FACTS if key in metadata}
 
 

@@ -31,7 +31,7 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 def convert(
     network: keras.Model, size: tuple[int, int], layout: str, name: str, facts: Mapping[str, Any], path: Path
 ) -> None:
-    """Convert a network, simplify what comes out and write it.
+    """Convert a network, simplify the result and write it.
 
     Args:
         network: `images` [batch, H, W, 3] -> a dictionary with "probabilities" [batch, classes].
@@ -86,7 +86,7 @@ def _without_weights(infer: Any, inputs_as_nchw: Sequence[str]) -> onnx.ModelPro
     """
     from tf2onnx import optimizer, tf_loader, tfonnx
 
-    # tf2onnx logs what it could not convert and continues all the same; `_check_operators` raises instead.
+    # tf2onnx logs operations that it could not convert and continues; `_check_operators` raises instead.
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)
     inputs, outputs = [tensor.name for tensor in infer.inputs], [tensor.name for tensor in infer.outputs]
     specifications = tf.nest.flatten(infer.structured_input_signature)
@@ -114,7 +114,7 @@ def _check_operators(converted: onnx.ModelProto) -> None:
 
 
 def _take_out_constants(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Compute what comes from weights and constants alone, and take all these tensors out of a model.
+    """Fold computations on weights and constants, and take all these tensors out of a model.
 
     Those of floating point become inputs of the model. Integers stay in it, as shapes are inferred from them.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from onnxruntime import quantization
 
 # Softmax stays in float32: a 256th is too coarse for the probabilities of a thousand classes. So do the mean's
-# subtraction, whose input has eight bits by itself, and the response normalisation, whose squares need more.
+# subtraction, whose input has eight bits already, and the response normalisation, whose squares need more.
 OPERATORS = ("Add", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MaxPool", "Relu")
 NORMALIZATION = "response_normalization"
 

@@ -38,7 +38,7 @@ def as_input(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
 
 
 def replace(repeated: Any, values: Sequence[Any]) -> None:
-    """Let a repeated field of a message hold these values, which may be some of its own."""
+    """Replace the values of a repeated field, possibly by some of its current ones."""
     del repeated[:]
     repeated.extend(values)
 
@@ -76,7 +76,7 @@ class _Graph:
         return [node for node in self.graph.node if node.op_type == kind]
 
     def constant(self, name: str) -> np.ndarray | None:
-        """Return a constant's value, or None of what is computed."""
+        """Return a constant's value, or None for a computed tensor."""
         return numpy_helper.to_array(self._integers[name]) if name in self._integers else self.arrays.get(name)
 
     def add(self, name: str, array: np.ndarray) -> None:
@@ -93,7 +93,7 @@ class _Graph:
         return names[0] if names and names[0] in self.arrays else None
 
     def take_sum(self, node: onnx.NodeProto, bias: str) -> None:
-        """Let a node add a constant itself, in place of the sum behind it, which is then unused."""
+        """Let a node add a constant itself, in place of the following Add, which is then unused."""
         (addition,) = self.users[node.output[0]]
         node.input.append(bias)
         node.output[0] = addition.output[0]

@@ -34,7 +34,7 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
         TensorFlow Serving's Classify call wants them.
     features: `image_bytes` -> `features`, float32 [batch, d]; only of a network that gives them.
 
-    One inference function stands behind all of them, and the weights are stored once. Decoding, resizing by the card's
+    All of them call one inference function, and the weights are stored once. Decoding, resizing by the card's
     view and normalisation are inside; EXIF orientation is ignored, so clients turn their images before they send them.
     Neither Keras nor this package is needed to load it.
 
@@ -50,11 +50,11 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
 
     module = tf.Module()
     # The weights stay variables. As constants they gain nothing measurable on a folded network, whose convolution,
-    # bias, sum and ReLU are fused into one operation either way, and every signature holds copies of its own:
+    # bias, sum and ReLU are fused into one operation either way, and every signature has its own copies:
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
     module.weights, infer = _weights_and_inference(network)
     pixels = tf.TensorSpec([None, *card.view.crop, 3], tf.uint8, name="images")
-    # Both are functions of their own, so that the signatures share what is traced of them.
+    # Both are separate functions, so that the signatures share their traces.
     module.infer = tf.function(infer, input_signature=[pixels], autograph=False)
     module.view = encoded_views(card.view)
     tf.saved_model.save(module, str(folder), signatures=_signatures(module.infer, module.view, card))

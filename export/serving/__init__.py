@@ -1,17 +1,17 @@
 """A local endpoint that answers as TensorFlow Serving does, over REST and gRPC.
 
 What works against it works unchanged against `tensorflow_model_server`: the same ports, URLs, bodies, status codes
-and messages. The rooms, in the order in which a request passes through them:
+and messages. The modules, in the order in which a request passes through them:
 
-- `server`: `ModelServer` owns all that follows, `serve_forever` adds the signals; `sockets` opens the ports.
-- `rest` and `rpc`: the two front ends. REST: `app` receives and dispatches, `routes` is the URL grammar, `verbs` the
-  table of what can be asked for, `json_*` bodies and answers. gRPC: `service` and `methods`.
-- `admission`: the limits for one client, what a request will cost, and admission within a server's memory.
+- `server`: `ModelServer` owns the parts below, `serve_forever` handles signals; `sockets` opens the ports.
+- `rest` and `rpc`: the two front ends. REST: `app` receives and dispatches, `routes` parses URLs, `verbs` is the table
+  of methods, `json_*` are request and response bodies. gRPC: `service` and `methods`.
+- `admission`: request limits, estimates of a request's memory cost, and admission within the server's memory.
 - `models`: which models and versions are served, their states, and how a request finds one.
-- `scheduling`: deadlines, and the schedulers: a concurrency limit, or batches.
-- `engines`: run a SavedModel, or an exported ONNX file; `signatures`: what they take and give; `classify_regress`.
-- `warmup`: a version's own first requests. `metrics`: what Prometheus reads. `status`: codes and errors.
-- `command` and `flag_files`: what the flags of the command `serve` and the files that they name say.
+- `scheduling`: deadlines, and the schedulers: a concurrency limit, or batching.
+- `engines`: run a SavedModel, or an exported ONNX file; `signatures`: their inputs and outputs; `classify_regress`.
+- `warmup`: a version's warm-up requests. `metrics`: Prometheus metrics. `status`: status codes and errors.
+- `command` and `flag_files`: the flags of the command `serve` and the configuration files that they name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Classify and Regress, alike over REST and gRPC: the signatures that take tf.Examples, and what they answer.
+"""Classify and Regress over REST and gRPC: the signatures that take tf.Examples, and their responses.
 
 A signature for either has one input, `inputs`, of serialized tf.Examples. A classifier's outputs are `classes`,
 `scores` or both; a regressor's is `outputs`. The method name that the signature carries is not looked at, because what
@@ -145,7 +145,7 @@ def regress(engine: Engine, name: str, examples: list[bytes]) -> np.ndarray:
 
 
 def class_rows(classification: Classification) -> list[list[tuple[bytes, float]]]:
-    """Return a label and a score for each class of each example; "" and 0.0 stand for what the model does not say."""
+    """Return a label and a score for each class of each example; "" and 0.0 if the model does not give them."""
     classes, scores = classification
     given = classes if classes is not None else scores
     assert given is not None, "a classifier that was checked gives one of them"

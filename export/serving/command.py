@@ -136,7 +136,7 @@ def check_batching(flags: Mapping[str, Any]) -> None:
     """Check that batching parameters come with batching.
 
     Raises:
-        UserError: with TensorFlow Serving's own sentence.
+        UserError: with TensorFlow Serving's message.
     """
     if flags["batching_parameters_file"] and not flags["enable_batching"]:
         raise UserError(

@@ -42,7 +42,7 @@ def read_batching(path: str | os.PathLike[str]) -> BatchingParameters:
     """
     message = _parsed(path, "BatchingParameters", "--batching_parameters_file")
     if message.pad_variable_length_inputs:
-        _log.warning("pad_variable_length_inputs is not done here: a request of another shape is run by itself.")
+        _log.warning("pad_variable_length_inputs is not supported here: a request of another shape is run alone.")
     names = (field.name for field in dataclasses.fields(BatchingParameters) if field.name != "allowed_batch_sizes")
     numbers = {name: getattr(message, name).value for name in names if message.HasField(name)}
     return BatchingParameters(**numbers, allowed_batch_sizes=tuple(message.allowed_batch_sizes))
@@ -90,7 +90,7 @@ def _parsed(path: str | os.PathLike[str], kind: str, flag: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read ({error}); give {flag} an existing file.") from error
     except text_format.ParseError as error:
-        remedy = f"mend the file or leave {flag} out"
+        remedy = f"fix the file or leave {flag} out"
         raise UserError(model_config.parse_error_text(path, kind, error, remedy)) from error
 
 
@@ -98,7 +98,7 @@ def _parsed(path: str | os.PathLike[str], kind: str, flag: str) -> Any:
 def _messages() -> Any:
     """Return the descriptions of TensorFlow Serving's messages that tensorflow-serving-api leaves out.
 
-    They are session_bundle_config.proto and monitoring_config.proto, under a name of their own.
+    They are session_bundle_config.proto and monitoring_config.proto, under other names.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, wrappers_pb2  # noqa: F401
 

@@ -1,6 +1,6 @@
 """Request counts and latencies in Prometheus' text format, under TensorFlow Serving's names.
 
-prometheus_client writes no counter without "_total" behind its name, and TensorFlow Serving's has none, so the few
+prometheus_client writes no counter without the suffix "_total", and TensorFlow Serving's has none, so the few
 lines of text are written here.
 """
 
@@ -28,7 +28,7 @@ _LABELS = {
 # Microseconds, up to about 25 minutes.
 _LIMITS = [10 * 1.8**power for power in range(33)]
 _BOUNDS = [*(f"{limit:.6g}" for limit in _LIMITS), "+Inf"]
-# Names of models come from requests, and who asks for many that do not exist should not fill the memory.
+# Model names come from requests: bounded, so that requests for unknown models can't exhaust the memory.
 _MAX_COUNTS = 1000
 _MAX_NAME = 256
 
@@ -78,10 +78,10 @@ class Metrics:
         self._record(_RUNTIME_LATENCY, (model[:_MAX_NAME], api, "TF1"), time.monotonic() - began)
 
     def value(self, name: str) -> int:
-        """Return a counter's value by its full name, as `ReloadConfigRequest.metric_names` has it.
+        """Return a counter's value by its full name, as in `ReloadConfigRequest.metric_names`.
 
-        TensorFlow Serving reads a counter only while it has one combination of labels; the answer is 0 otherwise and
-        for every unknown name.
+        TensorFlow Serving reads a counter only while it has a single combination of labels; otherwise, and for
+        unknown names, the value is 0.
 
         Example:
             >>> Metrics().value("/tensorflow/serving/request_count")

@@ -55,7 +55,7 @@ class ModelServer:
         grpc_channel_arguments: options of gRPC's own for its side of the server, such as
             `("grpc.max_connection_age_ms", 2000)`.
         engine: "tensorflow", or "onnxruntime" for the ONNX files of versions that were exported here.
-        batching: how requests are run together; None runs each by itself.
+        batching: the batching parameters; None runs each request alone.
         max_queued_requests: how many may wait before more are refused.
         enable_model_warmup: answer a version's own warm-up requests before it is available.
         allow_version_labels_for_unavailable_models: let a new label name a version that is not available.
@@ -165,7 +165,7 @@ class ModelServer:
         return self._servables.names() or [item.name for item in self._config.model_config_list.config]
 
     def url(self, model: str) -> str:
-        """Return a model's REST URL; with `:predict` behind it, images can be sent there."""
+        """Return a model's REST URL; append `:predict` to send images."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.rest_api_port}/v1/models/{model}"
 
@@ -269,7 +269,7 @@ class ModelServer:
                 _log.exception("Reading the configuration failed; it will be tried again")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until the server is asked to stop; returns False when the timeout, in seconds, came first."""
+        """Block until the server is asked to stop; return False if the timeout, in seconds, expires first."""
         return self._stopped.wait(timeout)
 
     def request_stop(self) -> None:
@@ -302,14 +302,14 @@ class ModelServer:
 def serve_forever(
     server: ModelServer, announce: Callable[[str], None] | None = None, *, grace_seconds: float = GRACE_SECONDS
 ) -> None:
-    """Start a server and serve until SIGTERM or SIGINT, then answer what is under way and return.
+    """Start a server and serve until SIGTERM or SIGINT, then finish the running requests and return.
 
     SIGHUP has the configuration read again. A second signal ends the server without waiting. Call it from the main
     thread, which alone may handle signals.
 
     Args:
         server: a server that is not started yet.
-        announce: gets a sentence when the server answers and one when it stops; nothing is printed otherwise.
+        announce: called with a message when the server is ready and when it stops; by default nothing is printed.
         grace_seconds: how long requests under way may take after the signal.
 
     Raises:

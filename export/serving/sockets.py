@@ -1,4 +1,4 @@
-"""Ports and sockets: what a server listens on, and a sentence where it can't."""
+"""Ports and sockets that a server listens on, and error messages for unavailable ones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def bind(host: str, port: int, flag: str) -> socket.socket:
     Args:
         host: the address.
         port: the port; 0 for a free one.
-        flag: the flag that sets the port, for the error's sentence.
+        flag: the flag that sets the port, for the error message.
 
     Raises:
-        UserError: if the port does not exist, is in use or can't be had.
+        UserError: if the port does not exist, is in use or is not available.
     """
     # Looking up the address would silently wrap a number that is too large.
     if not 0 <= port <= 65535:
@@ -47,15 +47,15 @@ def bind(host: str, port: int, flag: str) -> socket.socket:
 
 
 def add_unix_socket(server: grpc.Server, path: str) -> None:
-    """Have a gRPC server listen on a UNIX socket too; one that a server left behind is replaced.
+    """Have a gRPC server listen on a UNIX socket too; a stale socket of a killed server is replaced.
 
     Raises:
-        UserError: if the system has none, or the path is in use or can't be had.
+        UserError: if the system has none, or the path is in use or is not available.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise UserError(f"--grpc_socket_path got {path!r}; this system has no UNIX sockets: give --port instead.")
     try:
-        # What a server that was killed left behind is no server; one that listens keeps its socket.
+        # Replace the stale socket of a killed server, but not one that a server listens on.
         if Path(path).is_socket() and not _listens(path):
             os.unlink(path)
         server.add_insecure_port(f"unix:{path}")
@@ -80,7 +80,7 @@ def is_loopback(host: str) -> bool:
 
 
 def port_error(host: str, port: int, flag: str, error: Exception) -> UserError:
-    """Return the sentence for a port that can't be had."""
+    """Return the error for a port that can't be bound."""
     if isinstance(error, RuntimeError) or getattr(error, "errno", None) == errno.EADDRINUSE:
         return UserError(
             f"port {port} on {host} is in use; stop what listens there, or give another port with {flag} "

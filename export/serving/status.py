@@ -58,7 +58,7 @@ MAX_NAME = 200
 
 
 class ServingError(Exception):
-    """A request or a load that failed, with the code and the message that the client is told.
+    """A request or a load that failed, with the code and the message that the client gets.
 
     Args:
         code: the canonical status code.
@@ -89,5 +89,5 @@ class ServingError(Exception):
 
 
 def invalid_argument(message: str) -> ServingError:
-    """Return the error for a request that can never succeed as it is."""
+    """Return the error for an invalid request."""
     return ServingError(Code.INVALID_ARGUMENT, message)

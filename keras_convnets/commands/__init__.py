@@ -1,6 +1,6 @@
 """The command line `keras-convnets`: `main` parses and delegates, each command is a file, thin over Python.
 
-The commands alone may import the other rooms, training and export, and only inside functions: help and `models` answer
+The commands alone may import training and export, and only inside functions: help and `models` answer
 without Keras.
 """
 

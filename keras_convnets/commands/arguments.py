@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parse, refusing what is left over with the nearest flags this parser knows."""
+        """Parse; unknown flags are refused with a suggestion of the nearest known ones."""
         args = [_with_underscores(arg) for arg in (sys.argv[1:] if args is None else args)]
         flags = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
         for arg in args:

@@ -1,4 +1,4 @@
-"""Check a data set, describe it, or make its photographs small once for all."""
+"""Verify a data set, describe it, or prepare downscaled copies of its images."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def _add_verify_flags(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, as train takes it")
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, as accepted by train")
     parser.add_argument(
         "--quarantine",
         nargs="?",
         const="",
         metavar="FILE",
-        help="write the list of those that are skipped; without FILE to FOLDER/quarantine.txt, which training respects",
+        help="write a list of the skipped images; default FILE: FOLDER/quarantine.txt, which training reads",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _verify(args: argparse.Namespace) -> int:
-    """Find the images that training would skip or see otherwise; exit status 1 if some would be skipped."""
+    """Find images that training would skip or decode differently than expected; exit status 1 if any are skipped."""
     _existing_folder(args.folder)
     load_tensorflow()
     from keras_convnets.training.data.verification import verify_folder
@@ -45,20 +45,22 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"{item.path:<{width}}  {item.kind:<12} {item.fate:<8} {item.detail}")
     print(f"{found.files} files, {len(found.skipped)} of them skipped in training")
     if found.refused:
-        print("training refuses the folder until what is marked as refused is mended")
+        print("training refuses the folder until the findings marked as refused are fixed")
     if listed is not None:
         print(f"wrote {listed}")
     return FAILURE if found.skipped or found.refused else 0
 
 
 def _add_stats_flags(parser: Parser) -> None:
-    parser.add_argument("data", metavar="DATA", help="digits, a folder, or a name of TensorFlow Datasets")
-    parser.add_argument("--data_dir", metavar="DIR", help="where prepared TFDS directories are (else TFDS_DATA_DIR)")
+    parser.add_argument("data", metavar="DATA", help="digits, a folder, or the name of a TensorFlow Datasets data set")
+    parser.add_argument(
+        "--data_dir", metavar="DIR", help="directory of prepared TFDS data sets; default: TFDS_DATA_DIR"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _stats(args: argparse.Namespace) -> None:
-    """Describe a data set: counts, sizes, colours, and images that occur twice."""
+    """Describe a data set: counts, image sizes, colour statistics and duplicate images."""
     load_tensorflow()
     from keras_convnets import training
     from keras_convnets.training.data.statistics import data_statistics, statistics_text
@@ -73,7 +75,7 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _surveyed(place: str) -> Survey | None:
-    """Return what lies in a folder of images that training refuses; None of anything else, which is loaded."""
+    """Return the survey of an image folder that training refuses, or None for data that can be loaded."""
     from keras_convnets.training.data.folder import survey, without_listed
     from keras_convnets.training.data.shards import holds_shards
 
@@ -87,16 +89,16 @@ def _surveyed(place: str) -> Survey | None:
 
 
 def _add_prepare_flags(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, as train takes it; it stays as it is")
+    parser.add_argument("folder", metavar="FOLDER", help="a folder of images, as accepted by train; it is not changed")
     parser.add_argument("--to", required=True, metavar="OUT", help="the folder to write or to resume")
     parser.add_argument(
-        "--shorter_side", type=positive, required=True, metavar="N", help="in pixels; what is larger is resized to it"
+        "--shorter_side", type=positive, required=True, metavar="N", help="in pixels; larger images are resized to it"
     )
     parser.add_argument("--format", default="folder", help="folder or tfrecord; default: %(default)s")
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    """Write a folder's photographs anew, upright and no larger than needed; the same command again resumes."""
+    """Write upright, downscaled copies of a folder's images; repeating the command resumes an interrupted one."""
     _existing_folder(args.folder)
     load_tensorflow()
     from keras_convnets.training.data.preparation import prepare_folder

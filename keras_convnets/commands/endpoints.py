@@ -20,7 +20,7 @@ _TLS_FILES = {
 
 
 def add_endpoint_flags(parser: Parser) -> None:
-    """Add what is sent to an endpoint, and how it is trusted."""
+    """Add the flags for request headers and TLS certificates."""
     group = parser.add_argument_group("for an endpoint's URL")
     what = "to send along, and the next with another flag, such as 'Authorization: Bearer X'; @FILE: one a line"
     group.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help=what)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from keras_convnets.training import Evaluation, Run
     from keras_convnets.training.data import DataSet, Split
 
-# So many images are asked about to learn the names of an endpoint's classes.
+# Number of images classified to compare the names of an endpoint's classes.
 CLASS_CHECK_IMAGES, MOST_CLASS_CHECK_IMAGES = 64, 1000
 log = logging.getLogger("keras_convnets")
 
@@ -77,7 +77,7 @@ def _evaluate_one(source: str, args: argparse.Namespace) -> Evaluation:
         check_has_weights(source, "measure")
         if run is not None:
             recipe, trained_on = run.config()["recipe"], _maybe_trained_on(classifier.card, data)
-            # In the order of the training: what is left out first changes who is held out.
+            # Same order as in training: images left out change which ones are held out.
             data = data.without_broken(recipe.get("broken_images", 1.0))[0]
             data = data.with_holdout(recipe["holdout"]) if trained_on and "train" in data.splits else data
         _check_classes(source, classifier.card, data)
@@ -90,7 +90,7 @@ def _evaluate_one(source: str, args: argparse.Namespace) -> Evaluation:
 
 
 def _evaluate_endpoint(source: str, args: argparse.Namespace) -> Evaluation:
-    """Measure an endpoint with images as the data hold them: it brings them to its size by itself."""
+    """Measure an endpoint on the encoded images of the data; the endpoint resizes and crops them."""
     from keras_convnets.classes import imagenet_classes
 
     data = _data_of(source, None, None, args)
@@ -101,17 +101,17 @@ def _evaluate_endpoint(source: str, args: argparse.Namespace) -> Evaluation:
     with open_client(source, args) as client:
         expected = [names.get(name, name) for name in data.class_names]
         if not client.check_classes(expected, _some_of_each_class(data.split(split), len(expected))):
-            log.warning("%s tells no class names, so only their number was compared.", source)
+            log.warning("%s reports no class names, so only their number was compared.", source)
         return _measure(source, client.predict, data, split, args, encoded=True)
 
 
 def _some_of_each_class(split: Split, classes: int) -> list[bytes]:
-    """Return encoded images of as many classes as there may be: a stored order has one class after the other."""
+    """Return encoded images drawn from all classes, because data are often stored class by class."""
     count = min(split.size, max(CLASS_CHECK_IMAGES, min(classes, MOST_CLASS_CHECK_IMAGES)))
     try:
         stream = split.encoded_shuffled(0, balanced=True)
     except UserError:
-        # Records that are read one after the other.
+        # Records can only be read sequentially.
         stream = split.encoded_in_order()
     return [encoded for encoded, *_ in stream.take(count).as_numpy_iterator()]
 

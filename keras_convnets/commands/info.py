@@ -1,4 +1,4 @@
-"""Show what is known of a network and its layers, also at another input size or class count."""
+"""Show a network and its layers, also at another input size or class count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_flags(parser: Parser) -> None:
     """Add the command's arguments."""
     parser.add_argument("model", metavar="MODEL", help="a name that models lists, or 'CIFARResNet(26)'")
     add_model_flags(parser)
-    parser.add_argument("--classes", type=int, help="count for so many classes")
+    parser.add_argument("--classes", type=int, help="count parameters for this number of classes")
     parser.add_argument("--image_size", type=int, help="count for a square input of this side, in pixels")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -15,7 +15,7 @@ from keras_convnets.display import printable
 from keras_convnets.errors import Diverged, Interrupted, UserError, unknown_name
 from keras_convnets.version import __version__
 
-# Each is the file of its name in this folder, which says in `COMMAND` what it is and is imported when it is asked for.
+# Each is a module of this package that defines `COMMAND` and is imported on first use.
 COMMANDS = ("models", "info", "data", "train", "evaluate", "predict", "export", "repo", "serve", "quickstart")
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _TextFormatter(logging.Formatter):
-    """Messages of ours as text: names in them send nothing else to the terminal."""
+    """Formats log messages without control characters, which names in them may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -55,7 +55,7 @@ class _TextFormatter(logging.Formatter):
 
 
 def _complain(error: BaseException) -> int:
-    """Print one sentence for an error and return the exit status that fits it."""
+    """Print an error message in one line and return the exit status for it."""
     from keras_convnets.weights.downloads import DownloadError
 
     sentence = printable(" ".join(str(error).split())) or type(error).__name__

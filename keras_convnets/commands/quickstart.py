@@ -1,4 +1,4 @@
-"""Do the main job on real data: train, evaluate, export, serve, classify over REST and gRPC."""
+"""Train, evaluate, export, serve and classify over REST and gRPC, on a small real data set."""
 
 from __future__ import annotations
 
@@ -22,24 +22,28 @@ from keras_convnets.extras import EXTRAS, require
 NAME = "digits"
 SETTINGS = ("epochs=40", "batch_size=64", "holdout=0.1")
 START_SECONDS = 120.0
-# Answers that are printed, evenly over the classes; all are counted.
+# Number of predictions printed, spread evenly over the samples; the accuracy counts all of them.
 SHOWN = 20
 
 
 def add_flags(parser: Parser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--run", default="runs/quickstart", metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--to", default="saved_models", metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--keep_serving", action="store_true", help="leave the endpoint up until Ctrl-C")
+    parser.add_argument(
+        "--run", default="runs/quickstart", metavar="DIR", help="the run directory; default: %(default)s"
+    )
+    parser.add_argument(
+        "--to", default="saved_models", metavar="DIR", help="the model repository; default: %(default)s"
+    )
+    parser.add_argument("--keep_serving", action="store_true", help="keep the endpoint running until Ctrl-C")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train ResNet-20 on scikit-learn's handwritten digits and take it all the way to an endpoint.
+    """Train ResNet-20 on scikit-learn's handwritten digits, export it and serve it.
 
-    Each step is a command that a user would type.
+    Each step runs a command that a user could type.
 
     Raises:
-        SystemExit: with a step's exit status, if it fails.
+        SystemExit: with the exit status of a step that fails.
     """
     for extra in EXTRAS:
         require(extra, "the quickstart")
@@ -48,13 +52,13 @@ def run(args: argparse.Namespace) -> None:
     _step(["evaluate", args.run])
     _step(["export", args.run, "--name", NAME, "--to", args.to])
     with _endpoint(args.to) as (grpc_url, rest_url, server):
-        _ask(args.run, rest_url, "REST")
-        _ask(args.run, grpc_url, "gRPC")
-        top1, n = _measure(rest_url)
-        _say_what_next(args.run, args.to)
+        _print_predictions(args.run, rest_url, "REST")
+        _print_predictions(args.run, grpc_url, "gRPC")
+        top1, n = _accuracy(rest_url)
+        _print_next_steps(args.run, args.to)
         last_line = f"top-1 {100 * top1:.1f} % over REST (n={n})"
         if args.keep_serving:
-            print(f"{rest_url} and {grpc_url} stay up until Ctrl-C.\n{last_line}", flush=True)
+            print(f"{rest_url} and {grpc_url} keep running until Ctrl-C.\n{last_line}", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
     if not args.keep_serving:
@@ -70,12 +74,12 @@ def _command(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _endpoint(repository: str) -> Iterator[tuple[str, str, subprocess.Popen]]:
-    """Serve the model in a process of its own; give its gRPC and REST URLs and the process."""
+    """Serve the model in a subprocess; yield its gRPC URL, its REST URL and the process."""
     grpc_port, rest_port = _free_port(8500), _free_port(8501)
     serve = ["serve", repository, "--model_name", NAME, "--port", str(grpc_port), "--rest_api_port", str(rest_port)]
     _show(serve)
     server = subprocess.Popen([sys.executable, "-m", "keras_convnets", *serve])
-    # However this process is asked to end, the server ends with it.
+    # SIGTERM raises KeyboardInterrupt, so that the server is stopped in every case.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _wait_until_open(server, (rest_port, grpc_port))
@@ -96,13 +100,13 @@ def _show(arguments: list[str]) -> None:
     print(f"\n$ keras-convnets {shlex.join(arguments)}", flush=True)
 
 
-def _ask(run: str, url: str, protocol: str) -> None:
-    """Classify the run's held-out samples over the wire and print the answers beside the truth."""
+def _print_predictions(run: str, url: str, protocol: str) -> None:
+    """Classify the run's held-out samples at the endpoint and print the predictions with the true classes."""
     samples = str(Path(run) / "samples")
     _show(["predict", samples, "--url", url])
     with tempfile.TemporaryFile("w+") as file:
         arguments = ["predict", samples, "--url", url, "--json"]
-        if status := _into(file, arguments):
+        if status := _run_into(file, arguments):
             raise SystemExit(status)
         file.seek(0)
         answers = json.load(file)
@@ -116,13 +120,13 @@ def _ask(run: str, url: str, protocol: str) -> None:
     print(f"  {right} of {len(answers)} are right")
 
 
-def _into(file: IO[str], arguments: list[str]) -> int:
+def _run_into(file: IO[str], arguments: list[str]) -> int:
     with contextlib.redirect_stdout(file):
         return _command(arguments)
 
 
-def _measure(url: str) -> tuple[float, int]:
-    """Evaluate the endpoint on the whole test split."""
+def _accuracy(url: str) -> tuple[float, int]:
+    """Evaluate the endpoint on the whole test split; return (top-1 accuracy, number of images)."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "evaluation.json")
         _step(["evaluate", url, "--dataset", NAME, "--batch_size", "60", "--json", path])
@@ -131,7 +135,7 @@ def _measure(url: str) -> tuple[float, int]:
 
 
 def _free_port(wanted: int) -> int:
-    """Return the wanted port, or another where that one is in use."""
+    """Return the wanted port, or a free one if it is in use."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -168,10 +172,10 @@ def _stop(server: subprocess.Popen) -> None:
             server.kill()
 
 
-def _say_what_next(run: str, repository: str) -> None:
+def _print_next_steps(run: str, repository: str) -> None:
     print(f"""
 Look at {run}/plots/learning_curves.png and {run}/plots/confusion_matrix.png. What to type next:
-  your own photographs, one sub-folder a class:
+  your own photographs, one sub-folder per class:
     keras-convnets train --model ResNet20 --dataset path/to/folder --run runs/mine --set image_size=64 --set epochs=100
   CIFAR-10 by the paper's recipe (64,000 iterations; a GPU helps):
     keras-convnets train --model ResNet20 --dataset cifar10 --run runs/cifar10

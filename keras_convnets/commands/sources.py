@@ -24,7 +24,7 @@ def is_url(source: str) -> bool:
 
 
 def is_folder(source: str) -> bool:
-    """Whether a SOURCE is a folder. A network's name is that, unless a run or an exported version bears it."""
+    """Whether a SOURCE is a folder. A network's name takes precedence, unless the folder is a run or an export."""
     path = Path(source)
     if not path.is_dir() or model_name(source) is None:
         return path.is_dir()

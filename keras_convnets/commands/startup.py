@@ -1,4 +1,4 @@
-"""TensorFlow's start: without its messages, and with memory that grows as it is needed."""
+"""TensorFlow's start-up: without its messages, and with memory growth on GPUs."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def print_json(data: Any) -> None:
 
 
 def escaped(doing: str) -> str:
-    """Return what rich shows as it is given: brackets in a name are no markup."""
+    """Return text that rich shows without interpreting brackets as markup."""
     from rich.markup import escape
 
     return escape(printable(doing))

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
             console=Console(),
         )
     except Diverged as error:
-        mended = [PROGRAM, *args.given, "--set", f"learning_rate={error.learning_rate:g}"]
-        raise Diverged(f"{error} Type: {shlex.join(mended)}", error.learning_rate) from error
+        retry = [PROGRAM, *args.given, "--set", f"learning_rate={error.learning_rate:g}"]
+        raise Diverged(f"{error} Type: {shlex.join(retry)}", error.learning_rate) from error
     if finished_before:
         print(f"run {run.path} is finished already; nothing was done.")
     else:

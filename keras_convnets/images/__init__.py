@@ -15,7 +15,7 @@ __all__ = ["read_image"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not before it is asked for: whoever only lists networks or weights needs no Pillow.
+    # Imported lazily: listing networks or weights does not need Pillow.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from keras_convnets.images import files

@@ -11,8 +11,8 @@ from keras_convnets.images.files import READ
 # More than cameras take, but for a few of medium format. Decoded they fill 300 MB, and a server decodes several at a
 # time; a file of some kilobytes can claim thousands of times as many.
 MAX_PIXELS = 100_000_000
-# To find the end of a GIF's first frame, so many extensions before it, and so many times so many bytes in blocks that
-# are not full, are passed over.
+# Bounds of the search for the end of a GIF's first frame: the number of extensions before it, and of steps of this many
+# bytes over blocks that are not full.
 MAX_GIF_LEAPS = 32
 GIF_BYTES_AT_ONCE = 2**15
 BROKEN_GIF = "the GIF's first frame is not whole, or what lies before and in it is cut into too many short blocks."
@@ -46,7 +46,7 @@ def decode_image(data: tf.Tensor) -> tf.Tensor:
 
     Raises:
         tf.errors.InvalidArgumentError: if it is none of these, is damaged, or has more than `MAX_PIXELS` pixels; the
-            last is told from the header, before anything is decoded. Also if the end of a GIF's first frame is not
+            last is read from the header, before anything is decoded. Also if the end of a GIF's first frame is not
             found in `MAX_GIF_LEAPS`.
     """
     image = tf.cond(
@@ -143,7 +143,7 @@ def _decode_webp(data: tf.Tensor) -> tf.Tensor:
     lossless = [1 + number(1, 2, 3) % 2**14, 1 + (octets[2] // 64 + 4 * octets[3] + 1024 * octets[4]) % 2**14]
     lossy = [(octets[6] + 256 * octets[7]) % 2**14, (octets[8] + 256 * octets[9]) % 2**14]
     width, height = tf.unstack(tf.where(kind == b"X", extended, tf.where(kind == b"L", lossless, lossy)))
-    # TensorFlow 2.21 writes an animation's four channels into room for three, which damages the process' memory.
+    # TensorFlow 2.21 writes an animation's four channels into a buffer for three, which corrupts the process' memory.
     still = (kind != b"X") | (tf.bitwise.bitwise_and(octets[0], 2) == 0)
     data = _required(still, ANIMATED_WEBP, _within_limit(data, width, height))
     # The decoder gives the channels that the file has, and refuses to drop alpha.

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from keras_convnets.errors import UnreadableImage, UserError
 from keras_convnets.version import __version__
 
-# What is decoded, in words and by the names of files; decoding goes by the content.
+# The formats that are decoded, as text and as file suffixes; decoding itself goes by the content.
 READ = "JPEG, PNG, GIF, BMP and WebP"
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".bmp", ".gif", ".webp")
 # Images by their names too, which are not decoded; `data prepare` converts those of them that Pillow reads.
@@ -25,7 +25,7 @@ OTHER_SUFFIXES = (
     *(".tif", ".tiff", ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jxl", ".ppm", ".pgm", ".pbm"),
     *(".pnm", ".tga", ".pcx", ".dib", ".ico", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
 )
-# What systems put beside one's own files and folders, besides what is hidden.
+# Files and folders that operating systems create, besides hidden ones.
 LITTER = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information"),
     "lost+found",
@@ -65,7 +65,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the images of `files_below` that are read, and those of other types, as their names tell."""
+    """Return the images of `files_below` that are read, and those of other formats, by their suffixes."""
     files = files_below(folder)
     read, others = ([path for path in files if path.suffix.lower() in known] for known in (SUFFIXES, OTHER_SUFFIXES))
     return read, others

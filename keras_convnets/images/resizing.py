@@ -12,9 +12,9 @@ from keras_convnets.images.view import DECODED_AT_ONCE, View
 # What `ScaleAndTranslate` calls the kernels that it has, and how far they reach.
 SCALE_AND_TRANSLATE = {"bilinear": "triangle", "bicubic": "keyscubic"}
 RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
-# A centre that begins at most so many shorter sides from the first pixel is resampled with all that lies before it.
+# A centre that begins at most this many shorter sides from the first pixel is resampled with all pixels before it.
 NEAR = 8
-# Single precision tells this many pixels apart by a sixteenth.
+# Single precision resolves positions up to this many pixels to a sixteenth of a pixel.
 SINGLE_PRECISION_PIXELS = 2.0**20
 
 

@@ -96,7 +96,7 @@ class View:
 
 
 def _as_python(size: Any) -> Any:
-    """Return a whole number as Python's, and anything else as it is, for `_check` to refuse."""
+    """Return a whole number as an `int`, and anything else unchanged, for `_check` to refuse."""
     whole = whole_number(size)
     return size if whole is None else whole
 

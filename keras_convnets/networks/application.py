@@ -1,4 +1,4 @@
-"""What all builders share: the arguments of keras.applications, input, classifier, and loading of weights.
+"""Common parts of all builders: the arguments of keras.applications, input, classifier, and loading of weights.
 
 A family's file holds the paper's table, one function that builds a network of it, and the builders: ordinary functions
 that `application` gives the signature of keras.applications.
@@ -58,7 +58,7 @@ class Common:
             default: the preprocessing where neither the arguments nor the weights say another.
 
         Raises:
-            UserError: if an argument does not fit; the sentence says which.
+            UserError: if an argument does not fit; the message says which.
         """
         self._check()
         preprocessing = None
@@ -105,7 +105,7 @@ class Common:
         return name if self.input_tensor is None else f"{self.name}_{name}"
 
     def classifier(self, x: Any, initializer: Any, logits: str = "predictions", outputs: str = "probabilities") -> Any:
-        """Add the linear layer and the softmax, layers of their own and in float32 under every policy.
+        """Add the linear layer and the softmax, as separate layers and in float32 under every dtype policy.
 
         The linear layer's output, the logits, is what training works on.
         """
@@ -150,7 +150,7 @@ def common_arguments(
     include_preprocessing: bool = True,
     preprocessing: Preprocessing | None = None,
 ) -> None:
-    """Declare the arguments of keras.applications, and two of ours.
+    """Declare the arguments of keras.applications, and two of this package.
 
     Args:
         include_top: whether the classifier is there: from the last pooling to the softmax.
@@ -275,7 +275,7 @@ Returns:
 
 Raises:
     UserError: an argument, shape or weights file that does not fit.
-    DownloadError: published weights that can't be had.
+    DownloadError: published weights that can't be downloaded.
 
 Example:
     >>> model = {call}

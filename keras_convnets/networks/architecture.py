@@ -87,7 +87,7 @@ class Architecture:
 
     Attributes:
         name: the builder's name, such as "ResNet20".
-        family: what it shares with the other networks of its paper.
+        family: the properties common to the networks of its paper.
         depth: weighted layers on the longest path.
         parameters: trainable weights at the default input size and class count.
         multiply_adds: of one image at the default input size and class count.

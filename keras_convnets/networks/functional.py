@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_convnets.files import check_room, writing
+from keras_convnets.files import check_disk_space, wrap_write_errors
 from keras_convnets.networks.spec import ModelSpec
 from keras_convnets.weights.keras_reader import check_archive, refusing, write_configuration
 
@@ -57,9 +57,9 @@ class Functional(keras.Model):
 
     def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Save the weights as Keras does, with the configuration beside them: arrays alone fit other networks too."""
-        with writing(filepath):
+        with wrap_write_errors(filepath):
             if str(filepath).endswith(".weights.h5"):
-                check_room(filepath, sum(_bytes_of(weight) for weight in self.weights) + HDF5_OVERHEAD)
+                check_disk_space(filepath, sum(_bytes_of(weight) for weight in self.weights) + HDF5_OVERHEAD)
             super().save_weights(filepath, *args, **kwargs)
             if str(filepath).endswith(".weights.h5") and Path(filepath).is_file():
                 write_configuration(filepath, keras.saving.serialize_keras_object(self)["config"])
@@ -96,6 +96,6 @@ def _in_small_letters(path: Path) -> Iterator[Path]:
 
 
 def weights_digest(model: keras.Model) -> tuple[int, ...]:
-    """Return a checksum of each weight: it tells whether training has changed a model since, not who changed it."""
+    """Return a checksum of each weight, to detect whether the weights have changed since."""
     arrays = (np.ascontiguousarray(keras.ops.convert_to_numpy(weight)) for weight in model.weights)
     return tuple(zlib.crc32(array.data) for array in arrays)

@@ -140,7 +140,7 @@ def _arguments(
 
     Args:
         auxiliary: whether the two auxiliary classifiers are there; the outputs are then a dictionary of
-            "probabilities", "aux1" (on 4a) and "aux2" (on 4d), each with a loss of its own in `compile`, given as
+            "probabilities", "aux1" (on 4a) and "aux2" (on 4d), each with its own loss in `compile`, given as
             dictionaries over these names; the paper's loss weights are 1, 0.3 and 0.3.
         lrn: other constants of the response normalisation, such as {"k": 1, "alpha": 2e-5}; by default those of
             AlexNet's paper: n=5, k=2, alpha=1e-4, beta=0.75.

@@ -13,7 +13,7 @@ import tensorflow as tf
 def grouped_convolution(x: tf.Tensor, kernel: tf.Tensor, strides: Sequence[int], padding: str) -> tf.Tensor:
     """Convolve with as many groups as the kernel's depth says: [b, H, W, C] with [k, k, C / groups, filters].
 
-    Keras wraps grouped convolutions in a compiled function of its own, which has no ONNX conversion. On a processor
+    Keras wraps grouped convolutions in a separate compiled function, which has no ONNX conversion. On a processor
     for which TensorFlow does without oneDNN it computes their outputs but not their gradients, so these are computed
     group by group.
     """

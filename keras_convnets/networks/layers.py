@@ -64,7 +64,7 @@ class ImageNormalization(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class ShortcutA(keras.layers.Layer):
-    """Option A, the shortcut without parameters: every `stride`-th pixel, and zero channels behind the existing ones.
+    """Option A, the shortcut without parameters: every `stride`-th pixel, and zero channels after the existing ones.
 
     He et al. 2015, section 3.3: "The shortcut still performs identity mapping, with extra zero entries padded for
     increasing dimensions", "performed with a stride of 2".

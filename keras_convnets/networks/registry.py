@@ -29,16 +29,16 @@ def get_architecture(name: str) -> Architecture:
     """Return the table's row of a network; capital letters do not matter.
 
     Raises:
-        UserError: if no network bears that name; the sentence gives the nearest names.
+        UserError: if no network has that name; the message suggests the nearest names.
     """
     return ARCHITECTURES[_known(name, ARCHITECTURES)]
 
 
 def builder_name(name: str) -> str:
-    """Return a builder's name as it is spelt; capital letters do not matter.
+    """Return a builder's canonical name; the argument is case-insensitive.
 
     Raises:
-        UserError: if no builder bears that name; the sentence gives the nearest names.
+        UserError: if no builder has that name; the message suggests the nearest names.
     """
     return _known(name, BUILDERS)
 
@@ -65,7 +65,7 @@ def get_builder(name: str) -> Callable[..., keras.Model]:
     """Return a builder by its name; this imports Keras.
 
     Raises:
-        UserError: if no builder bears that name.
+        UserError: if no builder has that name.
     """
     name = builder_name(name)
     return getattr(importlib.import_module(BUILDERS[name].path), name)

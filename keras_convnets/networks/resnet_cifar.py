@@ -28,7 +28,7 @@ __all__ += ["CIFARPlainNet", "PlainNet20", "PlainNet32", "PlainNet44", "PlainNet
 STAGES = (("conv2", 16, 1), ("conv3", 32, 2), ("conv4", 64, 2))
 
 MINIMUM_SIDE = 4
-# Keras walks a functional graph recursively: deeper networks are nested, so many blocks to an inner model.
+# Keras walks a functional graph recursively: deeper networks are nested, with this many blocks per inner model.
 DEEPEST_FLAT = 110
 BLOCKS_PER_NEST = 50
 

@@ -27,7 +27,7 @@ ELSEWHERE = {
     "preprocessing": "it comes with the weights, or from the training data",
     "input_tensor": "a tensor can be given to the builder alone",
 }
-# MODEL or MODEL(arguments), and :WEIGHTS behind it.
+# MODEL or MODEL(arguments), optionally followed by :WEIGHTS.
 _SOURCE = re.compile(r"(\w+(?:\(.*?\))?)(?::(.*))?", re.DOTALL)
 _CALL = re.compile(r"(\w+)\((.*)\)", re.DOTALL)
 _WORDS = {"true": True, "false": False, "null": None}
@@ -99,7 +99,7 @@ class ModelSpec:
 
     @property
     def family(self) -> Family:
-        """What the network shares with the others of its paper."""
+        """The properties common to the networks of its paper."""
         return BUILDERS[self.architecture]
 
     @property
@@ -159,7 +159,7 @@ def read_settings(texts: Sequence[str], flag: str) -> dict[str, Any]:
 
     Args:
         texts: such as ["shortcut=A", 'lrn={"k": 1}', "depth=26"].
-        flag: where they come from, for the error's sentence.
+        flag: where they come from, for the error message.
 
     Raises:
         UserError: if one has another form, or one field comes twice.
@@ -267,7 +267,7 @@ def _of_type(value: Any, hint: Any) -> Any:
 
 
 def _described(hint: Any) -> str:
-    """Return an argument's type in words, for an error's sentence."""
+    """Return a description of an argument's type, for the error message."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_described(kind) for kind in inner if typing.get_origin(kind) is not Callable)

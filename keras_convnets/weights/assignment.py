@@ -99,11 +99,11 @@ def is_head(name: str) -> bool:
 def converted(model: keras.Model, pairs: Sequence[Pair], path: Path) -> Values:
     """Return what `set_weights` takes for every layer that fits; classifiers of another width are left out.
 
-    A convolution's bias that has no place is folded into the batch normalisation behind it: the mean it subtracts is
+    A convolution's bias that has no place is folded into the batch normalisation after it: the mean it subtracts is
     less by that bias. Another epsilon goes into the variance.
 
     Raises:
-        UserError: if a shape, a stride or a number of groups differs; the sentence names the layer and both.
+        UserError: if a shape, a stride or a number of groups differs; the message names the layer and both.
     """
     followers = {id(layer.input): layer for layer in leaves(model) if isinstance(layer, layers.BatchNormalization)}
     shifts: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Download of published files into the user's cache: resumed, verified, and renamed only when they are right."""
+"""Downloads of published weights into the cache: resumable, verified by sha256 and atomically renamed."""
 
 from __future__ import annotations
 
@@ -28,193 +28,197 @@ if TYPE_CHECKING:
 
 MIRRORS, OFFLINE = "KERAS_CONVNETS_MIRRORS", "KERAS_CONVNETS_OFFLINE"
 TIMEOUT = 30.0
-# In seconds, before each further try at an address; one that got further than any before begins them anew.
-WAITS = (0.5, 2.0, 5.0)
-BLOCK = 1 << 16
+# Seconds to wait before each retry of a URL; an attempt that made progress resets the count.
+RETRY_DELAYS = (0.5, 2.0, 5.0)
+CHUNK_BYTES = 1 << 16
 log = logging.getLogger("keras_convnets")
 
 
 class DownloadError(OSError):
-    """A download that failed, by network or disk; the sentence says where to put the file by hand."""
+    """A download that failed because of the network or the disk; the message says where to put the file by hand."""
 
 
-class _Unusable(Exception):
-    """Why an address does not give the file; the next one may."""
+class _SourceFailed(Exception):
+    """The file can't be downloaded from a URL; the next URL is tried."""
 
 
-class _Cut(Exception):
-    """Why a connection ended before the file did; the same address may resume it."""
+class _ConnectionLost(Exception):
+    """The connection failed or closed early; the same URL is retried and the download resumed."""
 
 
 def cache_folder() -> Path:
-    """Return the folder that downloaded files are kept in, existing or not: `models/keras_convnets` of Keras' own.
+    """Return the cache folder of downloaded files, `$KERAS_HOME/models/keras_convnets`; it need not exist.
 
-    Keras' own is `$KERAS_HOME`, else `~/.keras`.
+    `KERAS_HOME` defaults to `~/.keras`.
     """
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models" / "keras_convnets"
 
 
 def download(record: WeightsRecord) -> Path:
-    """Return the path of a record's file in the cache; it is downloaded where the cache does not hold it.
+    """Return the path of a record's file in the cache, downloading it if it is not cached.
 
-    The file's sha256 is verified on every call. What arrives is kept in a `.part` file beside it, and a later call goes
-    on there. Of several processes one downloads, and the others wait for it.
+    The file's sha256 is verified on every call. A partial download is kept in a `.part` file beside it, which a later
+    call resumes. If several processes request the file, one downloads it and the others wait.
 
     Args:
-        record: its file, locations, size in bytes and sha256 are used.
+        record: gives the file name, URLs, size in bytes and sha256.
 
     Returns:
         The path of a file with the record's sha256.
 
     Raises:
-        UserError: if `KERAS_CONVNETS_OFFLINE` forbids the download, or `KERAS_CONVNETS_MIRRORS` holds a wrong address.
-        DownloadError: if no address gives the file, or the disk does not take it.
+        UserError: if `KERAS_CONVNETS_OFFLINE` forbids the download, or `KERAS_CONVNETS_MIRRORS` holds an invalid URL.
+        DownloadError: if every URL fails, or the file can't be written to the cache.
     """
     path = cache_folder() / record.file
     try:
-        if _is_right(path, record):
+        if _has_sha256(path, record.sha256):
             return path
         if path.exists():
             log.warning("%s does not have the sha256 %s and is not used", path, record.sha256)
-        places = _places(record)
+        urls = _urls(record)
         if os.environ.get(OFFLINE, "").lower() not in ("", "0", "false"):
-            raise UserError(_sentence(record, path, places, f"because {OFFLINE} is set"))
+            raise UserError(_failure_message(record, path, urls, f"because {OFFLINE} is set"))
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{record.sha256[:12]}.part")
-        with _alone(part.with_suffix(".lock"), record.file):
-            if not _is_right(path, record):
-                _download(record, path, part, places)
+        with _locked(part.with_suffix(".lock"), record.file):
+            if not _has_sha256(path, record.sha256):
+                _download(record, path, part, urls)
     except DownloadError:
         raise
     except OSError as error:
-        raise _not_kept(record, path, error.strerror or str(error)) from error
+        raise _cache_error(record, path, error.strerror or str(error)) from error
     return path
 
 
-def _download(record: WeightsRecord, path: Path, part: Path, places: list[str]) -> None:
-    """Make `path` the right file, from the first address that gives it."""
+def _download(record: WeightsRecord, path: Path, part: Path, urls: list[str]) -> None:
+    """Download `path` from the first URL that works, resuming the partial download `part`."""
     missing, free = record.size - _size(part), shutil.disk_usage(path.parent).free
     if missing > free:
-        raise _not_kept(record, path, f"{missing:,} bytes more are needed and {free:,} are free")
+        raise _cache_error(record, path, f"{missing:,} more bytes are needed and {free:,} are free")
     failed = []
     with _progress(record, _size(part)) as show:
-        for place in places:
-            log.info("downloading %s (%s of %s bytes are here) from %s", path, _size(part), record.size, place)
+        for url in urls:
+            log.info("downloading %s from %s (%s of %s bytes already downloaded)", path, url, _size(part), record.size)
             try:
-                _verified(place, part, record, show)
-            except _Unusable as reason:
-                log.warning("%s can't be had from %s: %s", record.file, place, reason)
-                failed.append(f"{place} ({reason})")
+                _download_verified(url, part, record, show)
+            except _SourceFailed as reason:
+                log.warning("%s can't be downloaded from %s: %s", record.file, url, reason)
+                failed.append(f"{url} ({reason})")
                 continue
             with open(part, "r+b") as file:
                 os.fsync(file.fileno())
             os.replace(part, path)
-            log.info("downloaded %s, and its sha256 is right", path)
+            log.info("downloaded %s and verified its sha256", path)
             return
-    raise DownloadError(_sentence(record, path, failed, "because no address gave it"))
+    raise DownloadError(_failure_message(record, path, failed, "because every URL failed"))
 
 
-def _verified(place: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
-    """Complete the part from one address and verify it; a wrong part is deleted."""
+def _download_verified(url: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
+    """Complete the partial download from one URL and verify its sha256; it is deleted if that does not match."""
     resumed = _size(part) > 0
-    _complete(place, part, record, show)
+    _download_with_retries(url, part, record, show)
     found = sha256(part)
     if found == record.sha256:
         return
     part.unlink()
     if not resumed:
-        raise _Unusable(f"its file has the sha256 {found}")
-    # What was there before may have been the wrong bytes, and this address may have the right ones.
-    log.warning("the resumed %s has the sha256 %s and is downloaded anew", record.file, found)
-    _verified(place, part, record, show)
+        raise _SourceFailed(f"its file has the sha256 {found}")
+    # The bytes downloaded earlier may have been wrong: start again from this URL.
+    log.warning("the resumed download of %s has the sha256 %s; restarting it from the beginning", record.file, found)
+    _download_verified(url, part, record, show)
 
 
-def _complete(place: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
-    """Bring the part to its whole size; a connection that is cut is tried again."""
-    furthest, waits = -1, iter(WAITS)
+def _download_with_retries(url: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
+    """Download until the file has its full size, retrying lost connections with increasing delays."""
+    furthest, delays = -1, iter(RETRY_DELAYS)
     while _size(part) < record.size:
         try:
-            _receive(place, part, record, show)
-        except _Cut as reason:
+            _receive(url, part, record, show)
+        except _ConnectionLost as reason:
             if _size(part) > furthest:
-                furthest, waits = _size(part), iter(WAITS)
-            wait = next(waits, None)
-            if wait is None:
-                raise _Unusable(f"{reason} after {_size(part):,} of {record.size:,} bytes") from reason
-            log.warning("%s: %s after %s bytes; again in %s s", place, reason, _size(part), wait)
-            time.sleep(wait)
+                furthest, delays = _size(part), iter(RETRY_DELAYS)
+            delay = next(delays, None)
+            if delay is None:
+                raise _SourceFailed(f"{reason} after {_size(part):,} of {record.size:,} bytes") from reason
+            log.warning("%s: %s after %s bytes; retrying in %s s", url, reason, _size(part), delay)
+            time.sleep(delay)
 
 
-def _receive(place: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
-    """Write what one connection gives: at the part's end, or from the start where the server sends all of it."""
-    response, done = _answer(place, _size(part), record.size)
+def _receive(url: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
+    """Append a response to the partial download; overwrite it if the server can't resume and sends the whole file."""
+    response, done = _request(url, _size(part), record.size)
     with response, open(part, "ab" if done else "wb") as file:
-        for block in _blocks(response):
-            done += len(block)
+        for chunk in _chunks(response):
+            done += len(chunk)
             if done > record.size:
                 part.unlink()
-                raise _Unusable(f"its file has more than {record.size:,} bytes")
-            file.write(block)
+                raise _SourceFailed(f"its file has more than {record.size:,} bytes")
+            file.write(chunk)
             show(done)
     if done < record.size:
-        raise _Cut("the connection ended")
+        raise _ConnectionLost("the connection ended")
 
 
-def _answer(place: str, have: int, size: int) -> tuple[Any, int]:
-    """Return a server's answer and the position that it starts from: `have`, or 0 from a server that can't resume."""
-    response = _open(place, have)
+def _request(url: str, offset: int, size: int) -> tuple[Any, int]:
+    """Request the file from a byte offset on.
+
+    Returns:
+        The response and the offset of its first byte: `offset`, or 0 if the server does not support range requests.
+    """
+    response = _open(url, offset)
     start, total = 0, response.headers.get("Content-Length", "")
     if response.status in (206, 416):
-        given = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        start, total = (int(given[1]), given[2]) if given else (-1, "")
-        if start != have:
+        content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        start, total = (int(content_range[1]), content_range[2]) if content_range else (-1, "")
+        if start != offset:
             response.close()
-            if not have:
-                raise _Unusable("it answers with another range than it was asked for")
-            return _answer(place, 0, size)
-    # Told before a byte is written, so that a log-in page does not replace what has been downloaded.
+            if not offset:
+                raise _SourceFailed("it answers with another range than requested")
+            return _request(url, 0, size)
+    # Checked before anything is written, so that a log-in page does not overwrite the partial download.
     if total.isdigit() and int(total) != size:
         response.close()
-        raise _Unusable(f"its file has {int(total):,} bytes and not {size:,}")
+        raise _SourceFailed(f"its file has {int(total):,} bytes and not {size:,}")
     if response.headers.get_content_type() == "text/html":
         response.close()
-        raise _Unusable("it answers with a web page")
+        raise _SourceFailed("it answers with a web page")
     return response, start
 
 
-def _open(place: str, have: int) -> Any:
-    headers = {"User-Agent": f"keras-convnets/{__version__}"} | ({"Range": f"bytes={have}-"} if have else {})
+def _open(url: str, offset: int) -> Any:
+    headers = {"User-Agent": f"keras-convnets/{__version__}"} | ({"Range": f"bytes={offset}-"} if offset else {})
     try:
-        return urllib.request.urlopen(urllib.request.Request(place, headers=headers), timeout=TIMEOUT)
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
+        if error.code == 416 and offset:
             return error
         error.close()
-        raise _Unusable(f"HTTP {error.code} {error.reason}".strip()) from error
+        raise _SourceFailed(f"HTTP {error.code} {error.reason}".strip()) from error
     except urllib.error.URLError as error:
-        raise _Unusable(str(getattr(error.reason, "strerror", None) or error.reason)) from error
+        raise _SourceFailed(str(getattr(error.reason, "strerror", None) or error.reason)) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Cut(str(error) or type(error).__name__) from error
+        raise _ConnectionLost(str(error) or type(error).__name__) from error
 
 
-def _blocks(response: Any) -> Iterator[bytes]:
-    """Yield what arrives; the network's errors become `_Cut`, which tells them from the disk's."""
+def _chunks(response: Any) -> Iterator[bytes]:
+    """Yield the response's body; network errors become `_ConnectionLost`, to distinguish them from disk errors."""
     while True:
         try:
-            block = response.read(BLOCK)
+            chunk = response.read(CHUNK_BYTES)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _Cut(str(error) or type(error).__name__) from error
-        if not block:
+            raise _ConnectionLost(str(error) or type(error).__name__) from error
+        if not chunk:
             return
-        yield block
+        yield chunk
 
 
-def _places(record: WeightsRecord) -> list[str]:
-    """Return the addresses to try: the mirrors' where the user named some, else the record's own."""
-    return [_place(base, record.file) for base in os.environ.get(MIRRORS, "").split()] or list(record.locations)
+def _urls(record: WeightsRecord) -> list[str]:
+    """Return the URLs to try in order: those of the mirrors if any are set, else the record's."""
+    return [_mirror_url(base, record.file) for base in os.environ.get(MIRRORS, "").split()] or list(record.locations)
 
 
-def _place(base: str, file: str) -> str:
+def _mirror_url(base: str, file: str) -> str:
     try:
         parts = urllib.parse.urlsplit(base)
         usable = parts.scheme == "file" or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
@@ -222,30 +226,30 @@ def _place(base: str, file: str) -> str:
         usable = False
     if not usable:
         raise UserError(
-            f"{MIRRORS} holds {base!r}; it takes http://, https:// and file:// addresses with spaces between, each a "
-            "folder's or one with {file} where the file's name goes; mend or unset it."
+            f"{MIRRORS} holds {base!r}; it takes http://, https:// and file:// URLs separated by spaces, each of a "
+            "folder or with {file} in place of the file name; correct or unset it."
         )
     return base.replace("{file}", file) if "{file}" in base else f"{base.rstrip('/')}/{file}"
 
 
 @contextlib.contextmanager
-def _alone(lock: Path, file: str) -> Iterator[None]:
-    """Hold a lock file, which goes with the process; wait for another that holds it."""
-    held = FileLock(lock)
+def _locked(lock_path: Path, file: str) -> Iterator[None]:
+    """Hold a lock file, waiting while another process holds it; it is released when the process ends."""
+    lock = FileLock(lock_path)
     try:
-        held.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         log.info("%s is being downloaded by another process; waiting for it", file)
-        held.acquire()
+        lock.acquire()
     try:
         yield
     finally:
-        held.release()
+        lock.release()
 
 
 @contextlib.contextmanager
 def _progress(record: WeightsRecord, done: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr where that is a terminal; gives what takes the number of bytes that are here."""
+    """Show a progress bar on stderr if that is a terminal; yield a function that takes the bytes downloaded so far."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -256,23 +260,23 @@ def _progress(record: WeightsRecord, done: int) -> Iterator[Callable[[int], None
         yield lambda now: progress.update(task, completed=now)
 
 
-def _is_right(path: Path, record: WeightsRecord) -> bool:
-    return path.is_file() and sha256(path) == record.sha256
+def _has_sha256(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _sentence(record: WeightsRecord, path: Path, places: list[str], why: str) -> str:
+def _failure_message(record: WeightsRecord, path: Path, urls: list[str], why: str) -> str:
     return (
-        f"{record.file} can't be downloaded, {why}; get it another way, from {' or '.join(places)}, and put it "
+        f"{record.file} can't be downloaded, {why}; download it by other means, from {' or '.join(urls)}, and put it "
         f"at {path} ({record.size:,} bytes, sha256 {record.sha256})."
     )
 
 
-def _not_kept(record: WeightsRecord, path: Path, reason: str) -> DownloadError:
+def _cache_error(record: WeightsRecord, path: Path, reason: str) -> DownloadError:
     return DownloadError(
-        f"the {record.size:,} bytes of {record.file} can't be kept in {path.parent} ({reason}); make room there or let "
-        f"KERAS_HOME name another folder and try again, or put the file at {path} (sha256 {record.sha256})."
+        f"the {record.size:,} bytes of {record.file} can't be stored in {path.parent} ({reason}); free disk space "
+        f"there or set KERAS_HOME to another folder and try again, or put the file at {path} (sha256 {record.sha256})."
     )

@@ -21,7 +21,7 @@ WEIGHTED = ("convolution", "fully connected layer", "batch normalisation")
 ANY_SIDE = 224
 # How far back a difference is described: what stands before that is the same, or another layer.
 DESCRIBED, BRANCHES = 5, 4
-# Characters of a sentence that a file's own names may take.
+# Maximum characters of names from a file in an error message.
 LONGEST_TEXT = 400
 
 
@@ -50,7 +50,7 @@ class Place:
     """Where a weighted layer stands.
 
     Attributes:
-        window: of a convolution: its settings by name, in words that can be shown.
+        window: of a convolution: its settings by name, as text.
         given: what it takes, as a number of the `Forms` that it was made with.
     """
 
@@ -78,7 +78,7 @@ class Forms:
         return self._keys[number]
 
     def words(self, number: int, names: Mapping[Hashable, str], most: int = DESCRIBED) -> str:
-        """Return a number in words, the layer or the images that it starts from first."""
+        """Return a number as text, the layer or the images that it starts from first."""
         kind, detail, operands = self.key(number)
         if kind == "layer":
             return names.get(detail, str(detail))
@@ -147,7 +147,7 @@ def places(
 def difference(
     ours: Mapping[Hashable, Place], theirs: Mapping[Hashable, Place], names: Mapping[Hashable, str], forms: Forms
 ) -> str | None:
-    """Return the first difference between two graphs as the end of a sentence, or None.
+    """Return the first difference between two graphs as the end of an error message, or None.
 
     Args:
         ours: the network's places.
@@ -273,12 +273,12 @@ def _window(settings: Mapping[str, Any], x: _Tensor) -> tuple[tuple[int, int] | 
 def _places(side: int, above: int, below: int, reach: int, stride: int, rounds_up: bool) -> int:
     steps = (side + above + below - reach) / stride
     count = (math.ceil(steps) if rounds_up else math.floor(steps)) + 1
-    # No window starts in the padding behind the map.
+    # No window starts in the padding after the map.
     return count - 1 if rounds_up and (count - 1) * stride >= side + above else count
 
 
 def _drawn(x: _Tensor, forms: Forms) -> _Tensor:
-    """Return a tensor whose padding is a step of its own, where none that follows takes it in."""
+    """Return a tensor with its padding as a separate step, if no following step includes it."""
     if not any(x.padding):
         return x
     above, left, below, right = x.padding
@@ -310,7 +310,7 @@ def _steps_of_model(config: Mapping[str, Any], tensors: dict[Hashable, Hashable]
         if kind == "InputLayer" or name in tensors:
             tensors[name, 0] = tensors.get(name, IMAGES)
             continue
-        # Layers of a `Sequential` have no calls of their own.
+        # The layers of a `Sequential` have no separate calls.
         calls = [_tensors_in(node) for node in entry["inbound_nodes"]] if "inbound_nodes" in entry else [None]
         for call, given in enumerate(calls):
             inputs = (previous,) if given is None else tuple(_looked_up(tensors, name, index) for name, index in given)
@@ -446,7 +446,7 @@ def _plain(value: Any) -> Hashable:
 
 
 def _shown(value: Any) -> str:
-    """Return a setting in words: 3x3 for (3, 3)."""
+    """Return a setting as text: 3x3 for (3, 3)."""
     if isinstance(value, tuple) and value and all(isinstance(item, int) for item in value):
         return "x".join(map(str, value))
     if isinstance(value, tuple):

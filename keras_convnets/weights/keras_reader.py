@@ -122,7 +122,7 @@ def check_archive(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def refusing(path: Path, what: str) -> Iterator[None]:
-    """Turn what readers raise for a corrupt file into one sentence.
+    """Convert the exceptions that readers raise for a corrupt file into a `UserError`.
 
     Args:
         path: the file.

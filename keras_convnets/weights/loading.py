@@ -94,7 +94,7 @@ class Weights:
             chosen: arguments of its builder that its caller gave, whatever the weights ask for, such as "lrn".
 
         Raises:
-            UserError: if the file belongs to another network; nothing is changed then. The sentence names the network
+            UserError: if the file belongs to another network; nothing is changed then. The message names the network
                 of the family that it fits, if one does.
         """
         try:
@@ -231,7 +231,7 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
 
     Raises:
         UserError: if there is no such name or file, a record is of another network, or it is none of these.
-        DownloadError: if published weights can't be had; the sentence says where to put the file by hand.
+        DownloadError: if published weights can't be downloaded; the message says where to put the file by hand.
     """
     if weights is None or isinstance(weights, Weights):
         return weights

@@ -1,4 +1,4 @@
-"""Constant folding of ONNX graphs: weights may stand behind Reshape, Transpose, Cast and the like."""
+"""Constant folding of ONNX graphs: weights may pass through Reshape, Transpose, Cast and similar operators."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_convnets.weights.onnx_graph import attributes_of
 
-# Conversions make arrays of their own; the other operators look at those that are there. They may make this many bytes,
-# and beyond them so many times those that the file stores.
+# Casts allocate new arrays; the other operators return views. Casts may allocate this many bytes, plus this many times
+# the bytes that the file stores.
 LEAST_LIMIT, MOST_EXPANSION = 64 << 20, 4
 
 

@@ -29,7 +29,7 @@ def refuse_external_data(path: str | os.PathLike, what: str = "an ONNX file") ->
 
     Args:
         path: the file.
-        what: what it should be, for the error's sentence.
+        what: what it should be, for the error message.
 
     Raises:
         UserError: if one does, or the file is no ONNX file.

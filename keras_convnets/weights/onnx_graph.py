@@ -27,7 +27,7 @@ def onnx_steps(graph: Any, constants: Mapping[str, np.ndarray], biased: Mapping[
     Args:
         graph: an onnx.GraphProto.
         constants: by the tensor's name.
-        biased: the tensors that an Add behind them puts a bias on.
+        biased: the tensors that a following Add adds a bias to.
     """
     images = next((value.name for value in graph.input if value.name not in constants), None)
     for node in graph.node:
@@ -102,7 +102,7 @@ def _window(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _slice_strides(attributes: Mapping[str, Any], fixed: list) -> tuple[int, int] | None:
-    """Return the strides of a slice that takes every so many of all rows and columns; None of another slice."""
+    """Return the strides of a slice over all rows and columns; None for any other slice."""
     if len(fixed) < 4 or any(value is None for value in fixed[:4]):
         return None
     starts, ends, axes, steps = (value.reshape(-1).tolist() for value in fixed[:4])

@@ -236,7 +236,7 @@ def get_record(architecture: str, name: str) -> WeightsRecord:
     """Return the record of a network's published weights; capital letters do not matter.
 
     Raises:
-        UserError: if there is none of that name; the sentence says what there is.
+        UserError: if there is none of that name; the message says what there is.
     """
     known = get_architecture(architecture).name
     names = [record.name for record in RECORDS if record.architecture == known]

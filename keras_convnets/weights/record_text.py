@@ -1,4 +1,4 @@
-"""Records of published weights in words, for a terminal and for pages, and as plain data for JSON."""
+"""Records of published weights as text, for a terminal and for pages, and as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from keras_convnets.weights.pretrained import Accuracy, WeightsRecord
 
 
 def preprocessing_text(preprocessing: Preprocessing) -> str:
-    """Return a preprocessing in words, such as "BGR in 0-255, minus (104, 117, 123)"."""
+    """Return a preprocessing as text, such as "BGR in 0-255, minus (104, 117, 123)"."""
 
     def shown(values: tuple[float, ...]) -> str:
         return f"({', '.join(f'{value:.7g}' for value in values)})"

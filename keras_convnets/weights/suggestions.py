@@ -42,7 +42,7 @@ def fitting(model: keras.Model, architecture: str, weighted: int, check: Callabl
 
 
 def _relatives(architecture: str, weighted: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (builder's name, its own arguments) of networks that may have so many weighted layers."""
+    """Yield (builder's name, its own arguments) of networks that may have this number of weighted layers."""
     known = ARCHITECTURES.get(architecture)
     if known is None:
         return

@@ -1,4 +1,4 @@
-"""The first five minutes: `make quickstart`'s command, in a folder of its own."""
+"""The quickstart command, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def shown(folder):
         process.wait()
 
 
-def test_the_last_line_is_the_accuracy_over_the_wire(shown, folder):
+def test_the_last_line_is_the_accuracy_over_rest(shown, folder):
     text, process, errors = shown
     assert process.poll() is None, errors.read_text()
     found = re.fullmatch(r"top-1 (\d+\.\d) % over REST \(n=360\)", text.strip().splitlines()[-1])

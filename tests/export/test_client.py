@@ -379,7 +379,10 @@ def test_the_flags_of_endpoints(tmp_path, monkeypatch, capsys):
     for command in (["evaluate", "resnet20:cifar10"], ["predict", str(tmp_path / "a.png"), "--run", "nowhere"]):
         assert main([*command, "--header", "a:b", "--client-key", "k"]) == 2
         assert "--header, --client_key came without an endpoint; give its URL" in capsys.readouterr().err
-    for bad, sentence in (("secret", "a header has no name with a colon"), ("@nowhere", "nowhere can't be read")):
+    for bad, sentence in (
+        ("secret", "a header has no name followed by a colon"),
+        ("@nowhere", "nowhere can't be read"),
+    ):
         assert main(["predict", str(tmp_path / "a.png"), "--url", "grpcs://h/m", "--header", bad]) == 2
         said = capsys.readouterr().err
         assert sentence in said and "secret" not in said

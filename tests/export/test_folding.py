@@ -1,4 +1,4 @@
-"""The inference network: the same numbers from fewer operations, and the model as it was."""
+"""The inference network: equal outputs from fewer operations, and the model unchanged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def uint8_images(shape, count=2):
 
 
 def randomised(model):
-    """Give every weight a number of its own, so that none can be forgotten; the outputs stay in range."""
+    """Give every weight a random value, so that an omitted one is noticed; the outputs stay in range."""
     rng = np.random.default_rng(0)
     for weight in model.weights:
         shape = tuple(weight.shape)
@@ -333,7 +333,7 @@ def test_what_always_trains_stays():
     assert {"always_drops", "always_of_the_batch"} < {layer.name for layer in folded.layers}
 
 
-def test_the_features_enter_the_predictions_whatever_stands_behind():
+def test_the_features_are_the_input_of_the_predictions_whatever_follows():
     images = keras.Input((6,))
     x = layers.Dense(5, name="predictions")(layers.Dense(4, activation="relu", name="hidden")(images))
     model = randomised(keras.Model(images, layers.Dense(3, name="calibration")(x)))

@@ -80,7 +80,7 @@ def exported(request, tmp_path_factory):
         patch.setattr(vgg, "HIDDEN", 96)
         model = trained(builder(input_shape=(side, side, 3), classes=CLASSES, **arguments), images)
     network, card = inference_network(model), card_of_model(model, tuple("abcdefg"))
-    # The largest network has nothing of its own to show in a second layout.
+    # A second layout of the largest network would test nothing new.
     paths = {layout: folder / f"{layout}.onnx" for layout in ("nhwc", "nchw")[: 1 if builder is kc.ResNet50 else 2]}
     for layout, path in paths.items():
         write_onnx(network, card, path, layout)
@@ -132,7 +132,7 @@ def test_three_runtimes_give_keras_numbers(exported):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         by_onnx = session.run(["probabilities"], {"images": inputs})[0]
         one = session.run(["probabilities"], {"images": inputs[:1]})[0]
-        # On some CPUs OpenVINO would compute in bfloat16 unless told.
+        # On some CPUs OpenVINO would compute in bfloat16 by default.
         precision = {"INFERENCE_PRECISION_HINT": "f32"}
         by_openvino = openvino.Core().compile_model(path, "CPU", precision)({"images": inputs})["probabilities"]
         by_opencv = cv2.dnn.readNetFromONNX(str(path))

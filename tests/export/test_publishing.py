@@ -205,7 +205,7 @@ export.publish(CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3), name="plain",
 def test_a_killed_export_is_not_visible(run_python, tmp_path, verified_here):
     process = run_python("-c", KILLED, str(tmp_path), cwd=tmp_path)
     assert process.returncode == -signal.SIGKILL
-    # What is left bears a name that neither our server nor TensorFlow Serving takes for a version.
+    # The remaining folder has a name that neither our server nor TensorFlow Serving takes for a version.
     assert {path.name[0] for path in (tmp_path / "plain").iterdir()} == {"."}
     from keras_convnets.export.repository import versions
 
@@ -230,7 +230,7 @@ def test_photograph_sized_networks_export_and_see_photographs(build, tmp_path):
     """At 48x64 pixels with scikit-learn's photographs: in-graph decoding, resizing and cropping, and option A."""
     keras.utils.set_random_seed(1)
     model = build(classes=4, input_shape=(48, 64, 3))
-    # Statistics of its own, so that folding the batch normalisation can go wrong and be seen.
+    # Random statistics, so that folding the batch normalisation can go wrong and be seen.
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):

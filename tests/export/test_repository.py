@@ -21,7 +21,7 @@ from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
 from keras_convnets.export import loading, model_config, publishing, repository
 from keras_convnets.export.formats import get_format
-from keras_convnets.files import remove_abandoned, unfinished_folder
+from keras_convnets.files import remove_abandoned, temporary_folder
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, quick_export, monkeypatch):
     def full(temporary, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publishing, "finish_folder", full)
+    monkeypatch.setattr(publishing, "commit_folder", full)
     with pytest.raises(UserError, match=r"\(No space left on device\); nothing was published"):
         export.publish(tiny(), name="net", to=tmp_path)
     assert list((tmp_path / "net").iterdir()) == []
@@ -230,21 +230,21 @@ def test_a_saved_model_that_the_disk_does_not_take_is_told_in_one_sentence(tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(caught.value) == (
-        f"{tmp_path} can't be written to (File too large); nothing was published: mend that or name another with --to."
+        f"{tmp_path} can't be written to (File too large); nothing was published: fix that or name another with --to."
     )
     assert list((tmp_path / "net").iterdir()) == []
 
 
 def test_only_what_no_living_process_fills_is_removed(tmp_path):
     script = (
-        "import sys, os, signal; from keras_convnets.files import unfinished_folder\n"
-        "with unfinished_folder(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
+        "import sys, os, signal; from keras_convnets.files import temporary_folder\n"
+        "with temporary_folder(sys.argv[1]): os.kill(os.getpid(), signal.SIGKILL)"
     )
     process = subprocess.run([sys.executable, "-c", script, str(tmp_path / "1")], check=False)
     assert process.returncode == -signal.SIGKILL
     left = list(tmp_path.iterdir())
     assert len(left) == 2  # the folder and its lock
-    with unfinished_folder(tmp_path / "2") as living:
+    with temporary_folder(tmp_path / "2") as living:
         remove_abandoned(tmp_path)
         assert living.is_dir() and not any(place.exists() for place in left)
     assert list(tmp_path.iterdir()) == []

@@ -326,16 +326,16 @@ def test_an_endpoint_of_other_classes_is_refused(foreign, server, tmp_path, caps
     shutil.copytree(more / "china", more / "third")
     url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/scenes"
     for folder, sentence in (
-        (renamed, "knows the class 'flower', which is not among those expected (china, tower)"),
-        (swapped, "knows the class 'flower', which is not among those expected (a flower, china)"),
-        (more, "gives 2 classes and 3 are expected"),
+        (renamed, "has the class 'flower', which is not among those expected (china, tower)"),
+        (swapped, "has the class 'flower', which is not among those expected (a flower, china)"),
+        (more, "has 2 classes and 3 are expected"),
     ):
         assert main(["evaluate", url, "--dataset", str(folder)]) == 2
         assert sentence in capsys.readouterr().err
     with export.Client(url) as client:
         images = [path.read_bytes() for path in sorted(foreign.glob("*/*.jpg"))]
         assert client.check_classes(("china", "flower"), images)
-        with pytest.raises(UserError, match="in another place"):
+        with pytest.raises(UserError, match="at another index"):
             client.check_classes(("flower", "china"), images)
 
 

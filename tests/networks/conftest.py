@@ -1,4 +1,4 @@
-"""Fixtures that several test modules of networks share."""
+"""Fixtures of several test modules of networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorFlow, JAX and PyTorch compute the same from the same weights, each in a process of its own."""
+"""TensorFlow, JAX and PyTorch compute the same from the same weights, each in a separate process."""
 
 import importlib.util
 import json
@@ -79,5 +79,5 @@ def test_a_backend_gives_tensorflows_logits(backend, name, logits):
         pytest.skip(f"{backend} is not installed; it is in the extra `backends`: pip install -e '.[backends]'")
     reference = logits("tensorflow", name)
     assert relative_difference(logits(backend, name), reference) <= TOLERANCE
-    # The images must be told apart, or the agreement would be that of the last biases.
+    # The outputs must differ between images, or only the last biases would be compared.
     assert np.abs(reference[0] - reference[1]).max() > 0.01 * np.abs(reference).max()

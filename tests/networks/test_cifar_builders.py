@@ -1,4 +1,4 @@
-"""The CIFAR networks of any depth: sizes, tops, depths, inputs of their own."""
+"""The CIFAR networks of any depth: sizes, tops, depths, custom inputs."""
 
 from __future__ import annotations
 

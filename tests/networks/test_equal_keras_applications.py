@@ -66,7 +66,7 @@ def test_the_same_logits_as_the_twin(pair):
     twin, ours = pair
     reference = as_numpy(twin(images_of(*SIZE)))
     assert relative_difference(as_numpy(ours(images_of(*SIZE))), reference) <= TOLERANCE
-    # The images must be told apart, or the agreement would be that of the last biases.
+    # The outputs must differ between images, or only the last biases would be compared.
     assert np.abs(reference[0] - reference[1]).max() > 0.01 * np.abs(reference).max()
 
 

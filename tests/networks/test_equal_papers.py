@@ -1,4 +1,4 @@
-"""The networks without a Keras twin, and the layers of their own, against NumPy written from the papers.
+"""The networks without a Keras twin, and the custom layers, against NumPy implementations of the papers.
 
 Float32 sums of n products are off by about 6e-8 * sqrt(n) of their size: 4e-6 for the widest layer (4608 products). The
 errors of up to 53 layers in a row are independent, so they add up to some 3e-5 at most, and to a few 1e-6 in practice.

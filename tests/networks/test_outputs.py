@@ -135,7 +135,7 @@ def test_rows_of_probabilities(row, fits):
 def test_published_logits_are_probabilities_in_every_runtime(tmp_path, caplog, verified_here):
     model = CIFARPlainNet(8, input_shape=SHAPE, classes=3, classifier_activation=None)
     folder = export.publish(model, name="plain", to=tmp_path)
-    assert "plainnet8 gives logits; they are exported with a softmax behind them" in caplog.text
+    assert "plainnet8 gives logits; they are exported followed by a softmax" in caplog.text
     expected = softmax(as_numpy(model(images())))
     for path in (folder, folder / "model.onnx"):
         np.testing.assert_allclose(export.load(path)(images()), expected, atol=1e-4)

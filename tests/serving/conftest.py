@@ -1,4 +1,4 @@
-"""Fixtures that several test modules of the endpoint share."""
+"""Fixtures of several test modules of the endpoint."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_timeout_is_504_and_the_next_request_works(base_paths):
 
 
 def test_deadlines():
-    """Nobody waits for what is late: it is not begun."""
+    """A request whose deadline has passed is not started."""
     release = threading.Event()
 
     def wait(x):
@@ -76,7 +76,7 @@ def test_deadlines():
         cancelled = stub.Predict.future(request)
         assert_fails("DEADLINE_EXCEEDED", None, late.result)
         cancelled.cancel()
-        # The REST front end has a worker of its own, which the first of these takes.
+        # The REST front end has its own worker, which the first of these takes.
         for _ in range(2):
             assert predict(ports, {"instances": [1]}, "m") == (504, {"error": "Timed out after 300 ms"})
         assert get(ports, "/v1/models/m")[0] == 200

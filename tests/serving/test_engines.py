@@ -116,7 +116,7 @@ def test_what_a_scheduler_says_of_itself_and_does(scheduler, requests, rows_run)
     assert set(model.runs) == rows_run
 
 
-def test_what_nobody_waits_for_any_more_is_not_run():
+def test_expired_requests_are_not_run():
     model = Model()
     model.held.clear()
     run = ConcurrencyLimit(1, 8).queue(model)
@@ -231,9 +231,9 @@ def test_a_large_request_is_split_where_that_is_allowed(numbers):
 
 def test_what_is_not_in_rows_runs_by_itself():
     parameters = BatchingParameters(max_batch_size=2, batch_timeout_micros=20_000_000)
-    told = Model(in_rows=False)
-    assert float(queue(Batching(parameters), told, sum=())(rows(5))["sum"]) == 5.0
-    assert told.runs == [1], "by its shape"
+    unbatched = Model(in_rows=False)
+    assert float(queue(Batching(parameters), unbatched, sum=())(rows(5))["sum"]) == 5.0
+    assert unbatched.runs == [1], "by its shape"
     model = Model(in_rows=False)
     run = queue(Batching(parameters), model, sum=None)
     with at_once(2) as pool:
@@ -334,7 +334,7 @@ def test_a_graph_from_before_placeholders_had_shapes_loads(tmp_path):
     assert not os.path.exists(folder)
 
 
-def test_an_error_that_nobody_foresaw_reaches_every_request():
+def test_an_unexpected_error_reaches_every_request():
     def broken(inputs):
         raise ServingError(Code.INTERNAL, "no reason")
 

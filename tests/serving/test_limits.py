@@ -64,7 +64,7 @@ FLAGS += ["--max_connections", 40, "--port", 0, "--rest_api_port", 0, "--engine"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server in a process of its own, whose memory can be read."""
+    """A server in a separate process, whose memory can be read."""
     base = tmp_path_factory.mktemp("echo")
     echo = Echo()
     signatures = {"serving_default": echo.same, "text": echo.text, "classify": echo.classify}
@@ -409,7 +409,7 @@ def test_a_message_that_does_not_come_is_given_up_where_others_wait(monkeypatch)
 
 
 class Slow:
-    """An engine's stand-in that answers numbers when it is told to."""
+    """A fake engine that returns numbers when the test releases it."""
 
     def __init__(self):
         from keras_convnets.export.serving.signatures import Signature
@@ -478,7 +478,7 @@ def test_a_full_server_refuses_before_it_reads(monkeypatch):
             assert status == 429 and answer["error"].startswith("The queue is full: 2 requests run or wait")
             data = tensor_request("", dtype=1, shape=[1, 1], float_val=[1.0])
             assert predict(ports, data) == "RESOURCE_EXHAUSTED" and predict(ports, b"\xff") == "RESOURCE_EXHAUSTED"
-            assert get(ports, "/v1/models/m")[0] == 200, "the state is told"
+            assert get(ports, "/v1/models/m")[0] == 200, "the status is available"
             engine.release.set()
             assert [future.result(20)[0] for future in first] == [200, 200]
         assert len(parsed) == 2
@@ -508,7 +508,7 @@ def test_requests_without_waiting_for_answers_have_a_bound():
             engine.release.set()
 
 
-def test_an_answer_that_nobody_takes_is_given_up(monkeypatch):
+def test_an_unread_response_is_abandoned(monkeypatch):
     monkeypatch.setattr(http_server, "WRITE_SECONDS", 0.3)
 
     class Large(Slow):

@@ -179,8 +179,8 @@ def test_a_reload_reports_new_models_that_do_not_load(tmp_path):
         )
         fails(Code.UNKNOWN, message, servables.reload, both)
         assert available(servables) == [1]
-        folders(tmp_path / "mended", 3)
-        servables.reload(config_of(entry(tmp_path / "m"), entry(tmp_path / "mended", name="n")))
+        folders(tmp_path / "fixed", 3)
+        servables.reload(config_of(entry(tmp_path / "m"), entry(tmp_path / "fixed", name="n")))
         eventually(lambda: available(servables, "n") == [3])
         nowhere = config_of(entry(tmp_path / "m"), entry(tmp_path / "nowhere", name="o"))
         until = time.monotonic() + 0.5

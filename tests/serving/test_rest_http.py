@@ -266,7 +266,7 @@ def test_an_answer_does_not_wait_for_an_acknowledgement():
     assert sorted(times)[5] < 0.03, "a delayed acknowledgement takes 0.04 s"
 
 
-def test_many_idle_connections_hold_up_nobody(server):
+def test_many_idle_connections_block_no_request(server):
     with contextlib.ExitStack() as stack:
         for index in range(200):
             raw = stack.enter_context(socket.create_connection(("127.0.0.1", server.rest_api_port), timeout=30))

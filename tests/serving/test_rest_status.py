@@ -55,7 +55,7 @@ def test_an_error_of_any_code_on_its_way_out():
                 assert details == "\u20ac" * 341 + "...TRUNCATED"
 
 
-def test_an_error_that_nobody_thought_of_is_internal():
+def test_an_unexpected_error_is_internal():
     def fail(x):
         raise ZeroDivisionError("of one's own")
 

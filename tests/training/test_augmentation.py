@@ -157,12 +157,12 @@ def test_colour_shifts_are_one_an_image_with_the_covariance_of_the_formula():
     images = coordinates(4000, side=4)
     shifts = pca_colour_shift(images, COMPONENTS, EIGENVALUES, tf.constant([8, 9], tf.int64)).numpy() - images
     assert np.abs(shifts - shifts[:, :1, :1]).max() < 1e-4
-    # Each component's share alone is a Gaussian of deviation 0.1 times its eigenvalue, in units of 255.
-    shares = shifts[:, 0, 0] @ COMPONENTS / (0.1 * EIGENVALUES * 255)
+    # Each component's coefficient is a Gaussian of deviation 0.1 times its eigenvalue, in units of 255.
+    coefficients = shifts[:, 0, 0] @ COMPONENTS / (0.1 * EIGENVALUES * 255)
     bound = 5 / np.sqrt(len(images))
-    assert np.abs(shares.mean(0)).max() < bound
-    np.testing.assert_allclose(np.cov(shares.T), np.eye(3), atol=bound * np.sqrt(2))
-    np.testing.assert_allclose((np.abs(shares) < 1).mean(0), 0.6827, atol=bound * 0.5)
+    assert np.abs(coefficients.mean(0)).max() < bound
+    np.testing.assert_allclose(np.cov(coefficients.T), np.eye(3), atol=bound * np.sqrt(2))
+    np.testing.assert_allclose((np.abs(coefficients) < 1).mean(0), 0.6827, atol=bound * 0.5)
     twice = pca_colour_shift(images, COMPONENTS, EIGENVALUES, tf.constant([8, 9], tf.int64), deviation=0.2).numpy()
     np.testing.assert_allclose(twice - images, 2 * shifts, atol=1e-3)
 

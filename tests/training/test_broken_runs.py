@@ -201,7 +201,7 @@ def test_a_disk_that_fills_at_the_end_leaves_nothing_out(monkeypatch, tmp_path, 
     run = training.Run(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "finish", finish_on_a_full_disk)
-        sentence = r"run can't be written to \(No space left on device\); mend that, and the same command resumes"
+        sentence = r"run can't be written to \(No space left on device\); fix that, and the same command resumes"
         with pytest.raises(UserError, match=sentence):
             fit(run.path, iterations=2, holdout=0)
     assert not run.finished
@@ -231,7 +231,7 @@ def test_a_run_directory_that_takes_nothing_is_told_by_status_2(quick, monkeypat
     monkeypatch.setattr(owner, name, fail)
     settings = [f"--set={name}={value}" for name, value in SHORT.items()]
     status = main(["train", "--model", "ResNet20", "--dataset", "digits", "--run", str(run), *settings])
-    sentence = f"keras-convnets: {run} can't be written to ({os.strerror(number)}); mend that, and the same command"
+    sentence = f"keras-convnets: {run} can't be written to ({os.strerror(number)}); fix that, and the same command"
     assert status == 2 and capsys.readouterr().err.startswith(sentence)
 
 

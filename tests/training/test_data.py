@@ -294,12 +294,12 @@ def test_a_pass_is_made_once_and_again_where_the_kept_result_is_not_one(tmp_path
 def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(cached_passes, "KEPT_FROM", 3)
-    told = []
-    with cached_passes.reporting(lambda *pass_: told.append(pass_)):
+    reports = []
+    with cached_passes.reporting(lambda *pass_: reports.append(pass_)):
         train = load_dataset("cifar10", prepared).splits["train"]
         labels, view = train.labels, View.of_size(32, 32)
         colours = kept_components(train.at_size(view, 0))
-    assert told[0] == ("reading labels", 30, 30) and told[-1] == ("measuring colours", 30, 30)
+    assert reports[0] == ("reading labels", 30, 30) and reports[-1] == ("measuring colours", 30, 30)
     with cached_passes.reporting(lambda *_: pytest.fail("passed over the images again")):
         again = load_dataset("cifar10", prepared).splits["train"]
         assert (again.labels == labels).all()
@@ -312,8 +312,8 @@ def test_labels_and_colours_of_records_are_read_once(prepared, tmp_path, monkeyp
 def test_a_dry_run_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch):
     monkeypatch.setattr(plan, "DRY_RUN_IMAGES", 4)
     monkeypatch.setattr(cached_passes, "KEPT_FROM", 10**9)
-    told = {}
-    with cached_passes.reporting(lambda doing, done, total: told.update({(doing, total): done})):
+    reports = {}
+    with cached_passes.reporting(lambda doing, done, total: reports.update({(doing, total): done})):
         for data, sizes in ((folder, {"train": 7, "test": 2}), ("cifar10", {"train": 27, "test": 10})):
             holdout = {"holdout": sum(sizes.values()) == 9 and 3 or 0.1}
             held = {"holdout": 3}
@@ -324,7 +324,7 @@ def test_a_dry_run_looks_at_a_sample_of_known_size(folder, prepared, monkeypatch
             assert {name: split.size for name, split in made.data.splits.items() if name != "test"} == (
                 {"train": 3, "holdout": 1}
             )
-    assert max(total for _, total in told) <= 4
+    assert max(total for _, total in reports) <= 4
     with pytest.raises(UserError, match="hold out between 1 and 9"):
         plan.make_plan("ResNet20", folder, None, {"holdout": 50}, None, sampled=True)
 
@@ -450,7 +450,7 @@ def several(prepared, tmp_path_factory):
     ("photos/../x", r"there is no folder photos/../x"),
     ("cifr10:3.0.2", r"unknown data set 'cifr10:3.0.2'"),
 ])  # fmt: skip
-def test_what_is_neither_folder_nor_config_is_told(several, name, sentence):
+def test_what_is_neither_folder_nor_config_is_reported(several, name, sentence):
     with pytest.raises(UserError, match=sentence):
         load_dataset(name, several)
 

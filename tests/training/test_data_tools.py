@@ -120,7 +120,7 @@ def test_truncation_is_found_wherever_the_data_end(tmp_path):
             (tmp_path / "cut" / f"{missing}.{suffix}").write_bytes(data[:-missing])
     found = {item.path: item for item in verify_folder(tmp_path).findings}
     assert len(found) == 15 and all(path.startswith("cut/") and item.fate == "skipped" for path, item in found.items())
-    # A GIF has no end that could be told from its middle; there Pillow is asked, which does not always say it.
+    # Truncation of a GIF can't be detected from its end; Pillow decodes it and does not always report an error.
     assert {item.kind for path, item in found.items() if not path.endswith(".gif")} == {"truncated"}
 
 
@@ -358,12 +358,12 @@ def test_a_stopped_preparation_goes_on(photographs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("to, side, form, sentence", [
-    ("photos/small", 40, "folder", "lie one in the other"),
-    ("photos", 40, "folder", "lie one in the other"),
+    ("photos/small", 40, "folder", "is inside the other"),
+    ("photos", 40, "folder", "is inside the other"),
     ("new", 0, "folder", "shorter_side is 0"),
     ("new", 40, "zip", "format is 'zip'; it must be one of folder, tfrecord"),
     ("other", 40, "folder", "holds other files"),
-    ("done", 41, "folder", "prepared from other images or in another way"),
+    ("done", 41, "folder", "prepared from other images or with other arguments"),
 ])  # fmt: skip
 def test_preparing_refuses_what_would_harm(tmp_path, to, side, form, sentence):
     for name in ("ants", "bees"):

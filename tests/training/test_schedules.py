@@ -1,4 +1,4 @@
-"""Learning rates: every recipe, schedule, warm-up and length by formulas of their own; what doesn't go together."""
+"""Learning rates: every recipe, schedule, warm-up and length against independent formulas; invalid combinations."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ PLATEAUS = ("alexnet", "vgg", "resnet_imagenet")
 IMAGES = 12_800
 
 
-def paper(name, share):
+def paper(name, fraction):
     """The paper's schedule in parts of the first rate, where the holdout improves to the end."""
     if name in PLATEAUS:
-        return 0.1 ** sum(share >= late for late in (0.7, 0.8, 0.9))
+        return 0.1 ** sum(fraction >= late for late in (0.7, 0.8, 0.9))
     if name == "googlenet":
-        return 0.96 ** math.floor(8 * share)
-    return 0.1 ** sum(share >= drop for drop in (0.5, 0.75)) if name.endswith("cifar") else 1.0
+        return 0.96 ** math.floor(8 * fraction)
+    return 0.1 ** sum(fraction >= drop for drop in (0.5, 0.75)) if name.endswith("cifar") else 1.0
 
 
 def expected(name, schedule, warm, step, total):
-    share = step / total
+    fraction = step / total
     if schedule == "one_cycle":
         peak = warm or 0.3
-        return min(1.0, (step + 1) / (peak * total), (1 - share) / (1 - peak))
+        return min(1.0, (step + 1) / (peak * total), (1 - fraction) / (1 - peak))
     rise = min(1.0, (step + 1) / (warm * total)) if warm else 1.0
     if schedule == "paper":
-        return rise * paper(name, share)
-    return rise * (1 + math.cos(math.pi * max(0.0, share - warm) / (1 - warm))) / 2
+        return rise * paper(name, fraction)
+    return rise * (1 + math.cos(math.pi * max(0.0, fraction - warm) / (1 - warm))) / 2
 
 
 @pytest.mark.parametrize("length", [{"iterations": 1000}, {"epochs": 9}, {"iterations": 20}], ids=str)

@@ -16,7 +16,7 @@ import tiny
 
 from keras_convnets import CIFARResNet, training
 from keras_convnets.errors import Interrupted, UserError
-from keras_convnets.files import only_one
+from keras_convnets.files import exclusive_lock
 from keras_convnets.training import trainer
 from keras_convnets.training.recipes import get_recipe
 
@@ -119,7 +119,7 @@ print(json.dumps({"replicas": both.num_replicas_in_sync, "one": one[0], "other":
 
 
 def test_two_devices_train_as_one(run_python, tmp_path):
-    """Batches of 7 over 2 devices: uneven shares, and the L2 counted once."""
+    """Batches of 7 over 2 devices: uneven batches per device, and the L2 counted once."""
     process = run_python("-c", TWO_DEVICES, str(tmp_path / "run"), cwd=TESTS)
     assert process.returncode == 0, process.stderr[-3000:]
     result = json.loads(process.stdout.splitlines()[-1])
@@ -238,7 +238,7 @@ def test_a_network_that_does_not_take_the_images_leaves_the_directory_free(tmp_p
 def test_two_trainings_do_not_share_a_directory(tmp_path):
     tmp_path.joinpath("run").mkdir()
     with (
-        only_one(tmp_path / "run", "trained in"),
+        exclusive_lock(tmp_path / "run", "trained in"),
         pytest.raises(UserError, match="is being trained in by another process"),
     ):
         training.fit("ResNet20", "digits", run=tmp_path / "run", overrides={"iterations": 1})
@@ -301,5 +301,5 @@ def test_the_endless_stream_gives_full_batches_over_many_epochs():
     for images, labels in trainer.training_batches(plan, preprocessing).take(1437 * 2 // 128):
         assert images.shape == (128, 8, 8, 3) and labels.shape == (128,)
         counts += np.bincount(labels, minlength=10)
-    # Two epochs but for the last 58 images, each class within those of its share.
+    # Two epochs except for the last 58 images; the class counts differ by these in total.
     assert np.abs(counts - 2 * np.bincount(plan.data.splits["train"].labels)).sum() == 2 * 1437 - 22 * 128

@@ -1,4 +1,4 @@
-"""Fixtures that several test modules of weights share."""
+"""Fixtures of several test modules of weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import keras_convnets
 
 @pytest.fixture
 def info_log(caplog):
-    """The log tells which preprocessing is taken."""
+    """The log names the preprocessing that is used."""
     caplog.set_level(logging.INFO, logger="keras_convnets")
 
 

@@ -1,4 +1,4 @@
-"""Downloads against a server that misbehaves: what is in the cache under the file's name is always right."""
+"""Downloads from a misbehaving server: a file in the cache under its final name always has the right sha256."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def status(code):
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
-    """A cache of its own, no switches, no proxy, and no long waits."""
+    """A temporary cache, no environment variables, no proxy and short retry delays."""
     for name in (
         "KERAS_CONVNETS_MIRRORS",
         "KERAS_CONVNETS_OFFLINE",
@@ -125,7 +125,7 @@ def surroundings(tmp_path, monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(downloads, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(downloads, "RETRY_DELAYS", (0.01, 0.01))
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def leave_part(data):
 
 
 def failing(*servers, error=DownloadError):
-    """Return the sentence that a download fails with: it names the file, its sha256 and where to put it."""
+    """Return the error message of a failing download: it names the file, its sha256 and where to put it."""
     with pytest.raises(error) as raised:
         download(record(*servers))
     text = str(raised.value)
@@ -197,41 +197,41 @@ def test_the_cache_is_keras_own(monkeypatch, tmp_path):
         assert cache_folder() == tmp_path / ".keras" / "models" / "keras_convnets"
 
 
-def test_a_cut_connection_is_resumed_where_it_stopped(start):
+def test_a_lost_connection_is_resumed_where_it_stopped(start):
     server = start(cut, dead, good)
     assert_right(download(record(server)))
     assert [asked.range for asked in server.requests] == [None] + 2 * [f"bytes={HALF}-"]
     assert server.requests[-1].sent == len(DATA) - HALF
 
 
-def test_tries_that_bring_something_are_not_counted(start):
+def test_retries_that_make_progress_are_not_counted(start):
     def little(handler):
         good(handler, stop=40_000)
 
     server = start(little)
     assert_right(download(record(server)))
-    assert len(server.requests) == 8 > len(downloads.WAITS) + 1
+    assert len(server.requests) == 8 > len(downloads.RETRY_DELAYS) + 1
 
 
-def test_a_server_that_always_cuts_is_given_up_and_a_later_call_resumes(start):
+def test_retries_are_limited_and_a_later_call_resumes(start):
     broken, well = start(cut, dead), start()
     assert "150,000 of 300,000 bytes" in failing(broken)
-    assert len(broken.requests) == 1 + len(downloads.WAITS)
+    assert len(broken.requests) == 1 + len(downloads.RETRY_DELAYS)
     assert part().read_bytes() == DATA[:HALF]
     assert_right(download(record(well)))
     assert [(asked.range, asked.sent) for asked in well.requests] == [(f"bytes={HALF}-", len(DATA) - HALF)]
 
 
-def test_the_next_address_goes_on_where_the_first_stopped(start):
+def test_the_next_url_resumes_where_the_first_stopped(start):
     broken, well = start(cut, dead), start()
     assert_right(download(record(broken, well)))
     assert [asked.range for asked in well.requests] == [f"bytes={HALF}-"]
 
 
-def test_a_server_that_always_starts_anew_and_cuts_is_given_up(start):
+def test_retries_are_limited_for_a_server_that_always_restarts(start):
     server = start(lambda handler: handler.give(DATA, stop=HALF))
     failing(server)
-    assert len(server.requests) == 1 + len(downloads.WAITS)
+    assert len(server.requests) == 1 + len(downloads.RETRY_DELAYS)
 
 
 def other_range(handler):
@@ -256,13 +256,13 @@ def test_a_server_that_does_not_resume_sends_all_of_it(start, behaviour):
     assert server.requests[0].range == f"bytes={HALF}-" and server.requests[-1].sent == len(DATA)
 
 
-def test_a_range_that_nobody_asked_for_is_refused(start):
+def test_another_range_than_requested_is_refused(start):
     headers = [("Content-Range", f"bytes 7-{len(DATA) - 1}/{len(DATA)}")]
     assert "range" in failing(start(lambda handler: handler.give(DATA[7:], 206, headers=headers)))
 
 
 @pytest.mark.parametrize("left", [WRONG, WRONG[:HALF], WRONG + b"x"], ids=["whole", "half", "too long"])
-def test_a_wrong_part_is_downloaded_anew_from_the_same_address(start, left):
+def test_a_wrong_partial_download_is_restarted_from_the_same_url(start, left):
     leave_part(left)
     server = start()
     assert_right(download(record(server)))
@@ -321,14 +321,14 @@ def test_a_redirect_is_followed_and_keeps_the_range(start):
 
 
 @pytest.mark.parametrize("code", [403, 404, 500, 503])
-def test_the_next_address_is_tried_and_when_all_fail_the_reasons_are_told(start, code):
+def test_the_next_url_is_tried_and_when_all_fail_the_reasons_are_reported(start, code):
     server = start(status(code))
     text = failing(server)
     assert f"{server.url} (HTTP {code} " in text and len(server.requests) == 1
     assert_right(download(record(server, start())))
 
 
-def test_nobody_listens(start):
+def test_connection_refused(start):
     with Server() as server:
         url = server.url
         server.shutdown()
@@ -336,13 +336,13 @@ def test_nobody_listens(start):
     assert_right(download(record(url, start())))
 
 
-def test_a_server_that_says_nothing_is_given_up(start, monkeypatch):
+def test_a_silent_server_times_out(start, monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT", 0.1)
     assert "(timed out after 0 of" in failing(start(lambda handler: time.sleep(0.3)))
     assert "(timed out after 0 of" in failing(start(lambda handler: good(handler, stop=10_000) or time.sleep(0.3)))
 
 
-def test_mirrors_replace_the_records_addresses(start, monkeypatch, tmp_path):
+def test_mirrors_replace_the_records_urls(start, monkeypatch, tmp_path):
     own, mirror = start(), start(status(404), good)
     base = mirror.url.removesuffix("net.onnx")
     monkeypatch.setenv("KERAS_CONVNETS_MIRRORS", f"{base}a/\n {base}get?name={{file}}&x")
@@ -364,7 +364,7 @@ def test_a_mirror_may_be_a_folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "base", ["/srv/models", "ftp://host/x", "http:///x", "http://host:port/", "http://[x/", "host"]
 )
-def test_a_wrong_mirror_is_told(start, monkeypatch, base):
+def test_an_invalid_mirror_is_reported(start, monkeypatch, base):
     server = start()
     monkeypatch.setenv("KERAS_CONVNETS_MIRRORS", f"{server.url} {base}")
     with pytest.raises(UserError, match=f"KERAS_CONVNETS_MIRRORS holds {re.escape(repr(base))}; it takes .*file://"):
@@ -372,7 +372,7 @@ def test_a_wrong_mirror_is_told(start, monkeypatch, base):
     assert server.requests == [] and not cache_folder().exists()
 
 
-def test_offline_contacts_nobody(start, monkeypatch):
+def test_offline_makes_no_request(start, monkeypatch):
     server, other = start(), start()
     monkeypatch.setenv("KERAS_CONVNETS_OFFLINE", "1")
     text = failing(server, other, error=UserError)
@@ -397,23 +397,23 @@ def test_a_damaged_file_in_the_cache_is_replaced(start, caplog):
     target().write_bytes(WRONG)
     with pytest.raises(DownloadError):
         download(record(start(status(404))))
-    assert target().read_bytes() == WRONG  # it is the user's until there is a better one
+    assert target().read_bytes() == WRONG  # it is kept until it can be replaced
     assert "does not have the sha256" in caplog.text
     assert_right(download(record(start())))
 
 
-def test_room_is_looked_for_before_the_download(start, monkeypatch):
+def test_disk_space_is_checked_before_the_download(start, monkeypatch):
     server = start()
     usage = SimpleNamespace(free=len(DATA) - HALF)
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda folder: usage)
-    assert "300,000 bytes more are needed and 150,000 are free" in failing(server)
+    assert "300,000 more bytes are needed and 150,000 are free" in failing(server)
     assert server.requests == []
     part().write_bytes(DATA[:HALF])
     assert_right(download(record(server)))
 
 
 def test_a_disk_that_becomes_full_leaves_the_part(start, monkeypatch):
-    server, other, limit = start(), start(), 2 * downloads.BLOCK
+    server, other, limit = start(), start(), 2 * downloads.CHUNK_BYTES
 
     @contextlib.contextmanager
     def small_disk(path, mode="r", **options):
@@ -446,10 +446,10 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(start, monkeypatch):
     assert done == ["fsync", "replace"]
 
 
-def test_a_cache_that_cant_be_written_is_told(start):
+def test_a_cache_that_cant_be_written_is_reported(start):
     cache_folder().parent.mkdir(parents=True)
     cache_folder().write_text("a file in the folder's place")
-    assert "can't be kept in" in failing(start())
+    assert "can't be stored in" in failing(start())
 
 
 def wait_until(happens):
@@ -529,7 +529,7 @@ def test_of_two_processes_one_downloads_and_the_other_waits(start):
     assert_right(target())
 
 
-def test_one_waits_for_another_that_fails_and_downloads_itself(start):
+def test_a_waiting_process_downloads_if_the_first_one_is_killed(start):
     server = start(slow)
     killed = process(server)
     wait_until(begun)

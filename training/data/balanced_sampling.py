@@ -13,7 +13,7 @@ from keras_convnets.training.seeds import purpose_seed
 def balanced_positions(labels: np.ndarray, seed: int, first: int = 0) -> Iterator[np.ndarray]:
     """Give positions without end, one of each class in every round, the classes in random order.
 
-    Each class has a deck of its own, which is shuffled again when it is used up: all its images come equally often too.
+    Each class has its own deck, which is reshuffled when it is used up, so that its images come equally often too.
     The order is a function of the seed alone, so that a stream can resume in its middle.
 
     Args:
@@ -29,7 +29,7 @@ def balanced_positions(labels: np.ndarray, seed: int, first: int = 0) -> Iterato
     decks: dict[int, np.ndarray] = {}
     begin, passed = divmod(first, len(members))
     for number in itertools.count(begin):
-        # The last word tells the orders of rounds (0) from those of decks (1 and the class).
+        # The last word distinguishes the orders of rounds (0) from those of decks (1 and the class).
         order = np.random.default_rng([seed, number, 0]).permutation(len(members))
         drawn = []
         for label in order:

@@ -15,7 +15,7 @@ from keras_convnets.weights.downloads import cache_folder
 
 # A pass over fewer images takes seconds; the result of a longer one is kept.
 KEPT_FROM = 10_000
-# (what is done, images done, images in all)
+# (description of the pass, images done, total images)
 Report = Callable[[str, int, int], None]
 Part = TypeVar("Part")
 _report: ContextVar[Report | None] = ContextVar("report", default=None)
@@ -23,7 +23,7 @@ _report: ContextVar[Report | None] = ContextVar("report", default=None)
 
 @contextlib.contextmanager
 def reporting(report: Report | None) -> Iterator[None]:
-    """Have a function told of every pass that is made inside, and how far it is."""
+    """Report the progress of every pass made inside the context to a function."""
     before = _report.set(report)
     try:
         yield

@@ -107,7 +107,7 @@ class DataSet:
         if lost:
             raise UserError(
                 f"no readable training image of {', '.join(self.class_names[label] for label in lost)} is left in "
-                f"{self.name}; mend its images or remove the class."
+                f"{self.name}; fix its images or remove the class."
             )
 
     def at_size(

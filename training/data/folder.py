@@ -33,14 +33,14 @@ TEST_EVERY = 5
 # The split that holds a folder of one level whole.
 WHOLE = "all"
 QUARANTINE = "quarantine.txt"
-# Files of ours that may lie beside the splits.
+# This package's files that may lie beside the splits.
 OURS = (QUARANTINE, "prepared.json")
 NAMES_SHOWN = 5
 log = logging.getLogger("keras_convnets")
 
 
 class Problem(NamedTuple):
-    """Why a folder can't be trained or evaluated on as it is.
+    """A reason why a folder can't be used for training or evaluation.
 
     Attributes:
         path: the file or folder concerned.
@@ -55,7 +55,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies in a folder of images, whether or not it can be trained on.
+    """The contents of a folder of images, whether or not it can be trained on.
 
     Attributes:
         name: of the folder.
@@ -115,11 +115,11 @@ def load_folder(folder: Path, convertible: bool = False) -> DataSet:
         if len(lost):
             raise UserError(
                 f"{folder / QUARANTINE} lists every training image of {found.class_names[lost[0]]}; "
-                "mend some of them and run keras-convnets data verify again, or remove the class."
+                "fix some of them and run keras-convnets data verify again, or remove the class."
             )
     left = {name: split for name, split in left.items() if split.size}
     if not left:
-        raise UserError(f"{folder / QUARANTINE} lists every image; mend some and run keras-convnets data verify again.")
+        raise UserError(f"{folder / QUARANTINE} lists every image; fix some and run keras-convnets data verify again.")
     return DataSet(
         name=found.name,
         class_names=found.class_names,
@@ -153,7 +153,7 @@ def load_undivided(folder: Path) -> DataSet:
 
 
 def survey(folder: Path, convertible: bool = False, undivided: bool = False) -> Survey:
-    """Return what lies in a folder, also in one that `load_folder` refuses; `quarantine.txt` is not regarded.
+    """Return the contents of a folder, even if `load_folder` refuses it; `quarantine.txt` is ignored.
 
     Args:
         folder: as `load_folder` takes it.
@@ -265,7 +265,7 @@ class _Reading:
 
 
 def _warn(folder: Path, found: Survey, convertible: bool) -> None:
-    """Name what is not read."""
+    """Log the files that are not read."""
     if found.beside:
         names = [listed_name(path, folder) for path in found.beside]
         more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
@@ -283,7 +283,7 @@ def _without_listed(folder: Path, split: FileSplit) -> FileSplit:
     except FileNotFoundError:
         return split
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / QUARANTINE} can't be read ({error}); mend or remove it.") from error
+        raise UserError(f"{folder / QUARANTINE} can't be read ({error}); fix or remove it.") from error
     listed = {line.partition("\t")[0] for line in lines}
     kept = [at for at, path in enumerate(split.paths) if listed_name(path, folder) not in listed]
     return split.subset(np.array(kept, int))
@@ -327,7 +327,7 @@ def _split_folders(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _unread(folder: Path, read: Sequence[Path]) -> list[Path]:
-    """Return what lies in a folder beside the splits."""
+    """Return the other entries of a folder with splits."""
     return [entry for entry in _visible(folder) if entry not in read and entry.name not in OURS]
 
 

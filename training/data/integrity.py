@@ -1,4 +1,4 @@
-"""Images that can't be used in training: found with the ops that training decodes with, and described in words."""
+"""Images that can't be used in training: found with the ops that training decodes with, and described."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SUFFIX_TYPES = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jif", ".jfif"), "JPEG"),
     **{".png": "PNG", ".gif": "GIF", ".bmp": "BMP", ".webp": "WebP"},
 }
-# An image whose shorter side is less shows little, in pixels; one that is so many times as long as wide is cut.
+# Images with a shorter side below this, in pixels, and images with a larger aspect ratio are reported as unusual.
 TINY_SIDE = 16
 EXTREME_RATIO = 10
 log = logging.getLogger("keras_convnets")
@@ -123,7 +123,7 @@ def check_fraction(split: str, size: int, broken: Sequence[BrokenImage], fractio
         first = "; ".join(f"{image.file}: {image.reason}" for image in broken[:3])
         raise UserError(
             f"{len(broken)} of the {size} images of split {split} can't be read ({first}"
-            f"{'; ...' if len(broken) > 3 else ''}), and a fraction of {fraction:g} may be; mend or remove them, allow "
+            f"{'; ...' if len(broken) > 3 else ''}), and a fraction of {fraction:g} may be; fix or remove them, allow "
             "more with broken_images, or run keras-convnets data verify FOLDER --quarantine, which lists them all and "
             "has them left out."
         )
@@ -140,7 +140,7 @@ def image_type(data: bytes) -> str | None:
 
 
 def broken_kind(data: bytes) -> tuple[str, str]:
-    """Say what is wrong with encoded bytes that do not decode.
+    """Describe the defect of encoded bytes that can't be decoded.
 
     Returns:
         (kind, reason): kind is "empty", "not an image", "too large", "animated", "truncated" or "damaged".
@@ -168,7 +168,7 @@ def broken_kind(data: bytes) -> tuple[str, str]:
 
 
 def remarks(data: bytes, suffix: str) -> list[tuple[str, str]]:
-    """Say what is unusual about encoded bytes that do decode.
+    """Describe anomalies of encoded bytes that can be decoded.
 
     Args:
         data: the encoded image.
@@ -208,7 +208,7 @@ def size_remarks(height: int, width: int) -> list[tuple[str, str]]:
 
 
 def open_header(source: Path | BinaryIO) -> Image.Image:
-    """Open an image with Pillow, which reads its header only, without warnings of its size or of what is odd in it."""
+    """Open an image with Pillow, which reads its header only, without warnings about its size or metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(source)

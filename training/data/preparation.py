@@ -1,4 +1,4 @@
-"""A folder of photographs once made small: upright and no larger than training needs, as files or as shards."""
+"""Preparation of image folders for training: upright and downscaled once, written as files or TFRecord shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
-from keras_convnets.files import folded_name, only_one, sha256, whole_file, write_json, writing
+from keras_convnets.files import atomic_file, exclusive_lock, folded_name, sha256, wrap_write_errors, write_json
 from keras_convnets.images.decoding import MAX_PIXELS, decode_image
 from keras_convnets.images.files import ORIENTATION, OTHER_SUFFIXES
 from keras_convnets.numbers import whole_number
@@ -37,21 +37,21 @@ from keras_convnets.training.data.integrity import (
 from keras_convnets.training.data.shards import FORMATS, INDEX, read_index
 from keras_convnets.training.data.splits import FileSplit, Positions, file_reason
 
-# About 200 MB of photographs whose shorter side is 256.
+# About 200 MB per shard for photographs with a shorter side of 256 pixels.
 SHARD_IMAGES = 4096
 JPEG_QUALITY = 95
-ENDINGS = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jif", ".jfif"), "PNG": (".png",)}
-# What Pillow may be asked to read where TensorFlow does not: readers in Pillow itself, which start no other program.
+SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jpe", ".jif", ".jfif"), "PNG": (".png",)}
+# Formats that Pillow decodes if TensorFlow can't: only decoders in Pillow itself, which run no external program.
 CONVERTED = ("TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "PCX", "DIB", "ICO", "WEBP", "BMP", "GIF", "PNG", "JPEG")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare_folder` wrote.
+    """The result of `prepare_folder`.
 
     Attributes:
-        folder: where it lies.
-        images: number of images written, of this call and earlier ones.
+        folder: the folder that was written.
+        images: number of images written, including those of earlier calls.
         left_out: the images that can't be read.
     """
 
@@ -67,46 +67,48 @@ def prepare_folder(
     format: str = "folder",
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
-    """Write a folder's photographs anew, upright, the larger ones resized; the source stays as it is.
+    """Write upright, downscaled copies of a folder's photographs; the source is not changed.
 
-    A photograph whose shorter side is longer than `shorter_side` is resized by Pillow's Lanczos kernel, which is
-    antialiased, and written as JPEG of quality 95 without chroma subsampling, or as PNG where it was no JPEG. EXIF
-    orientation is applied and dropped. Upright JPEGs and PNGs that are small enough are copied byte by byte. What
-    TensorFlow does not decode and Pillow does, such as TIFF, AVIF and the first frame of an animated WebP, becomes PNG.
+    A photograph whose shorter side exceeds `shorter_side` is resized with Pillow's antialiased Lanczos filter and
+    written as JPEG of quality 95 without chroma subsampling, or as PNG if the source is not a JPEG. The EXIF
+    orientation is applied and removed. Upright JPEGs and PNGs that are small enough are copied byte by byte. Images
+    that Pillow decodes and TensorFlow does not, such as TIFF, AVIF and the first frame of an animated WebP, become PNG.
 
-    The splits are those of `load_dataset(folder)` and become `train/`, `test/` and so on, so that no image changes its
-    part. Shards hold the images of a split in a random order that is always the same, because they are read one after
-    the other. A second call with the same arguments resumes where the first was stopped.
+    The splits of `load_dataset(folder)` are kept and written as `train/`, `test/` and so on. Shards hold the images of
+    a split in a fixed random order, because they are read sequentially. A second call with the same arguments resumes
+    an interrupted one.
 
     Args:
-        folder: of images, as `load_dataset` takes it.
-        to: the folder to write; empty, new, or begun by an earlier call.
-        shorter_side: in pixels, at least 1.
+        folder: a folder of images, as accepted by `load_dataset`.
+        to: the folder to write: new, empty, or of an interrupted call.
+        shorter_side: maximum shorter side in pixels, at least 1.
         format: "folder", of files as in the source, or "tfrecord", of shards of tf.train.Example with "image/encoded",
             "image/class/label", "image/class/text" and "image/filename". `load_dataset` reads both.
-        progress: called with (images done, images in all).
+        progress: called with (images done, total images).
 
     Raises:
-        UserError: if an argument does not fit, `to` lies in the folder or holds something else, or too many images are
-            broken.
+        UserError: if an argument is invalid, `to` is inside `folder` (or the reverse) or holds other files, or too many
+            images are broken.
     """
     folder, to = Path(folder), Path(to)
-    shorter_side = _checked(folder, to, shorter_side, format)
+    shorter_side = _check_arguments(folder, to, shorter_side, format)
     data = load_folder(folder, convertible=True)
-    # A folder's splits are of files.
+    # `load_folder` returns splits of files.
     splits = cast("dict[str, FileSplit]", dict(data.splits))
     plan = {"source": data.fingerprint(), "shorter_side": shorter_side, "format": format}
-    then = "mend that, and the same command resumes, or name another with --to"
-    with writing(to, then):
+    advice = "fix that, and the same command resumes, or give another folder with --to"
+    with wrap_write_errors(to, advice):
         to.mkdir(parents=True, exist_ok=True)
-    with writing(to, then), only_one(to, "prepared"):
-        index = _claimed(to, plan)
+    with wrap_write_errors(to, advice), exclusive_lock(to, "prepared"):
+        index = _load_or_create_index(to, plan)
         if not index.get("finished"):
             index |= {"name": data.name, "class_names": list(data.class_names), "splits": list(splits)}
-            work = _Work(to, index, folder, shorter_side, progress, sum(split.size for split in splits.values()))
+            preparation = _Preparation(
+                to, index, folder, shorter_side, progress, sum(split.size for split in splits.values())
+            )
             for name, split in splits.items():
-                (work.write_files if format == "folder" else work.write_shards)(name, split)
-                # Others than those that training reads are a gain, and no loss.
+                (preparation.write_files if format == "folder" else preparation.write_shards)(name, split)
+                # Formats that training does not read (TIFF, AVIF ...) do not count as broken.
                 left_out = [BrokenImage(*item) for item in index["left_out"] if item[0] == name]
                 broken = [image for image in left_out if not image.file.lower().endswith(OTHER_SUFFIXES)]
                 check_fraction(name, split.size, broken, BROKEN_FRACTION)
@@ -115,8 +117,8 @@ def prepare_folder(
     return Prepared(to, index["images"], tuple(BrokenImage(*item) for item in index["left_out"]))
 
 
-def _checked(folder: Path, to: Path, shorter_side: int, format: str) -> int:
-    """Refuse arguments that do not fit; return the shorter side as Python's integer."""
+def _check_arguments(folder: Path, to: Path, shorter_side: int, format: str) -> int:
+    """Validate the arguments; return the shorter side as an `int`."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give an existing folder of images.")
     side = whole_number(shorter_side)
@@ -126,18 +128,18 @@ def _checked(folder: Path, to: Path, shorter_side: int, format: str) -> int:
         raise UserError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}.")
     source, target = folder.resolve(), to.resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise UserError(f"{to} and {folder} lie one in the other; write to a folder outside the source.")
+        raise UserError(f"one of {to} and {folder} is inside the other; write to a folder outside the source.")
     return side
 
 
-def _claimed(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Return the index of what is done; an empty folder's is new."""
+def _load_or_create_index(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the index of the work done so far, creating it in an empty folder."""
     if (to / INDEX).is_file():
         index = read_index(to)
         if index["plan"] != plan:
             raise UserError(
-                f"{to} was prepared from other images or in another way ({_shown(index['plan'])}; now {_shown(plan)}); "
-                "delete it or write to another folder."
+                f"{to} was prepared from other images or with other arguments ({_plan_text(index['plan'])}; now "
+                f"{_plan_text(plan)}); delete it or write to another folder."
             )
         return index
     if any(entry.name != ".lock" for entry in to.iterdir()):
@@ -147,13 +149,13 @@ def _claimed(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
     return index
 
 
-def _shown(plan: dict[str, Any]) -> str:
+def _plan_text(plan: dict[str, Any]) -> str:
     return f"shorter side {plan['shorter_side']}, {plan['format']}"
 
 
 @dataclass
-class _Work:
-    """One call's part of a preparation; `index` grows as images are written."""
+class _Preparation:
+    """The state of one call of `prepare_folder`; `index` is updated as images are written."""
 
     to: Path
     index: dict[str, Any]
@@ -164,34 +166,34 @@ class _Work:
     done: int = 0
 
     def write_files(self, split_name: str, split: FileSplit) -> None:
-        """Write a split as files; what is there already is not made again."""
-        # Every split has the folders of all classes, also of those that it has no image of.
+        """Write a split as files; files that exist already are kept."""
+        # Every split has a folder for every class, even without images.
         folders = [self.to / split_name / name for name in self.index["class_names"]]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         if len({os.stat(folder).st_ino for folder in folders}) < len(folders):
             raise UserError(
-                f"the file system of {self.to} takes the names of two classes for one (upper and lower case); rename "
-                "one of them, or write to another."
+                f"the file system of {self.to} does not distinguish the names of two classes (upper and lower case); "
+                "rename one of them, or write to another file system."
             )
         names = _distinct_names(split.paths, split.labels.tolist())
 
         def make(path: Path, label: int) -> tuple[int, int] | None:
             target, name = folders[label], names[path]
             with contextlib.suppress(StopIteration):
-                return _size(next(found for name in _names(name) if (found := target / name).is_file()))
+                return _size(next(found for name in _possible_names(name) if (found := target / name).is_file()))
             made = prepared_image(path, self.shorter_side)
             if made is None:
                 return None
-            with whole_file(target / made.name_for(name)) as temporary:
+            with atomic_file(target / made.name_for(name)) as temporary:
                 temporary.write_bytes(made.encoded)
             return made.size
 
-        for path, size in self._each(make, split, range(split.size)):
+        for path, size in self._map(make, split, range(split.size)):
             self._count(split_name, path, size)
 
     def write_shards(self, split_name: str, split: FileSplit) -> None:
-        """Write a split as shards; those that the index knows are not made again."""
+        """Write a split as shards; shards in the index are kept."""
         order = np.random.default_rng(0).permutation(split.size)
         count = math.ceil(split.size / SHARD_IMAGES)
         for number, positions in enumerate(np.array_split(order, count)):
@@ -200,8 +202,8 @@ class _Work:
                 self._advance(len(positions))
                 continue
             images_before = self.index["images"]
-            with whole_file(self.to / file) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
-                results = self._each(lambda path, label: prepared_image(path, self.shorter_side), split, positions)
+            with atomic_file(self.to / file) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
+                results = self._map(lambda path, label: prepared_image(path, self.shorter_side), split, positions)
                 for position, (path, made) in zip(positions, results, strict=True):
                     self._count(split_name, path, made and made.size)
                     if made is not None:
@@ -214,24 +216,26 @@ class _Work:
         self.index["shards"].append({**facts, "bytes": path.stat().st_size, "sha256": sha256(path)})
         write_json(self.to / INDEX, self.index)
 
-    def _each(self, make: Callable, split: FileSplit, positions: Positions) -> Iterator[tuple[Path, Any]]:
-        """Give (path, what is made of it) in order, made by as many threads as there are processors."""
+    def _map(self, make: Callable, split: FileSplit, positions: Positions) -> Iterator[tuple[Path, Any]]:
+        """Yield (path, result of `make`) in order, computed by a thread per processor."""
         workers = os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool:
-            # Some at a time, so that no more encoded images wait in memory.
+            # In chunks, to limit the encoded images in memory.
             for first in range(0, len(positions), 16 * workers):
-                part = positions[first : first + 16 * workers]
-                paths = [split.paths[position] for position in part]
-                yield from zip(paths, pool.map(make, paths, [split.labels[at] for at in part]), strict=True)
+                chunk = positions[first : first + 16 * workers]
+                paths = [split.paths[position] for position in chunk]
+                yield from zip(
+                    paths, pool.map(make, paths, [split.labels[position] for position in chunk]), strict=True
+                )
 
     def _count(self, split_name: str, path: Path, size: tuple[int, int] | None) -> None:
         if size is None:
             is_other = path.suffix.lower() in OTHER_SUFFIXES
-            reason = f"Pillow reads no such {path.suffix}" if is_other else file_reason(path)
+            reason = f"Pillow can't read this {path.suffix}" if is_other else file_reason(path)
             self.index["left_out"].append([split_name, printable(path), reason])
         else:
             self.index["images"] += 1
-            # Two different sizes say all that is asked: whether the images share one.
+            # Two sizes are enough to know that the images do not all have the same one.
             if list(size) not in self.index["sizes"] and len(self.index["sizes"]) < 2:
                 self.index["sizes"].append(list(size))
         self._advance(1)
@@ -242,21 +246,21 @@ class _Work:
             self.progress(self.done, self.total)
 
     def _example(self, encoded: bytes, label: int, path: Path) -> bytes:
-        def texts(value: bytes) -> tf.train.Feature:
+        def bytes_feature(value: bytes) -> tf.train.Feature:
             return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
         features = {
-            "image/encoded": texts(encoded),
+            "image/encoded": bytes_feature(encoded),
             "image/class/label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-            "image/class/text": texts(self.index["class_names"][label].encode()),
-            "image/filename": texts(os.fsencode(path.relative_to(self.folder).as_posix())),
+            "image/class/text": bytes_feature(self.index["class_names"][label].encode()),
+            "image/filename": bytes_feature(os.fsencode(path.relative_to(self.folder).as_posix())),
         }
         return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """One image, ready to be written.
+    """An encoded image to write.
 
     Attributes:
         encoded: JPEG or PNG.
@@ -269,16 +273,16 @@ class PreparedImage:
     size: tuple[int, int]
 
     def name_for(self, name: str) -> str:
-        """Return the name for a file of this name, with another ending where the type has changed."""
-        return name if Path(name).suffix.lower() in ENDINGS[self.kind] else name + ENDINGS[self.kind][0]
+        """Return the file name to write for a source file's name, with a suffix added if the format has changed."""
+        return name if Path(name).suffix.lower() in SUFFIXES[self.kind] else name + SUFFIXES[self.kind][0]
 
 
 def prepared_image(path: Path, shorter_side: int) -> PreparedImage | None:
-    """Return a photograph upright and no larger than needed, or None if it does not decode.
+    """Return a photograph upright and downscaled, or None if it can't be decoded.
 
     Args:
         path: the file.
-        shorter_side: in pixels; an image whose shorter side is no longer keeps its size.
+        shorter_side: maximum shorter side in pixels; smaller images keep their size.
     """
     try:
         data = path.read_bytes()
@@ -309,7 +313,7 @@ def prepared_image(path: Path, shorter_side: int) -> PreparedImage | None:
 
 
 def _converted(data: bytes) -> Image.Image | None:
-    """Return what Pillow reads of an image that TensorFlow does not decode, upright and RGB, or None."""
+    """Decode an image with Pillow, upright and RGB, or return None if it can't."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -323,9 +327,9 @@ def _converted(data: bytes) -> Image.Image | None:
     except Image.DecompressionBombError:
         return None
     if turned.mode.startswith("I;16"):
-        # Of 16 bits the upper 8, as of PNG; Pillow would cut at 255.
+        # Keep the upper 8 of 16 bits, as for PNG; Pillow would clip at 255.
         turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
-    # Numbers of 32 bits have no range that is known.
+    # 32-bit integer and float images have no known range.
     return None if turned.mode in ("I", "F") else turned.convert("RGB")
 
 
@@ -337,25 +341,25 @@ def _orientation(data: bytes) -> int:
         return 1
 
 
-def _names(name: str) -> list[str]:
-    """Return the names under which an image may be written that is called so."""
-    return [name, *(name + endings[0] for endings in ENDINGS.values())]
+def _possible_names(name: str) -> list[str]:
+    """Return the file names under which an image of this name may be written."""
+    return [name, *(name + endings[0] for endings in SUFFIXES.values())]
 
 
 def _distinct_names(paths: Sequence[Path], labels: Sequence[int]) -> dict[Path, str]:
-    """Return a name for each file, its own where no two files of a class could be written under one name.
+    """Return the name to write for each file: its own, with a number added where names in a class would collide.
 
-    "x.gif" may become "x.gif.png", file systems may ignore upper and lower case, and folders below a class are not made
-    again; a later file then gets a number.
+    Names may collide because "x.gif" may become "x.gif.png", file systems may be case-insensitive, and sub-folders of a
+    class are flattened.
     """
     chosen: dict[Path, str] = {}
     taken: defaultdict[int, set[str]] = defaultdict(set)
     for path, label in zip(paths, labels, strict=True):
         name, number = path.name, 1
-        while taken[label] & set(map(folded_name, _names(name))):
+        while taken[label] & set(map(folded_name, _possible_names(name))):
             number += 1
             name = f"{path.stem}%~{number}{path.suffix}"
-        taken[label] |= set(map(folded_name, _names(name)))
+        taken[label] |= set(map(folded_name, _possible_names(name)))
         chosen[path] = name
     return chosen
 

@@ -77,7 +77,7 @@ def _is_count(value: Any, least: int = 0) -> bool:
 
 
 def _are_lists(value: Any, length: int, kind: type) -> bool:
-    """Return whether a value is a list of lists of so many texts or positive numbers."""
+    """Return whether a value is a list of lists of this length, of strings or positive numbers."""
     return isinstance(value, list) and all(
         isinstance(row, list)
         and len(row) == length
@@ -87,7 +87,7 @@ def _are_lists(value: Any, length: int, kind: type) -> bool:
 
 
 def _are_facts(value: Any) -> bool:
-    """Return whether a value is a list of what is known of shards, whose files lie in the folder itself."""
+    """Return whether a value is a list of shard descriptions whose files are directly in the folder."""
     return isinstance(value, list) and all(
         isinstance(shard, dict)
         and shard.get("split") in SPLITS

@@ -41,7 +41,7 @@ SOURCES = (
 
 
 def load_dataset(name: str | os.PathLike | DataSet, data_dir: str | os.PathLike | None = None) -> DataSet:
-    """Return a data set by what it is called.
+    """Return a data set by its name.
 
     Args:
         name: "digits" (scikit-learn's 8x8 handwritten digits); a folder of images, `train/<class>/*.jpg` with or

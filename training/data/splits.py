@@ -28,7 +28,7 @@ from keras_convnets.training.seeds import purpose_seed
 
 # Images decoded together when a split is brought into memory.
 DECODED_TOGETHER = 64
-# In bytes: what is hashed at a time.
+# Bytes hashed at a time.
 HASHED_TOGETHER = 1 << 24
 # TensorFlow takes memory as a tensor without a copy if it begins at a multiple of the longest vector's size, in bytes.
 ALIGNMENT = 64
@@ -61,7 +61,7 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def subset(self, positions: Positions) -> Split:
-        """Return the images at these positions as a split of their own."""
+        """Return the images at these positions as a new split."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -97,7 +97,7 @@ class Split(abc.ABC):
         """
 
     def state(self) -> str:
-        """Return a text that changes when the images may have: what was found of them is kept by it."""
+        """Return a text that changes if the images may have changed; it is the key of cached results."""
         return self.fingerprint()
 
     def broken(self) -> list[tuple[int, str, str]]:
@@ -417,7 +417,7 @@ class ArraySplit(PositionSplit, SizedSplit):
     def _read_encoded(self, positions: tf.data.Dataset) -> tf.data.Dataset:
         images, labels, stored_at = self._tensors()
         return positions.map(
-            # Compressing would take longer than all else, for what is decoded again at once.
+            # Uncompressed, because the image is decoded again immediately.
             lambda position: (
                 tf.io.encode_png(images[stored_at(position)], compression=0),
                 labels[position],
@@ -496,7 +496,7 @@ def file_reason(path: Path) -> str:
 
 
 def file_kind(path: Path) -> tuple[str, str]:
-    """Return (kind, reason) of a file that does not decode; what is no readable file at all is "unreadable"."""
+    """Return (kind, reason) of a file that does not decode; a file that can't be read is "unreadable"."""
     try:
         return broken_kind(path.read_bytes())
     except OSError as error:

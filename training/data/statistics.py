@@ -23,7 +23,7 @@ from keras_convnets.training.data.integrity import EXTREME_RATIO, TINY_SIDE, ima
 from keras_convnets.training.data.splits import ArraySplit, FileSplit, Split
 
 HASH_SIDE = 8
-# So many bytes tell an image's type.
+# Number of leading bytes that identify an image's format.
 HEAD = 16
 GROUPS_SHOWN = 10
 
@@ -37,14 +37,14 @@ def data_statistics(data: DataSet | Survey, progress: Callable[[int, int], None]
         progress: called with (images done, images in all).
 
     Returns:
-        Plain data for JSON: "name"; "problems", sentences about what has a folder refused; "splits", for each its
+        Plain data for JSON: "name"; "problems", the reasons why a folder is refused; "splits", for each its
         "images", "broken" and, where images decode, "classes" (name -> count), "empty", "tiny" and "extreme" (names of
         classes without images, of images whose shorter side is below 16 pixels, and of those more than ten times as
         long as wide), "class_counts", "width" and "height" in pixels (each min, median, max), "formats" (name ->
         fraction of the images), "mean" and "std" of the channels RGB in 0-255, "components" (principal components of
         the pixels scaled to 0-1, one a row, that of the largest variance first) and "eigenvalues" (their variances);
         "identical", groups of images with the same pixels; "similar", groups of others whose 8 x 8 average hash is the
-        same, which are worth a look. A group is a list of [split, image].
+        same, which should be inspected. A group is a list of [split, image].
     """
     total, done = sum(split.size for split in data.splits.values()), 0
     seen = {}
@@ -65,7 +65,7 @@ def data_statistics(data: DataSet | Survey, progress: Callable[[int, int], None]
 
 @dataclass
 class _Seen:
-    """What one pass over a split's images leaves behind; a row for each image that decodes."""
+    """The results of one pass over a split's images, with a row for each image that can be decoded."""
 
     positions: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)

@@ -43,7 +43,7 @@ def load_tfds(name: str, data_dir: str | os.PathLike | None) -> DataSet:
 
     Raises:
         UserError: if the name is unknown, the data set is not images with one label, or it is neither prepared nor
-            to be downloaded; the sentence says where the data may be put.
+            to be downloaded; the message says where the data may be put.
     """
     if not TFDS_NAME.fullmatch(name) and (os.sep in name or name.startswith((".", "~"))):
         raise UserError(f"there is no folder {name}; give an existing folder of images, digits, or a TFDS name.")
@@ -128,7 +128,7 @@ def _downloaded(name: str, data_dir: str | os.PathLike | None) -> Any:
 
 
 def _check_network(builder: Any) -> None:
-    """Raise OSError at once where the data's hosts can't be reached: TFDS itself tries again for minutes."""
+    """Raise OSError immediately if the data's hosts can't be reached: TFDS itself retries for minutes."""
     if any(urllib.request.getproxies().get(scheme) for scheme in ("http", "https")):
         return
     hosts = {urllib.parse.urlsplit(url).hostname for url in getattr(builder, "url_infos", {})}

@@ -85,7 +85,7 @@ class Verification:
 
 
 def verify_folder(folder: str | os.PathLike, progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Decode every image of a folder with the ops that training uses, in parallel, and say what is wrong or unusual.
+    """Decode every image of a folder with the ops that training uses, in parallel, and report defects and anomalies.
 
     JPEG data carry no checksum: damage that libjpeg decodes to something, with a warning of its own at most, is found
     neither here nor by training. Data that end early are found. What has the folder refused is among the findings.
@@ -123,7 +123,7 @@ def verify_folder(folder: str | os.PathLike, progress: Callable[[int, int], None
 
 
 def _layout_findings(folder: Path, found: Survey) -> list[Finding]:
-    """Return what is to be said of where files lie, and of files that are not looked into."""
+    """Return the findings on file locations, and on files that are not decoded."""
     converted = "{} files are not read; data prepare converts those that Pillow reads"
     found_at = [
         *((path, "other type", SKIPPED, converted.format(path.suffix.lower())) for path in found.others),

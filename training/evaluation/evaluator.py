@@ -49,7 +49,7 @@ def evaluate(
         batch_size: images, or views, at a time.
         progress: called with (images done, images in all).
         encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
-            its size by itself.
+            its size itself.
 
     Raises:
         UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or

@@ -39,7 +39,7 @@ PROTOCOLS = {protocol.name: protocol for protocol in (CENTER,)}
 
 
 def get_protocol(protocol: str | Protocol) -> Protocol:
-    """Return a protocol by its name; one that is given is returned as it is.
+    """Return a protocol by its name; a protocol object is returned unchanged.
 
     Raises:
         UserError: if there is none of that name.

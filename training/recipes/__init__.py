@@ -9,7 +9,7 @@ from keras_convnets.networks.architecture import Architecture
 from keras_convnets.networks.spec import ModelSpec
 from keras_convnets.training.recipes.base import Recipe
 
-# name -> (module, class); a recipe is imported when it is asked for.
+# name -> (module, class); a recipe is imported on first use.
 RECIPES = {
     "alexnet": ("keras_convnets.training.recipes.alexnet", "AlexNet"),
     "fast_cifar": ("keras_convnets.training.recipes.fast_cifar", "FastCIFAR"),

@@ -62,7 +62,7 @@ def option(
 
 @dataclass(frozen=True)
 class Recipe:
-    """The fields that all recipes share; a sub-class sets its paper's values.
+    """The fields of every recipe; a subclass sets its paper's values.
 
     `iterations` and `epochs` are alternatives: setting one clears the other.
     """
@@ -128,10 +128,10 @@ class Recipe:
         return {"name": self.name, **fields}
 
     def total_steps(self, train_images: int) -> int:
-        """Return the number of steps for so many training images."""
+        """Return the number of steps for a number of training images."""
         if self.iterations is not None:
             return self.iterations
-        assert self.epochs is not None, "a recipe that knows its length by itself says it here"
+        assert self.epochs is not None, "recipes without epochs override this method"
         return max(1, math.ceil(self.epochs * train_images / self.batch_size))
 
     def base_learning_rate(self) -> float:
@@ -139,10 +139,10 @@ class Recipe:
         return self.learning_rate if self.learning_rate is not None else 0.1
 
     def make_schedule(self, total_steps: int) -> Schedule:
-        """Return the objects that decide the learning rate of each step and the end of a run of so many steps.
+        """Return the objects that decide the learning rate of each step and the end of a run of `total_steps` steps.
 
-        The rate rises linearly over `warmup_share`. The cosine falls over what is left, the paper's schedule is
-        multiplied by the rise, and one-cycle rises by itself: the field says for how long.
+        The rate rises linearly over `warmup_share`. The cosine decays over the remaining steps, the paper's schedule is
+        multiplied by the rise, and one-cycle has its own rise, whose length the field sets.
         """
         base, warmup = self.base_learning_rate(), self.warmup_share
         if self.schedule == "one_cycle":

@@ -73,7 +73,7 @@ class Finetune(Photographs):
 
     @property
     def best_is(self) -> str:
-        """What the best network is chosen by: the loss, which tells more than the accuracy on few images."""
+        """What the best network is chosen by: the loss, which is more informative than the accuracy on few images."""
         return "val_loss"
 
     @property

@@ -1,4 +1,4 @@
-"""What the recipes for photographs share: crops read from the encoded files, colour augmentation, plateaus."""
+"""Common parts of the recipes for photographs: crops read from the encoded files, colour augmentation, plateaus."""
 
 from __future__ import annotations
 

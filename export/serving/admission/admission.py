@@ -1,4 +1,4 @@
-"""Admission: a request waits until what it will cost is free, before anything is made of it."""
+"""Admission control: a request waits until its estimated memory is available, before it is parsed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from keras_convnets.export.serving.admission.limits import Limits, TooLarge, too
 from keras_convnets.export.serving.scheduling.deadline import check_deadline, seconds_left
 from keras_convnets.export.serving.status import Code, ServingError
 
-# Smaller requests never wait: all that there are threads for need less than 300 MiB together.
+# Smaller requests never wait: as many as there are threads need less than 300 MiB in total.
 SMALL_BYTES = 2**21
-# A message that takes longer to come is given up where others wait to be received.
+# A message that takes longer to arrive is cancelled if others wait to be received.
 RECEIVE_SECONDS = 20.0
 
 
 class Budget:
-    """An amount that requests share, granted in the order in which they ask.
+    """A fair semaphore over an amount such as bytes, granted to requests in the order in which they ask (FIFO).
 
     Args:
-        limit: how much there is; 0 for any amount.
-        what: what one request needs, in a sentence with a number for `{}`.
+        limit: the total amount; 0 for no limit.
+        what: a clause on what one request needs, with `{}` for the amount, for error messages.
         flag: the flag that sets the limit.
     """
 
@@ -38,11 +38,11 @@ class Budget:
 
     @contextlib.contextmanager
     def hold(self, amount: int) -> Iterator[None]:
-        """Wait until an amount is free, and hold it.
+        """Wait until an amount is available, and hold it.
 
         Raises:
-            ServingError: RESOURCE_EXHAUSTED for more than the limit; DEADLINE_EXCEEDED when the request's deadline
-                passed.
+            ServingError: RESOURCE_EXHAUSTED if the amount exceeds the limit; DEADLINE_EXCEEDED if the request's
+                deadline passes.
         """
         if not self._limit or not amount:
             yield
@@ -63,13 +63,13 @@ class Budget:
         try:
             yield
         finally:
-            self.give(amount)
+            self.release(amount)
 
-    def take(self, amount: int) -> None:
-        """Take an amount now or not at all; `give` it back.
+    def acquire(self, amount: int) -> None:
+        """Acquire an amount without waiting; `release` it later.
 
         Raises:
-            ServingError: RESOURCE_EXHAUSTED where that is not free.
+            ServingError: RESOURCE_EXHAUSTED if it is not available.
         """
         with self._condition:
             if self._limit and self._used + amount > self._limit:
@@ -80,21 +80,21 @@ class Budget:
                 )
             self._used += amount
 
-    def give(self, amount: int) -> None:
-        """Give back what was taken."""
+    def release(self, amount: int) -> None:
+        """Release an acquired amount."""
         with self._condition:
             self._used -= amount
             self._condition.notify_all()
 
 
 class Admission:
-    """Admits requests to being received, parsed, converted and decoded, within a server's limits.
+    """Admits requests to receiving, parsing, conversion and decoding, within a server's limits.
 
-    A request acquires what it holds in this order, so that no two wait for each other.
+    Requests acquire the budgets in this order, which prevents deadlocks.
 
     Args:
         limits: the limits.
-        most: requests for a model that are admitted at a time, those that wait to run included; None for any number.
+        most: maximum number of admitted requests, running or queued; None for no limit.
     """
 
     def __init__(self, limits: Limits | None = None, most: int | None = None):
@@ -111,10 +111,10 @@ class Admission:
         self._receivers = _Receivers(limits)
 
     def enter(self) -> None:
-        """Admit a request for a model; `leave` counts it out.
+        """Admit a request for a model; call `leave` when it is done.
 
         Raises:
-            ServingError: RESOURCE_EXHAUSTED where as many are admitted as can run and wait.
+            ServingError: RESOURCE_EXHAUSTED if the maximum number of requests is admitted already.
         """
         with self._lock:
             if self._most is not None and self._inside >= self._most:
@@ -125,28 +125,28 @@ class Admission:
             self._inside += 1
 
     def leave(self) -> None:
-        """Count a request out."""
+        """End the admission of a request."""
         with self._lock:
             self._inside -= 1
 
     def receiving(self, cancel: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
-        """Wait until a gRPC message may be received, whose size is not known before, and hold a place for it.
+        """Wait until a gRPC message of unknown size may be received, and hold a slot for it.
 
         Args:
-            cancel: ends the call; used where the message does not come and others wait.
+            cancel: ends the call; used if the message does not arrive while others wait.
         """
-        return self._receivers.place(cancel)
+        return self._receivers.slot(cancel)
 
     def working(self, amount: int) -> contextlib.AbstractContextManager[None]:
-        """Wait until the bytes that reading a request takes are free, and hold them."""
+        """Wait until the memory for parsing a request, in bytes, is available, and hold it."""
         return self._working.hold(amount if amount > SMALL_BYTES else 0)
 
     def answering(self, amount: int) -> contextlib.AbstractContextManager[None]:
-        """Wait until the bytes that writing an answer takes are free, and hold them."""
+        """Wait until the memory for writing a response, in bytes, is available, and hold it."""
         return self._answers.hold(amount if amount > SMALL_BYTES else 0)
 
     def decoding(self, inputs: Mapping[str, np.ndarray]) -> contextlib.AbstractContextManager[None]:
-        """Wait until the images among a request's inputs may be decoded, and hold their pixels.
+        """Wait until a request's images may be decoded, and hold their number of pixels.
 
         Args:
             inputs: tensors by name. By TensorFlow Serving's rule `inputs` are tf.Examples.
@@ -157,7 +157,7 @@ class Admission:
 
 
 class _Receivers:
-    """The gRPC messages that come in at a time: as many as may be pending if each were as large as any may be."""
+    """Limits the gRPC messages that are received concurrently, to as many of the maximum size as may be pending."""
 
     def __init__(self, limits: Limits):
         bounded = limits.max_pending_bytes and limits.max_request_bytes
@@ -166,7 +166,7 @@ class _Receivers:
         self._condition = threading.Condition()
 
     @contextlib.contextmanager
-    def place(self, cancel: Callable[[], object]) -> Iterator[None]:
+    def slot(self, cancel: Callable[[], object]) -> Iterator[None]:
         if self._most is None:
             yield
             return

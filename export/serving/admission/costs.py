@@ -1,7 +1,7 @@
-"""What a request will cost, told from its bytes before anything is made of them.
+"""Estimates of the memory that a request will take, from its bytes, before it is parsed.
 
-The estimates are upper bounds for what Python, protocol buffers and TensorFlow allocate, and close for requests that
-are mostly images or numbers.
+The estimates are upper bounds for the bytes that Python, protocol buffers and TensorFlow allocate. They are close for
+requests that consist mostly of images or numbers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from keras_convnets.export.serving.admission.limits import NO_LIMITS, Limits, To
 from keras_convnets.export.serving.status import invalid_argument
 from keras_convnets.images.view import DECODED_AT_ONCE
 
-# Bytes for each byte of JSON text: inflated, twice over; the text, its strings, what base64 stands for, the tensor.
+# Bytes for each byte of JSON text: two copies of the inflated body, the text, its strings, decoded base64, the tensor.
 _TEXT_COPIES = 6
-# A text with any letter beyond Latin-1 takes two or four bytes for each character.
+# A string with any character beyond Latin-1 takes two or four bytes per character.
 _WIDE_TEXT_COPIES = 12
-# Bytes for each list or object, value and string in JSON, by the signs that come with it.
+# Bytes for each list or object, value and string in JSON, by the punctuation that marks it.
 _SIGNS = {b"[": 160, b"{": 160, b",": 48, b":": 48, b'"': 32}
 # Bytes for each byte of a protocol buffer: the parsed message, its tensor written again, read, and given to the graph.
 _MESSAGE_COPIES = 6
@@ -34,7 +34,7 @@ _MAX_DEPTH = 100
 
 
 def of_json(pieces: Iterable[bytes]) -> int:
-    """Return how many bytes reading a JSON text, given in pieces, and making tensors of it takes at most.
+    """Return an upper bound in bytes for parsing a JSON text, given in pieces, and converting it to tensors.
 
     Example:
         >>> of_json([b'{"instances": [1, 2]}']) < 1000
@@ -50,11 +50,11 @@ def of_json(pieces: Iterable[bytes]) -> int:
 
 
 def of_answer(outputs: Mapping[str, np.ndarray], bytes_each: int) -> int:
-    """Return how many bytes writing an answer takes at most.
+    """Return an upper bound in bytes for writing a response.
 
     Args:
         outputs: the tensors by name.
-        bytes_each: what an element costs besides itself.
+        bytes_each: overhead of an element, in bytes.
     """
     return sum(
         array.size * bytes_each + (3 * sum(map(len, array.flat)) if array.dtype == object else 3 * array.nbytes)
@@ -63,17 +63,17 @@ def of_answer(outputs: Mapping[str, np.ndarray], bytes_each: int) -> int:
 
 
 def of_message(data: bytes, descriptor: Any, limits: Limits = NO_LIMITS) -> int:
-    """Return how many bytes parsing a protocol buffer and making tensors of it takes at most.
+    """Return an upper bound in bytes for parsing a protocol buffer and converting it to tensors.
 
-    Two bytes may stand for an empty message of fifty, so the fields are counted, without parsing any.
+    Two bytes may encode an empty message that takes fifty bytes in memory, so the fields are counted without parsing.
 
     Args:
-        data: the serialized message; what is not one is left to the parser.
+        data: the serialized message; an invalid one is left to the parser.
         descriptor: the message's type.
-        limits: how many fields it may have.
+        limits: give the maximum number of fields.
 
     Raises:
-        ServingError: RESOURCE_EXHAUSTED for too many fields, INVALID_ARGUMENT for messages in one another too deep.
+        ServingError: RESOURCE_EXHAUSTED for too many fields, INVALID_ARGUMENT for messages that are nested too deeply.
     """
     cost = 0
     for _, field, start, end in _fields(data, descriptor, limits.max_message_fields):
@@ -84,11 +84,11 @@ def of_message(data: bytes, descriptor: Any, limits: Limits = NO_LIMITS) -> int:
 
 
 def decoded_pixels(strings: Iterable[bytes], in_examples: bool = False) -> int:
-    """Return how many pixels a request's images fill while they are decoded: the largest that are so at a time.
+    """Return the pixels of a request's images that are decoded concurrently, assuming the largest ones.
 
     Args:
         strings: a tensor's strings, images or anything else.
-        in_examples: whether they are serialized tf.Examples, whose features are looked at.
+        in_examples: whether they are serialized tf.Examples with images in their features.
     """
     pixels = map(_example_pixels if in_examples else image_pixels, strings)
     return sum(sorted(pixels, reverse=True)[:DECODED_AT_ONCE])
@@ -102,12 +102,12 @@ def _example_pixels(data: bytes) -> int:
 
 
 def _fields(data: bytes, descriptor: Any, most: int) -> Iterator[tuple[int, tuple[Any, bool] | None, int, int]]:
-    """Walk over the fields of a message and of those inside it; gives depth, what is known of it, start and end.
+    """Yield (depth, entry of `_known` or None, start, end) for the fields of a message and of its nested messages.
 
-    Ends where the wire format is broken.
+    Stops where the wire format is invalid.
     """
     count = 0
-    # Where each message that is open ends, and what is known of its fields.
+    # A stack of the enclosing messages: where each ends, and its known fields.
     opened = [(len(data), _known(descriptor))]
     at = 0
     while opened:
@@ -142,7 +142,7 @@ def _fields(data: bytes, descriptor: Any, most: int) -> Iterator[tuple[int, tupl
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number and where it ends; beyond the end stand zeros."""
+    """Decode a varint; return it and the position after it. Bytes beyond the end count as zero."""
     number = shift = 0
     while at < len(data) and shift < 70:
         octet = data[at]
@@ -156,5 +156,5 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 @functools.cache
 def _known(descriptor: Any) -> dict[int, tuple[Any, bool]]:
-    """Return by number the message that a field holds, or None, and whether it holds numbers that grow."""
+    """Return by field number the message type, or None, and whether its integers take more bytes in memory."""
     return {field.number: (field.message_type, field.cpp_type in _GROWING) for field in descriptor.fields}

@@ -1,4 +1,4 @@
-"""The pixels that an encoded image claims to have, told from its header before anything decodes it."""
+"""The number of pixels that an encoded image's header declares, read before it is decoded."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _jpeg_pixels(data: bytes) -> int:
         if marker in _JPEG_SIZES:
             height, width = _unpacked(">HH", data, at + 4)
             return height * width
-        # A marker of no length; the others have theirs behind them.
+        # A marker without a length field.
         alone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8
         at += 1 if alone else 1 + max(_unpacked(">H", data, at + 1)[0], 2)
     return _MOST_PIXELS

@@ -1,4 +1,4 @@
-"""The limits for one client: a finite default for everything that grows with what a client sends.
+"""Request limits: a finite default for every resource that grows with what a client sends.
 
 TensorFlow Serving has none of these limits. Each is a flag of the command `serve`, where 0 takes it away.
 """
@@ -33,15 +33,15 @@ class Limits:
         max_request_elements: numbers or strings of one tensor of a request. 2**26 float32 fill max_request_bytes.
         max_repeated_values: elements of a TensorProto that are not sent, because its last value is repeated. One image
             of 299 x 299 in a single colour.
-        max_message_fields: fields of a protocol buffer, those of the messages inside it included.
-        max_decoded_pixels: pixels of images that are decoded at a time, over all requests.
-        max_pending_bytes: requests that were received and are not answered yet, over all clients.
-        max_working_bytes: what is made of the requests that are worked on, over all clients, as estimated before it
-            is made. Requests wait for room; one that needs more by itself is refused.
-        max_connections: REST connections at a time, and gRPC calls at a time.
+        max_message_fields: fields of a protocol buffer, including nested messages.
+        max_decoded_pixels: pixels of images that are decoded concurrently, over all requests.
+        max_pending_bytes: bytes of requests that are not answered yet, over all clients.
+        max_working_bytes: memory for parsing and converting requests, over all clients, estimated beforehand.
+            Requests wait until it is available; one that needs more alone is refused.
+        max_connections: concurrent REST connections, and concurrent gRPC calls.
 
     Raises:
-        UserError: for a negative number.
+        UserError: if a limit is negative.
     """
 
     max_request_bytes: int = _limit(2**28, "bytes of a request, as sent and inflated")
@@ -97,7 +97,7 @@ class Limits:
         self.check_bytes(repeated * size, f"{what}, which makes {repeated * size} bytes")
 
     def check_bytes(self, size: int, what: str) -> None:
-        """Check the bytes of a request, or of what it makes of few bytes.
+        """Check the size of a request in bytes: as sent, inflated, or with repeated values expanded.
 
         Raises:
             ServingError: RESOURCE_EXHAUSTED, 413 in HTTP.
@@ -110,7 +110,7 @@ NO_LIMITS = Limits(**{field.name: 0 for field in dataclasses.fields(Limits)})
 
 
 class TooLarge(ServingError):
-    """A request that is too large, now and later: RESOURCE_EXHAUSTED as gRPC has it, but 413 in HTTP.
+    """A request that is always too large: RESOURCE_EXHAUSTED in gRPC, 413 in HTTP.
 
     Args:
         message: the text, without the code's name.
@@ -121,12 +121,12 @@ class TooLarge(ServingError):
 
     @property
     def http_status(self) -> int:
-        """The HTTP status, which does not invite to try again."""
+        """The HTTP status; clients retry 429, but not 413."""
         return 413
 
 
 def too_large_text(what: str, limit: int, flag: str) -> str:
-    """Return the sentence that refuses a request: what came, what is allowed and by which flag."""
+    """Return the error message for a refused request: its size, the limit and the flag that sets it."""
     return f"{what}; the server allows {limit} (--{flag}): send less at a time, or have the limit raised."
 
 

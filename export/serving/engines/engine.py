@@ -20,7 +20,7 @@ from keras_convnets.export.serving.scheduling.scheduler import Scheduler
 from keras_convnets.export.serving.signatures import NAMES, Signature, TensorInfo, dtype_name
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
-# What eager execution adds to the message of the operation that failed: where the node was made, in files of ours.
+# What eager execution adds to the message of the operation that failed: where the node was created, in our files.
 _PREAMBLE = re.compile(
     r"^Graph execution error:\s*"
     r'(?:Detected at node [^\n]*\n(?:[ \t]*(?:File "[^\n]*|<stack traces unavailable>)?\n)*)*\s*'
@@ -33,7 +33,7 @@ class Engine(abc.ABC):
 
     Args:
         signature_defs: the signatures verbatim, as protocol buffers by name.
-        scheduler: runs the requests; by default each by itself, a few at once.
+        scheduler: runs the requests; by default without batching, with a concurrency limit.
         admission: bounds the pixels that are decoded at a time; by default those of this engine.
 
     Attributes:
@@ -125,7 +125,7 @@ def load_error(error: Exception, path: str) -> ServingError:
 
 
 def run_error(error: Exception) -> ServingError:
-    """Return what a client is told of a run that failed."""
+    """Return the error message that a client gets for a failed run."""
     code = getattr(error, "error_code", None)
     return ServingError(Code.INVALID_ARGUMENT if code is None else Code(code), _plain_text(error))
 

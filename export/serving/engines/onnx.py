@@ -38,7 +38,7 @@ class OnnxEngine(Engine):
 
     Args:
         path: the version's directory.
-        scheduler: runs the requests; by default each by itself, a few at once.
+        scheduler: runs the requests; by default without batching, with a concurrency limit.
         admission: bounds the pixels that are decoded at a time.
 
     Raises:
@@ -74,7 +74,7 @@ class OnnxEngine(Engine):
         except Exception as error:
             raise load_error(error, str(path)) from error
         super().__init__({name: proto for name, proto in known.items() if name in SIGNATURES}, scheduler, admission)
-        # A run has a thread on every core; those of two at once wait for each other. Decoding goes on meanwhile.
+        # A run uses a thread per core, and concurrent runs would contend for them. Decoding continues meanwhile.
         self._one_run = threading.Lock()
         self._channels_first = self._session.get_inputs()[0].shape[1] == 3
         self._names = np.array([name.encode() for name in card.class_names], object)
@@ -86,7 +86,7 @@ class OnnxEngine(Engine):
         ((alias, given),) = inputs.items()
         info = self.signatures[name].inputs[alias]
         if not info.fits(given.shape):
-            # The network in the file has one shape of images, and what is done before it is done here.
+            # The network in the file takes images of one shape; the preprocessing is done here.
             shape = ",".join(map(str, given.shape))
             raise invalid_argument(
                 f"Input {alias} has shape [{shape}], which does not fit the signature's {info.shape_text}"

@@ -30,7 +30,7 @@ class SavedModelEngine(Engine):
 
     Args:
         path: the version's directory, the one that holds `saved_model.pb`.
-        scheduler: runs the requests; by default each by itself, a few at once.
+        scheduler: runs the requests; by default without batching, with a concurrency limit.
         admission: bounds the pixels that are decoded at a time.
 
     Raises:

@@ -77,7 +77,7 @@ class Loader:
         return None
 
     def follow(self, model: Model, found: Mapping[int, Path], aspired: set[int]) -> None:
-        """Load what is to be served and is not yet, the highest version first, and unload what it supersedes.
+        """Load the aspired versions, the highest first, and unload the versions that they supersede.
 
         Args:
             model: the model.
@@ -105,14 +105,14 @@ class Loader:
     def _unload_superseded(self, model: Model, aspired: set[int]) -> None:
         available = model.available()
         if aspired and not any(version.number in aspired for version in available):
-            # What is served now stays until there is something better.
+            # Keep serving the current versions until a new one is available.
             return
         for version in available:
             if version.number not in aspired:
                 self._unload(model, version)
 
     def _forget_failures(self, model: Model, found: Mapping[int, Path]) -> None:
-        """Let a version that failed, and whose directory is gone, be tried anew when it comes back."""
+        """Reset the retries of failed versions whose directory is gone, so that they are loaded if it reappears."""
         with self._changed:
             for version in model.versions.values():
                 if version.number not in found:

@@ -31,7 +31,7 @@ class State(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class VersionStatus:
-    """What the status of one version tells: its number, its state, and the error when loading it failed."""
+    """The status of one version: its number, its state, and the error if loading it failed."""
 
     version: int
     state: State

@@ -31,7 +31,7 @@ from keras_convnets.export.serving.status import Code, ServingError, invalid_arg
 
 _log = logging.getLogger(__name__)
 
-# How often versions to try again are looked for where the base paths are looked at once only.
+# Seconds between retries of failed versions if the base paths are polled only once.
 _TICK_SECONDS = 1.0
 
 
@@ -104,7 +104,7 @@ class Servables:
         Raises:
             UserError: the configuration can't be used; no model has a version that loads, because base paths do not
                 exist or hold no such version, or each fails; a model that was waited for has versions, and each was
-                given up; a model has none and the base paths are looked at once only.
+                given up; a model has none and the base paths are polled only once.
         """
         try:
             new = self._configure(self._initial)
@@ -125,14 +125,14 @@ class Servables:
         self._await_first(list(errors), is_active)
 
     def _await_first(self, models: Sequence[Model], is_active: Callable[[], bool]) -> None:
-        """Look at the base paths until each model has a version that is available."""
+        """Poll the base paths until each model has an available version."""
         while waiting := [model for model in models if not model.available()]:
             for model in waiting:
                 if failure := model.given_up():
                     raise _does_not_load(model, *failure)
             until = time.monotonic() + self._poll_wait
             while time.monotonic() < until:
-                # Nobody tells when the server is stopped.
+                # Poll: there is no notification when the server is stopped.
                 self._stopping.wait(min(self._poll_wait, 0.1))
                 if self._stopping.is_set() or not is_active():
                     return
@@ -157,7 +157,7 @@ class Servables:
             wanted = ", ".join(map(str, sorted(model.policy.specific.versions))) or "none"
             raise UserError(
                 f"{where} holds versions {', '.join(map(str, sorted(found)))}, and its version policy asks for "
-                f"{wanted}; mend the policy in the configuration."
+                f"{wanted}; fix the policy in the configuration."
             )
         errors = {number: self._loader.load(model, number, found[number]) for number in aspired}
         failed = {number: error for number, error in errors.items() if error is not None}
@@ -168,7 +168,7 @@ class Servables:
             log_failure(model, number, failure)
 
     def start_polling(self) -> None:
-        """Watch the base paths in a thread of its own, until `stop`."""
+        """Watch the base paths in a separate thread, until `stop`."""
         self._thread = threading.Thread(target=self._poll_forever, name="servables", daemon=True)
         self._thread.start()
 
@@ -182,7 +182,7 @@ class Servables:
             self._changed.notify_all()
 
     def poll(self) -> None:
-        """Look at every base path once, load what is new and unload what is superseded or gone."""
+        """Poll every base path once; load new versions and unload superseded or deleted ones."""
         with self._polling:
             with self._lock:
                 models = list(self._models.values())
@@ -194,7 +194,7 @@ class Servables:
                     self._loader.follow(model, *seen)
             if self._loader.has_garbage:
                 self._loader.has_garbage = False
-                # A loaded SavedModel is large and full of reference cycles, so it does not go by itself soon.
+                # SavedModels are large and have reference cycles: free them now.
                 gc.collect()
 
     def reload(self, config: Any, *, wait: bool = True, is_active: Callable[[], bool] = lambda: True) -> None:
@@ -231,7 +231,7 @@ class Servables:
             while not all(is_settled(model) for model in models):
                 if self._stopping.is_set() or not is_active():
                     raise ServingError(Code.CANCELLED, "Waiting for the models to become available was ended")
-                # Nobody tells when the client goes away.
+                # Poll: there is no notification when the client disconnects.
                 self._changed.wait(0.2)
             waited_for = [model for model in models if model.configured and not model.available()]
             failed = [(model.name, *failure) for model in waited_for if (failure := model.given_up())]

@@ -148,9 +148,9 @@ class RestApp:
         if verb.runs_model:
             held.enter()
         work = self._executor.submit(self._work, verb, asked, body, gzipped, time.monotonic() + self._timeout)
-        # Its memory is in use until the work is done, whatever was answered meanwhile.
+        # Its memory is in use until the work is done, even if an error was sent meanwhile.
         held.release_after(work)
-        # What was not begun by then never is.
+        # Work that has not started by then is cancelled.
         answer = await asyncio.wait_for(asyncio.wrap_future(work), self._timeout)
         if isinstance(answer, ServingError):
             raise answer
@@ -169,7 +169,7 @@ class RestApp:
             return verb.answer(self._service, asked, b"")
         with deadline(until):
             try:
-                # Inflated once without keeping anything, to know what it costs.
+                # Inflated once without keeping anything, to estimate its memory.
                 cost = costs.of_json(inflated(body, self._limits) if gzipped else [body])
             except zlib.error:
                 # A broken body reads as empty, as it does in TensorFlow Serving.

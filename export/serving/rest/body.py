@@ -1,4 +1,4 @@
-"""A request's body: received in pieces, counted against what all clients may have pending, and inflated."""
+"""A request's body: received in chunks, counted against the limit of pending bytes, and inflated."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from keras_convnets.export.serving.admission.admission import Admission
 from keras_convnets.export.serving.admission.limits import Limits
 from keras_convnets.export.serving.status import ServingError
 
-# Between two pieces of a body.
+# Timeout between two chunks of a body.
 BODY_SECONDS = 75.0
 PIECE_BYTES = 2**18
 
 
 class Held:
-    """What one request holds: bytes that were received, and its admission."""
+    """The resources that one request holds: received bytes, and its admission."""
 
     def __init__(self, admission: Admission):
         self._admission = admission
@@ -26,33 +26,33 @@ class Held:
         self._inside = False
         self._owner: object = self
 
-    def take(self, size: int) -> None:
-        """Hold more bytes; raises ServingError where there are none left."""
-        self._admission.pending.take(size)
+    def acquire(self, size: int) -> None:
+        """Hold more bytes; raises ServingError if the limit of pending bytes is reached."""
+        self._admission.pending.acquire(size)
         self.bytes += size
 
     def enter(self) -> None:
-        """Be admitted; raises ServingError where too many are."""
+        """Admit the request; raises ServingError if too many are admitted."""
         self._admission.enter()
         self._inside = True
 
     def release_after(self, work: concurrent.futures.Future) -> None:
-        """Leave it to a future's end to release what is held."""
+        """Release the resources when a future is done, instead of by `release()`."""
         self._owner = work
         work.add_done_callback(self.release)
 
     def release(self, owner: object = None) -> None:
-        """Give everything back, unless that is left to another."""
+        """Release everything, unless `release_after` left that to another owner."""
         if (owner or self) is not self._owner:
             return
-        self._admission.pending.give(self.bytes)
+        self._admission.pending.release(self.bytes)
         if self._inside:
             self._admission.leave()
         self.bytes, self._inside = 0, False
 
 
 class Unread(Exception):
-    """A body that was not read to its end, and what is answered."""
+    """A body that was not read completely, and the response."""
 
     def __init__(self, status: int, text: str):
         super().__init__(text)
@@ -60,15 +60,15 @@ class Unread(Exception):
 
 
 async def read_body(receive: Callable[[], Awaitable[dict[str, Any]]], held: Held, limits: Limits) -> bytes | None:
-    """Return the whole body of a request, or None when the client went away before it was sent.
+    """Return the body of a request, or None if the client disconnected before it was complete.
 
     Args:
-        receive: ASGI's.
+        receive: ASGI's `receive`.
         held: counts its bytes.
-        limits: how many there may be.
+        limits: give the maximum size.
 
     Raises:
-        Unread: if it takes too long, is too large or finds no room.
+        Unread: if it takes too long, is too large or exceeds the limit of pending bytes.
     """
     chunks: list[bytes] = []
     while True:
@@ -82,7 +82,7 @@ async def read_body(receive: Callable[[], Awaitable[dict[str, Any]]], held: Held
         chunk = message.get("body", b"")
         try:
             limits.check_bytes(held.bytes + len(chunk), "The request is too large")
-            held.take(len(chunk))
+            held.acquire(len(chunk))
         except ServingError as error:
             raise Unread(error.http_status, error.message) from None
         chunks.append(chunk)
@@ -98,7 +98,7 @@ def inflated(body: bytes, limits: Limits) -> Iterator[bytes]:
         ServingError: RESOURCE_EXHAUSTED as soon as it inflates to too much.
     """
     inflater, size = zlib.decompressobj(wbits=31), 0
-    # The input in pieces too: what was not used of it is copied each time.
+    # The input in chunks too, because its unused rest is copied each time.
     rests = (body[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES))
     while not inflater.eof:
         rest = inflater.unconsumed_tail or next(rests, b"")

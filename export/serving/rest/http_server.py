@@ -1,5 +1,5 @@
-"""uvicorn in a thread, with its HTTP protocol mended: limits for headers that do not come or do not end, for
-connections, for requests sent without waiting and for answers that nobody takes; and no upgrades.
+"""uvicorn in a thread, with a hardened HTTP protocol: limits for slow or endless headers, for connections, for
+pipelined requests and for responses that the client does not read; and no upgrades.
 
 A client that offers HTTP/2 (`curl --http2`, Java's HttpClient) sends "Upgrade: h2c" with its request, which an HTTP/1.1
 server ignores. uvicorn's parser takes it for the end of HTTP instead, and the body would be lost.
@@ -23,9 +23,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 KEEP_ALIVE_SECONDS = 75
 HEADER_SECONDS = 30.0
 MAX_HEADER_BYTES = 2**16
-# Requests on one connection that wait for the answer to the one before.
+# Pipelined requests on one connection.
 MAX_PIPELINED = 16
-# Without a byte of an answer taken.
+# Time without the client reading any byte of a response.
 WRITE_SECONDS = 75.0
 
 _TOO_MANY = (
@@ -39,7 +39,7 @@ _UPGRADE = re.compile(rb"\nUpgrade:", re.IGNORECASE)
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Holds the headers of a request back until they are whole, and closes the connection when they never are.
+    """Buffers the headers of a request until they are complete, and closes the connection if they never are.
 
     uvicorn itself limits only the time between two requests.
     """
@@ -50,11 +50,11 @@ class LimitedProtocol(HttpToolsProtocol):
     _inside = False
     _inside_bytes = 0
     _write_timer: asyncio.TimerHandle | None = None
-    # How many connections there may be at a time; 0 for any number.
+    # Maximum number of concurrent connections; 0 for no limit.
     max_connections = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Await the first request, or refuse the connection where there are too many."""
+        """Wait for the first request, or refuse the connection if there are too many."""
         super().connection_made(transport)
         self._head = bytearray()
         if self.max_connections and len(self.connections) > self.max_connections:
@@ -64,13 +64,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Await nothing more."""
+        """Stop the timers."""
         self._stop_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Await that what is written is taken."""
+        """Start the timeout for unread responses when the write buffer is full."""
         super().pause_writing()
         self._await_taken(self.transport.get_write_buffer_size())
 
@@ -80,7 +80,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Give the parser whole headers, and everything that follows them as it comes."""
+        """Pass complete headers to the parser, and the data after them as they arrive."""
         if self.transport.is_closing():
             return
         if self._between:
@@ -132,7 +132,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _await_taken(self, size: int) -> None:
-        """Close the connection if nothing is taken of so many bytes that wait to be sent, for a while."""
+        """Close the connection if the client has read nothing of the pending bytes for `WRITE_SECONDS`."""
 
         def check() -> None:
             left = self.transport.get_write_buffer_size()

@@ -58,7 +58,7 @@ def encode_classification(classification: Classification) -> bytes:
     """
     _, scores = classification
     rows = class_rows(classification)
-    # The classes of all examples in one list, because numbers are written much faster at once.
+    # The classes of all examples in one list, because numbers are serialised much faster in bulk.
     numbers = iter(float_tokens(scores.reshape(-1)) if scores is not None else ["0.0"] * sum(map(len, rows)))
     lists = (",".join(f"[{string_token(label)},{next(numbers)}]" for label, _ in row) for row in rows)
     return _results(",".join(f"[{text}]" for text in lists))
@@ -112,7 +112,7 @@ def _kind(name: str, value: Any) -> str:
 
 
 def _element(name: str, value: Any, kind: str) -> bytes | float | int:
-    """Return a value as it is in a list of its kind."""
+    """Return a value as an element of a list of its kind."""
     if kind == "float":
         return float(value)
     if kind == "int64":

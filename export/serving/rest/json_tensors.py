@@ -179,7 +179,7 @@ def _decode_columns(value: Any, inputs: Mapping[str, TensorInfo], limits: Limits
 
 
 def is_base64(value: Any) -> bool:
-    """Tell whether a JSON value is `{"b64": "..."}`, which stands for bytes."""
+    """Return whether a JSON value is `{"b64": "..."}`, the encoding of bytes."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
@@ -190,7 +190,7 @@ def _is_named(value: Any) -> bool:
 class _Column:
     """The values of one input, gathered in reading order.
 
-    The shape is read off the first element at each level; whatever does not fit it afterwards is an error.
+    The shape is taken from the first element at each level; other elements that do not match it are an error.
     """
 
     def __init__(self, info: TensorInfo, limits: Limits):

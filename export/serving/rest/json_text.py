@@ -4,8 +4,8 @@ TensorFlow Serving parses with rapidjson, stops after the first value, keeps the
 and Infinity, and nests without a limit. Python's own decoder reads the same documents and goes first. What it refuses
 is read again here, value by value: containers in a loop, because the decoder would recurse into them, and strings and
 numbers by the decoder, after which what it accepts and rapidjson does not is refused: halves of surrogate pairs, which
-are no text that could be answered, and numbers beyond a double, which Python takes for infinity without a word. The
-texts of errors are rapidjson's; their offsets may differ by what is left of a word.
+are no text that could be answered, and numbers beyond a double, which Python silently reads as infinity. The error
+messages are rapidjson's; their offsets may differ by the rest of a word.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def parse(body: bytes) -> Any:
 def _needs_care(body: bytes) -> bool:
     """Tell whether Python might read the text otherwise than rapidjson.
 
-    Python accepts lone surrogates, lets numbers overflow to infinity without a word and refuses very long integers.
+    Python accepts lone surrogates, lets numbers overflow silently to infinity and refuses very long integers.
     """
     if b"\\" in body and _SURROGATE.search(body):
         return True

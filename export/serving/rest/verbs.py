@@ -16,7 +16,7 @@ from keras_convnets.export.serving.rest import json_answers, json_examples, json
 from keras_convnets.export.serving.signatures import DEFAULT_SIGNATURE
 from keras_convnets.export.serving.status import Code, invalid_argument
 
-# What writing a number as JSON takes: a float, its text and the number read back.
+# Bytes for writing a number as JSON: a float, its text and the parsed number.
 _ELEMENT_BYTES = 160
 
 
@@ -37,7 +37,7 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Service:
-    """What the verbs work with: the models, the limits of what is written, and what runs are recorded in."""
+    """The dependencies of the verbs: the models, the admission of responses, and the metrics."""
 
     servables: Servables
     admission: Admission
@@ -124,12 +124,12 @@ def status(service: Service, asked: Asked, body: bytes) -> bytes:
     entries = []
     for entry in service.servables.status(asked.model, asked.version):
         code, message = (Code.OK, "") if entry.error is None else (entry.error.code, entry.error.message)
-        told = {"error_code": code.name, "error_message": message}
-        entries.append({"version": str(entry.version), "state": entry.state.name, "status": told})
+        result = {"error_code": code.name, "error_message": message}
+        entries.append({"version": str(entry.version), "state": entry.state.name, "status": result})
     return json_bytes({"model_version_status": entries})
 
 
-# By what the URL calls them; a GET request without one asks for the status.
+# By their names in URLs; a GET request without one returns the status.
 STATUS = "status"
 VERBS = {
     "predict": Verb(predict),

@@ -20,7 +20,7 @@ from keras_convnets.export.serving.status import Code, ServingError, invalid_arg
 
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
-# What writing an integer or a string into a protocol buffer takes: a Python object, and the value there.
+# Bytes for writing an integer or a string into a protocol buffer: a Python object, and the value.
 _ELEMENT_BYTES = 64
 
 

@@ -22,17 +22,17 @@ from keras_convnets.export.serving.scheduling.deadline import deadline
 from keras_convnets.export.serving.status import ServingError
 
 MAX_MESSAGE_BYTES = 2**31 - 1
-# Methods whose requests are worked on, and not answered by what the server knows anyway.
+# Methods that run a model, in contrast to status and metadata.
 _WORK = frozenset(
     f"/tensorflow.serving.PredictionService/{name}" for name in ("Predict", "Classify", "Regress", "MultiInference")
 )
 
 
 class _Admitting(grpc.ServerInterceptor):
-    """Has a request received, parsed and answered only when there is room for it.
+    """Receives, parses and answers a request only when it is admitted.
 
-    gRPC itself would receive and parse one in every thread. To it, the methods take a stream of requests, which is the
-    same on the wire: so the first and only one is received when it is asked for.
+    gRPC itself would receive and parse a request in every thread. The methods are therefore registered as taking a
+    stream of requests, which is identical on the wire: the only request is received when it is read from the stream.
 
     Args:
         admission: admits requests.
@@ -42,7 +42,7 @@ class _Admitting(grpc.ServerInterceptor):
         self._admission = admission
 
     def intercept_service(self, continuation: Callable[..., Any], details: grpc.HandlerCallDetails) -> Any:
-        """Return the method's handler in this form."""
+        """Return the method's handler, converted to a stream of requests."""
         handler = continuation(details)
         if handler is None or handler.request_streaming or handler.response_streaming:
             return handler
@@ -63,20 +63,20 @@ class _Admitting(grpc.ServerInterceptor):
         except ServingError as error:
             code, details = grpc.StatusCode[error.code.name], error.grpc_details
         except DecodeError:
-            # As gRPC itself says it.
+            # gRPC's own message.
             code, details = grpc.StatusCode.INTERNAL, "Exception deserializing request!"
         context.abort(code, details)
 
     def _parsed(self, method: Callable[..., Any], kind: Any, data: bytes, context: Any) -> Any:
         admission, size = self._admission, len(data)
-        admission.pending.take(size)
+        admission.pending.acquire(size)
         try:
             with admission.working(costs.of_message(data, kind.DESCRIPTOR, admission.limits)):
                 request = kind.FromString(data)
                 del data
                 return method(request, context)
         finally:
-            admission.pending.give(size)
+            admission.pending.release(size)
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -101,7 +101,7 @@ def make_server(
 
     Args:
         servables: the models.
-        workers: how many requests are worked on at once.
+        workers: maximum number of concurrent requests.
         metrics: what requests are counted in.
         health: whether to answer `grpc.health.v1` too: the server as a whole ("") is serving.
         admission: admits requests; by default with the default limits.
@@ -141,6 +141,6 @@ def _add_health(server: grpc.Server) -> None:
         from grpc_health.v1 import health, health_pb2_grpc
     except ImportError as error:
         raise UserError("the health service needs its package: pip install grpcio-health-checking.") from error
-    # Watching blocks no worker: the callers are told of changes from a thread of its own.
+    # Watching blocks no worker: a separate thread notifies the callers of changes.
     servicer = health.HealthServicer(experimental_non_blocking=True)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

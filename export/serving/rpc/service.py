@@ -30,7 +30,7 @@ from keras_convnets.export.serving.status import Code, ServingError, invalid_arg
 
 _log = logging.getLogger(__name__)
 
-# Longer than this counts as for ever: clocks and locks take no numbers of any size.
+# Longer timeouts count as unlimited, because clocks and locks do not accept arbitrarily large numbers.
 _LONG_SECONDS = 1e6
 
 

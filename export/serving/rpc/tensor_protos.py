@@ -59,7 +59,7 @@ def from_array(array: np.ndarray) -> tensor_pb2.TensorProto:
         return proto
     flat = np.ascontiguousarray(array).reshape(-1)
     if dtype in _RAW_FIELDS:
-        # A packed field is the little-endian numbers behind a tag and a length: one copy instead of one Python
+        # A packed field is the little-endian numbers after a tag and a length: one copy instead of one Python
         # object for each value.
         data = flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes()
         proto.MergeFromString(bytes([_RAW_FIELDS[dtype] << 3 | 2]) + _varint(len(data)) + data)
@@ -93,7 +93,7 @@ def to_array(proto: tensor_pb2.TensorProto, info: TensorInfo, position: int, lim
         )
     _check_size(proto, sizes, info, limits)
     try:
-        # TensorFlow's own reader, so that every odd but legal form means what it means there.
+        # TensorFlow's parser, so that unusual but valid encodings are read as TensorFlow reads them.
         array: Any = tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(proto.dtype)).numpy()
     except (tf.errors.OpError, ValueError, TypeError) as error:
         raise invalid_argument(f"tensor parsing error: {info.alias}") from error

@@ -1,1 +1,1 @@
-"""When a request runs: its deadline, the limit of runs at once, and requests that run together."""
+"""Scheduling of requests: deadlines, the concurrency limit and batching."""

@@ -1,7 +1,7 @@
-"""Requests that are run together, by TensorFlow's batch operation, which is TensorFlow Serving's own scheduler.
+"""Batching by TensorFlow's batch operation, which contains TensorFlow Serving's scheduler.
 
-It is the operation behind `tf.nondifferentiable_batch_function`. That function gives each signature of each version
-threads of its own, which are never given back; here all share one set, and have a queue each while they live.
+`tf.nondifferentiable_batch_function` uses the same operation, but creates threads for each signature of each version
+and never releases them. Here all signatures share one thread pool, and each has a queue while it is loaded.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from keras_convnets.export.serving.status import Code, ServingError
 
 _log = logging.getLogger(__name__)
 
-# What TensorFlow's scheduler says of a request that it does not take, and of outputs that it can't divide.
+# Parts of the TensorFlow scheduler's error messages, for requests that it rejects and outputs that it can't split.
 _FULL, _TOO_LARGE, _NOT_IN_ROWS = "batch scheduling queue", "maximum input batch size", "Batched output tensor"
-# Each takes a thread of its own.
+# Each takes a thread.
 MOST_REQUESTS = 1000
 _numbers = itertools.count()
 
@@ -39,17 +39,17 @@ class BatchingParameters:
     """TensorFlow Serving's batching parameters, with its defaults.
 
     Attributes:
-        max_batch_size: rows of a batch; a request of more is refused, unless it may be split.
-        batch_timeout_micros: how long a batch waits for more rows.
-        max_enqueued_batches: batches of a signature that may wait, the one that is being filled included.
-        num_batch_threads: batches that run at once, over all models.
-        allowed_batch_sizes: sizes to which batches are filled up, ascending up to the largest that runs; empty for any.
-        enable_large_batch_splitting: whether a request of more rows than a batch is spread over several.
-        max_execution_batch_size: rows that run together where requests are split; None for max_batch_size, which then
-            only bounds a request.
+        max_batch_size: maximum rows of a batch; a larger request is rejected, unless it may be split.
+        batch_timeout_micros: how long a batch waits for more rows, in microseconds.
+        max_enqueued_batches: maximum queued batches of a signature, including the one that is being filled.
+        num_batch_threads: maximum concurrent batches, over all models.
+        allowed_batch_sizes: sizes to which batches are padded, ascending up to the largest that runs; empty for any.
+        enable_large_batch_splitting: whether a request with more rows than a batch is split over several.
+        max_execution_batch_size: maximum rows of an executed batch if requests are split; None for max_batch_size.
+            max_batch_size then limits only the size of a request.
 
     Raises:
-        UserError: if a number can't be used.
+        UserError: if a number is invalid.
     """
 
     max_batch_size: int = 1000
@@ -81,45 +81,45 @@ class BatchingParameters:
 
     @property
     def largest(self) -> int:
-        """The rows of the largest batch that runs."""
+        """The maximum rows of an executed batch."""
         return self.max_execution_batch_size or self.max_batch_size
 
 
 class Batching:
-    """The scheduler that runs requests to a signature together.
+    """The scheduler that runs requests to a signature in batches.
 
     Args:
-        parameters: how large batches become and how long they wait.
+        parameters: TensorFlow Serving's batching parameters.
     """
 
     def __init__(self, parameters: BatchingParameters):
         self.parameters = parameters
-        # What can't be run in a batch runs by itself.
+        # Requests that can't be batched run alone.
         self.alone = ConcurrencyLimit(parameters.num_batch_threads)
         self._name = f"keras_convnets_batching_{next(_numbers)}"
         self._free: collections.deque[str] = collections.deque()
 
     @property
     def requests_at_once(self) -> int:
-        """How many requests fill two batches, the one that runs and the one that is filled."""
+        """The number of requests that fill two batches: one that runs and one that is being filled."""
         return min(2 * self.parameters.max_batch_size, MOST_REQUESTS)
 
     def queue(self, execute: Execute, signature: Signature, graph: Graph) -> Execute:
-        """Return a function that runs requests together with others that come at the same time.
+        """Return a function that runs requests in a batch with concurrent ones.
 
         Args:
-            execute: runs a request by itself.
-            signature: what it takes and gives.
+            execute: runs a single request.
+            signature: its inputs and outputs.
             graph: does the same with tensors, by alias, inside a tf.function.
         """
         batched = _Queue(self, execute, signature, graph).run
         return batched if _is_in_rows(signature) else self.alone.queue(execute)
 
     def queue_name(self, owner: object) -> str:
-        """Return the name of a queue of TensorFlow's that nobody else has, as long as its owner lives.
+        """Return the name of a TensorFlow queue that is used only by `owner`, until it is garbage-collected.
 
-        TensorFlow never gives a queue up, so that those of versions that were unloaded are used again: all are alike,
-        and a batch runs the function that its last request came with.
+        TensorFlow never deletes queues, so those of unloaded versions are reused: all have the same parameters, and a
+        batch runs the function of its last request.
         """
         try:
             name = self._free.popleft()
@@ -129,13 +129,13 @@ class Batching:
         return name
 
     def operation(self, tensors: Sequence[Any], function: Any, queue_name: str) -> list[Any]:
-        """Return the outputs of a concrete function of these tensors, which are put into a batch with others'."""
+        """Return the outputs of a concrete function of these tensors, batched with those of other requests."""
         import tensorflow as tf
 
         parameters = self.parameters
         sizes: Sequence[int] = parameters.allowed_batch_sizes
         if parameters.largest < parameters.max_batch_size and not sizes:
-            # The operation knows how much runs together by the last of the sizes alone.
+            # The operation takes the maximum executed batch size from the last allowed size.
             sizes = range(1, parameters.largest + 1)
         return tf.raw_ops.BatchFunction(
             in_tensors=tensors,
@@ -163,7 +163,7 @@ class _Queue:
         self._graph = graph
         self._lock = threading.Lock()
         self._together: Callable | None = None
-        # Outputs that are not in rows show when the signature is first run in a batch.
+        # Outputs without a batch dimension are detected when the signature is first run in a batch.
         self._in_rows = True
 
     def run(self, inputs: Tensors) -> Mapping[str, np.ndarray]:
@@ -171,14 +171,14 @@ class _Queue:
 
         check_deadline()
         always = False
-        # A batch is compiled for the shapes of the signature; others are run by themselves.
+        # A batch is compiled for the signature's shapes; inputs of other shapes are run alone.
         if self._in_rows and all(info.fits(inputs[alias].shape) for alias, info in self._signature.inputs.items()):
             try:
                 outputs = self._batched()(*(tf.constant(inputs[alias]) for alias in sorted(inputs)))
                 check_deadline()
                 return {alias: array.numpy() for alias, array in zip(self._signature.outputs, outputs, strict=True)}
             except (tf.errors.OpError, ValueError, TypeError) as error:
-                # One bad image must not spoil the answers of the others: each is run again by itself.
+                # One bad image must not fail the other requests of the batch: each is run again alone.
                 self._check(str(error))
                 always = True
         with self._batching.alone.slot(always=always):
@@ -241,7 +241,7 @@ def graph_of(execute: Execute, signature: Signature) -> Graph:
 
 
 def _is_in_rows(signature: Signature) -> bool:
-    """Return whether all inputs and outputs may have any number of rows, as far as their shapes tell."""
+    """Return whether all inputs and outputs may have any number of rows, according to their shapes."""
     infos = [*signature.inputs.values(), *signature.outputs.values()]
     return bool(signature.inputs) and all(
         info.shape is None or (len(info.shape) > 0 and info.shape[0] is None) for info in infos

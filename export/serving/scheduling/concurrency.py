@@ -1,4 +1,4 @@
-"""The concurrency limit: so many requests run at once, each by itself, and so many wait."""
+"""The concurrency limit: a maximum number of running requests and of queued ones, without batching."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MAX_QUEUED_REQUESTS = 128
 
 
 class ConcurrencyLimit:
-    """The scheduler that runs each request by itself: at most so many at once, and at most so many wait.
+    """The scheduler that runs each request alone, with a concurrency limit and a queue limit.
 
     Args:
-        at_once: how many run at once.
+        at_once: the concurrency limit.
         waiting: how many may wait; one more is refused.
     """
 
@@ -70,7 +70,7 @@ class ConcurrencyLimit:
                 self._condition.notify()
 
     def queue(self, execute: Execute, *_: object) -> Execute:
-        """Return a function that runs each request by itself, as `Scheduler.queue` has it."""
+        """Return a function that runs each request alone; see `Scheduler.queue`."""
 
         def run(inputs: Tensors) -> Mapping[str, np.ndarray]:
             with self.slot():

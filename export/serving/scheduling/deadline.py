@@ -1,4 +1,4 @@
-"""The deadline of the request at hand: none is run that came too late."""
+"""The deadline of the current request; expired requests are not run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 from keras_convnets.export.serving.status import Code, ServingError
 
-# When the request at hand is no longer worth an answer, in seconds of time.monotonic.
+# The current request's deadline, in seconds of time.monotonic.
 _DEADLINE: contextvars.ContextVar[float | None] = contextvars.ContextVar("deadline", default=None)
 
 
 @contextlib.contextmanager
 def deadline(at: float | None) -> Iterator[None]:
-    """Let what runs inside not begin a run after a moment.
+    """Set the deadline of the current request.
 
     Args:
-        at: the moment, in seconds of `time.monotonic`; None for never.
+        at: in seconds of `time.monotonic`; None for no deadline.
     """
     token = _DEADLINE.set(at)
     try:
@@ -28,27 +28,27 @@ def deadline(at: float | None) -> Iterator[None]:
 
 
 def check_deadline() -> None:
-    """Check that the request at hand is still worth an answer.
+    """Check the deadline of the current request.
 
     Raises:
-        ServingError: DEADLINE_EXCEEDED.
+        ServingError: DEADLINE_EXCEEDED if it has passed.
     """
     if deadline_passed():
         raise too_late()
 
 
 def deadline_passed() -> bool:
-    """Return whether the request at hand came too late."""
+    """Return whether the deadline of the current request has passed."""
     at = _DEADLINE.get()
     return at is not None and time.monotonic() >= at
 
 
 def too_late() -> ServingError:
-    """Return the error for a request that came too late."""
+    """Return the error for a request whose deadline has passed."""
     return ServingError(Code.DEADLINE_EXCEEDED, "The deadline passed before the request was run")
 
 
 def seconds_left() -> float | None:
-    """Return how long the request at hand is worth waiting for, at least 0; None for ever."""
+    """Return the seconds until the current request's deadline, at least 0; None without a deadline."""
     at = _DEADLINE.get()
     return None if at is None else max(0.0, at - time.monotonic())

@@ -23,10 +23,10 @@ class Scheduler(Protocol):
         """How many requests run, or fill the batches that run, at a time."""
 
     def queue(self, execute: Execute, signature: Signature, graph: Graph, /) -> Execute:
-        """Return a function that runs a request to a signature when there is room for it.
+        """Return a function that runs a request to a signature when the scheduler admits it.
 
         Args:
-            execute: runs a request by itself.
+            execute: runs a single request.
             signature: what it takes and gives.
             graph: does the same with tensors, inside a tf.function.
 
