@@ -14,9 +14,8 @@ from keras_convnets.images.view import View
 from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
 from keras_convnets.training.data import DataSet, SizedSplit
-from keras_convnets.training.data.splits import of_one_size
-from keras_convnets.training.evaluation.metrics import confusion_matrix, top_k_accuracy
 from keras_convnets.training.evaluation.prediction import Predictor, predict_split, predict_views
+from keras_convnets.training.evaluation.predictions import Predictions
 from keras_convnets.training.evaluation.protocols import CENTER, Protocol, get_protocol
 from keras_convnets.training.evaluation.result import Evaluation
 
@@ -30,6 +29,7 @@ def evaluate(
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
     encoded: bool = False,
+    source: str | None = None,
 ) -> Evaluation:
     """Measure a classifier on a split; by default each image is resized and its centre cropped.
 
@@ -50,6 +50,10 @@ def evaluate(
         progress: called with (images done, images in all).
         encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
             its size by itself.
+        source: what the predictions are to be called by; by default the model's name.
+
+    Returns:
+        The figures, with what was answered for each image as `predictions`.
 
     Raises:
         UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or
@@ -69,20 +73,21 @@ def evaluate(
     name, shown = split or dataset.evaluation_split, get_protocol(protocol)
     if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
-    probabilities, labels = _answers(predictor, dataset, name, shown, batch_size, progress, encoded)
-    classes = len(dataset.class_names)
-    _check_classes(dataset, name, probabilities.shape[1], labels)
-    return Evaluation(
+    probabilities, sound = _answers(predictor, dataset, name, shown, batch_size, progress, encoded)
+    images = sound.splits[name]
+    _check_classes(dataset, name, probabilities.shape[1], images.labels)
+    predictions = Predictions(
+        source=source if source is not None else getattr(predictor, "name", "classifier"),
         data=dataset.name,
         split=name,
         protocol=shown.name,
-        n=len(labels),
-        top1=top_k_accuracy(probabilities, labels, 1),
-        top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
         class_names=dataset.class_names,
-        confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
-        of=sum(part.size for part in dataset.splits.values()),
+        ids=tuple(images.ids()),
+        labels=images.labels,
+        probabilities=probabilities,
+        left_out=tuple(image for image in sound.left_out if image.split == name),
     )
+    return Evaluation.of_predictions(predictions, of=sum(part.size for part in dataset.splits.values()))
 
 
 def _answers(
@@ -93,11 +98,14 @@ def _answers(
     batch_size: int,
     progress: Callable[[int, int], None] | None,
     encoded: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities, float32 [n, classes], and labels, int64 [n], of a split. Arguments as of `evaluate`."""
+) -> tuple[np.ndarray, DataSet]:
+    """Return the probabilities of a split's images, float32 [n, classes], and the data with the images that were shown.
+
+    Arguments as of `evaluate`.
+    """
     if protocol.views is None:
-        images = dataset.split(name) if encoded else _at_input_size(predictor, dataset, name)
-        return predict_split(predictor, images, batch_size, progress, encoded), images.labels
+        shown = dataset if encoded else _at_input_size(predictor, dataset, name)
+        return predict_split(predictor, shown.split(name), batch_size, progress, encoded), shown
     view = _view_of(predictor)
     if encoded or view is None:
         raise UserError(
@@ -105,8 +113,7 @@ def _answers(
             f"known, and its input must be images; evaluate by {CENTER.name}."
         )
     sound, _ = dataclasses.replace(dataset, splits={name: dataset.split(name).originals}).without_broken()
-    images = sound.splits[name]
-    return predict_views(predictor, images, view, protocol, batch_size, progress), images.labels
+    return predict_views(predictor, sound.splits[name], view, protocol, batch_size, progress), sound
 
 
 def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) -> None:
@@ -124,8 +131,8 @@ def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) 
         )
 
 
-def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> SizedSplit:
-    """Return a split at a classifier's input size, by the rule that `evaluate` states."""
+def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> DataSet:
+    """Return the data with a split at a classifier's input size, by the rule that `evaluate` states."""
     images, view = dataset.split(name), _view_of(predictor)
     if isinstance(images, SizedSplit) and (images.view is not None or view is None):
         if view is not None and images.image_size != view.crop:
@@ -134,7 +141,7 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
                 f"split {name} of {dataset.name} was brought to {height} x {width} pixels and the classifier takes "
                 f"{view.crop[0]} x {view.crop[1]}; give the data as load_dataset returns them."
             )
-        return images
+        return dataset
     if view is None:
         raise UserError(
             f"the input size of the classifier is not known, and the images of {dataset.name} are not of one size; "
@@ -142,7 +149,7 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
         )
     alone = dataclasses.replace(dataset, splits={name: images})
     # They are read once: nothing is gained by holding them.
-    return of_one_size(alone.in_view(view, memory_limit=0).splits[name])
+    return alone.in_view(view, memory_limit=0)
 
 
 def _view_of(predictor: Predictor | keras.Model) -> View | None:

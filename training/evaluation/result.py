@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_convnets.training.evaluation.metrics import confusion_matrix, top_k_accuracy
+from keras_convnets.training.evaluation.predictions import Predictions
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -22,6 +25,7 @@ class Evaluation:
         class_names: the classes.
         confusion: int [classes, classes]: row the truth, column the answer.
         of: number of images in all splits of the data set.
+        predictions: what was answered for each image; None of figures alone.
     """
 
     data: str
@@ -33,6 +37,29 @@ class Evaluation:
     class_names: tuple[str, ...]
     confusion: np.ndarray
     of: int | None = None
+    predictions: Predictions | None = None
+
+    @classmethod
+    def of_predictions(cls, predictions: Predictions, of: int | None = None) -> Evaluation:
+        """Return the figures of what was answered for each image.
+
+        Args:
+            predictions: of a split.
+            of: number of images in all splits of the data set, where that is known.
+        """
+        probabilities, labels, classes = predictions.probabilities, predictions.labels, len(predictions.class_names)
+        return cls(
+            data=predictions.data,
+            split=predictions.split,
+            protocol=predictions.protocol,
+            n=len(labels),
+            top1=top_k_accuracy(probabilities, labels, 1),
+            top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
+            class_names=predictions.class_names,
+            confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
+            of=of,
+            predictions=predictions,
+        )
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
