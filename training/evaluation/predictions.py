@@ -173,6 +173,46 @@ class Predictions:
             table.writerow([name, label, self.class_names[label], *best, *facts, *numbers])
 
 
+def aligned(several: Sequence[Predictions]) -> list[Predictions]:
+    """Return predictions of the same images in the order of the first.
+
+    Raises:
+        UserError: if an image has two predictions, or the images, their labels or the classes differ.
+    """
+    first = several[0]
+    places = {name: place for place, name in enumerate(first.ids)}
+    if len(places) != len(first):
+        raise UserError(f"{first.source} answered twice for an image of {first.key}; {ADVICE}.")
+    return [first, *(_aligned(other, first, places) for other in several[1:])]
+
+
+def _aligned(other: Predictions, first: Predictions, places: dict[str, int]) -> Predictions:
+    both, advice = f"{first.source} and {other.source}", "evaluate them on the same data"
+    if other.class_names != first.class_names:
+        theirs = f"{_shortened(first.class_names)}; {_shortened(other.class_names)}"
+        raise UserError(f"{both} have different classes ({theirs}); {advice}.")
+    if other.ids != first.ids:
+        differing = set(places).symmetric_difference(other.ids)
+        if differing or len(other) != len(first):
+            example = f", such as {min(differing)}" if differing else ""
+            raise UserError(
+                f"{both} answered for different images ({len(first)} of {first.key}, {len(other)} of {other.key}"
+                f"{example}); {advice}."
+            )
+        other = other.at(np.argsort([places[name] for name in other.ids]))
+    wrong = np.flatnonzero(other.labels != first.labels)
+    if len(wrong):
+        raise UserError(
+            f"{both} have different labels of {len(wrong)} images, such as {first.ids[wrong[0]]} "
+            f"({first.class_names[first.labels[wrong[0]]]}; {other.class_names[other.labels[wrong[0]]]}); {advice}."
+        )
+    return other
+
+
+def _shortened(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def predictions_path(path: str | os.PathLike) -> Path:
     """Return a path of a file of predictions.
 
