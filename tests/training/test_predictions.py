@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +14,7 @@ from keras_convnets import training
 from keras_convnets.errors import UserError
 from keras_convnets.training.data import ArraySplit, DataSet
 from keras_convnets.training.data.integrity import BrokenImage
-from keras_convnets.training.evaluation import Predictions
+from keras_convnets.training.evaluation import Predictions, kept_parts
 
 # As awkward as class names may be: like other columns, twice, with what is added to tell them apart.
 NAMES = ("crane (class 2)", "crane", "crane", "x (class 3)", "label", 'a "b", c', "=1+1", "é")
@@ -143,10 +145,11 @@ def test_images_without_names_are_named_by_their_stored_position():
 
 def test_an_evaluation_has_what_was_answered_and_what_was_left_out(folder):
     data = training.load_dataset(folder)
-    result = training.evaluate(brightness, data.at_size(8, 8), source="brightness")
+    data = dataclasses.replace(data, splits={"val": data.split("val")}).at_size(8, 8)
+    result = training.evaluate(brightness, data, source="brightness")
     found = result.predictions
-    assert found.ids == tuple(data.without_broken()[0].split("val").ids()) and len(found) == result.n == 23
-    assert (found.labels == data.without_broken()[0].split("val").labels).all()
+    assert found.ids == tuple(data.split("val").ids()) and len(found) == result.n == 23
+    assert [("ant", "bee")[label] for label in found.labels] == [name.partition("/")[0] for name in found.ids]
     reds = np.array([int(name[-6:-4]) for name in found.ids]) / 255
     np.testing.assert_allclose(found.probabilities[:, 1], reds, rtol=1e-6)
     ((split, file, reason),) = found.left_out
@@ -162,3 +165,109 @@ def test_parts_of_predictions(tmp_path):
     assert part.ids == (saved.ids[4], saved.ids[1]) and (part.labels == saved.labels[[4, 1]]).all()
     assert (part.probabilities == saved.probabilities[[4, 1]]).all()
     assert DataSet("d", ("a", "b"), True, {}, None).left_out == ()
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """A data set of 50 images, a predictor that can be made to fail, and how many images it has seen."""
+    monkeypatch.setattr(kept_parts, "SECONDS", 0)  # a part each batch
+    images = np.arange(50, dtype=np.uint8).repeat(12).reshape(50, 2, 2, 3)
+    data = DataSet("made", ("ant", "bee"), True, {"test": ArraySplit(images, np.arange(50) % 2)}, (2, 2))
+    seen = []
+
+    def predict(images, stop_at=None):
+        if stop_at is not None and images.max() >= stop_at:
+            raise KeyboardInterrupt
+        seen.extend(images[:, 0, 0, 0].tolist())
+        return brightness(images)
+
+    return data, predict, seen
+
+
+def left_behind(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["npz", "csv"])
+@pytest.mark.parametrize("batch_size, later", [(8, 8), (8, 5), (7, 50)])
+def test_an_interrupted_evaluation_resumes_without_counting_twice(counting, tmp_path, suffix, batch_size, later):
+    data, predict, seen = counting
+    file, told = tmp_path / f"a.{suffix}", []
+    with pytest.raises(KeyboardInterrupt):
+        training.evaluate(
+            lambda images: predict(images, stop_at=30), data, batch_size=batch_size, predictions=file, weights="w"
+        )
+    done = len(seen)
+    assert done == 30 // batch_size * batch_size and left_behind(tmp_path) == [f"a.{suffix}.parts"]
+    result = training.evaluate(
+        *(predict, data), batch_size=later, predictions=file, weights="w", progress=lambda *at: told.append(at)
+    )
+    assert seen == list(range(50)) and told[0] == (done, 50) and told[-1] == (50, 50)
+    assert left_behind(tmp_path) == [file.name] and result.n == 50
+    whole = training.evaluate(brightness, data).predictions
+    for found in (result.predictions, Predictions.load(file)):
+        assert found.ids == whole.ids and (found.labels == whole.labels).all()
+        np.testing.assert_array_equal(found.probabilities, whole.probabilities)
+
+
+def test_parts_of_something_else_are_not_taken(counting, tmp_path, caplog):
+    data, predict, seen = counting
+    file = tmp_path / "a.npz"
+    with pytest.raises(KeyboardInterrupt):
+        training.evaluate(
+            lambda images: predict(images, stop_at=30), data, batch_size=8, predictions=file, weights="other"
+        )
+    seen.clear()
+    training.evaluate(predict, data, predictions=file, weights="w")
+    assert seen == list(range(50)) and "this one starts anew" in caplog.text
+    mixed = dataclasses.replace(data, splits={"test": data.splits["test"].subset(np.arange(50)[::-1])})
+    caplog.clear()
+    found = training.evaluate(predict, mixed, predictions=file, weights="w").predictions
+    assert "it is replaced" in caplog.text and found.ids[0] == "00049" and len(seen) == 100
+
+
+def test_finished_predictions_are_read_instead(counting, tmp_path, caplog):
+    data, predict, seen = counting
+    caplog.set_level(logging.INFO, "keras_convnets")
+    first = training.evaluate(predict, data, predictions=tmp_path / "a.npz", weights="w")
+    again = training.evaluate(predict, data, predictions=tmp_path / "a.npz", weights="w")
+    assert len(seen) == 50 and again.to_dict() == first.to_dict() and "holds these predictions already" in caplog.text
+    training.evaluate(predict, data, predictions=tmp_path / "a.npz")
+    assert len(seen) == 100  # whose weights are not known
+
+
+def test_damaged_and_leftover_parts_are_computed_again(counting, tmp_path):
+    data, predict, seen = counting
+    file = tmp_path / "a.npz"
+    with pytest.raises(KeyboardInterrupt):
+        training.evaluate(lambda images: predict(images, stop_at=40), data, batch_size=8, predictions=file, weights="w")
+    parts = sorted((tmp_path / "a.npz.parts").glob("*.npy"))
+    assert [part.name for part in parts] == [f"{at:09d}.npy" for at in (0, 8, 16, 24, 32)]
+    parts[2].write_bytes(parts[2].read_bytes()[:100])
+    seen.clear()
+    training.evaluate(predict, data, batch_size=8, predictions=file, weights="w")
+    assert seen == list(range(16, 50)) and left_behind(tmp_path) == ["a.npz"]
+
+
+def test_a_mistake_leaves_nothing_behind(counting, tmp_path):
+    data, *_ = counting
+    with pytest.raises(UserError, match="gives 3 classes"):
+        training.evaluate(lambda images: np.ones((len(images), 3)), data, predictions=tmp_path / "a.npz", weights="w")
+    with pytest.raises(UserError, match="must end in .npz or .csv"):
+        training.evaluate(brightness, data, predictions=tmp_path / "a.txt")
+    assert left_behind(tmp_path) == []
+
+
+def test_two_evaluations_into_one_file_are_refused(tmp_path):
+    with kept_parts.kept_parts(tmp_path / "a.npz", "key"), pytest.raises(UserError, match="being evaluated into"):
+        with kept_parts.kept_parts(tmp_path / "a.npz", "key"):
+            pass
+
+
+def test_a_keras_model_tells_its_weights(tmp_path, counting):
+    data, *_ = counting
+    model = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")])
+    first = training.evaluate(model, data, predictions=tmp_path / "a.npz").predictions.fingerprint
+    assert first and training.evaluate(model, data, predictions=tmp_path / "a.npz").predictions.fingerprint == first
+    model.layers[-1].kernel.assign_add(np.ones((12, 2)))
+    assert training.evaluate(model, data, predictions=tmp_path / "a.npz").predictions.fingerprint != first

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -11,13 +13,18 @@ import numpy as np
 from keras_convnets.card import view_of_model
 from keras_convnets.errors import UserError
 from keras_convnets.images.view import View
+from keras_convnets.networks.functional import weights_digest
 from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
-from keras_convnets.training.data import DataSet, SizedSplit
-from keras_convnets.training.evaluation.prediction import Predictor, predict_split, predict_views
-from keras_convnets.training.evaluation.predictions import Predictions
+from keras_convnets.training.data import DataSet, SizedSplit, Split
+from keras_convnets.training.evaluation.kept_parts import collected, fingerprint_of, finished, kept_parts
+from keras_convnets.training.evaluation.prediction import Predictor, split_answers, view_answers
+from keras_convnets.training.evaluation.predictions import Predictions, predictions_path
 from keras_convnets.training.evaluation.protocols import CENTER, Protocol, get_protocol
 from keras_convnets.training.evaluation.result import Evaluation
+
+# Gives the probabilities of a split's images in their order, in parts [b, classes].
+Answers = Callable[[Split], Iterator[np.ndarray]]
 
 
 def evaluate(
@@ -30,6 +37,8 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     encoded: bool = False,
     source: str | None = None,
+    predictions: str | os.PathLike | None = None,
+    weights: str | None = None,
 ) -> Evaluation:
     """Measure a classifier on a split; by default each image is resized and its centre cropped.
 
@@ -51,6 +60,11 @@ def evaluate(
         encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
             its size by itself.
         source: what the predictions are to be called by; by default the model's name.
+        predictions: a file, .npz or .csv, for what is answered for each image, as `Predictions.save` writes it. Until
+            it is written, finished parts lie beside it, from which the same call resumes after an interruption; a
+            .npz that holds the same predictions already is read instead.
+        weights: a text that changes with the weights of a predictor that is a function, such as their sha256: without
+            it nothing can be resumed. A Keras model tells its own.
 
     Returns:
         The figures, with what was answered for each image as `predictions`.
@@ -73,39 +87,45 @@ def evaluate(
     name, shown = split or dataset.evaluation_split, get_protocol(protocol)
     if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
-    probabilities, sound = _answers(predictor, dataset, name, shown, batch_size, progress, encoded)
-    images = sound.splits[name]
-    _check_classes(dataset, name, probabilities.shape[1], images.labels)
-    predictions = Predictions(
-        source=source if source is not None else getattr(predictor, "name", "classifier"),
-        data=dataset.name,
-        split=name,
-        protocol=shown.name,
-        class_names=dataset.class_names,
-        ids=tuple(images.ids()),
-        labels=images.labels,
-        probabilities=probabilities,
-        left_out=tuple(image for image in sound.left_out if image.split == name),
-    )
-    return Evaluation.of_predictions(predictions, of=sum(part.size for part in dataset.splits.values()))
+    answers_of, sound = _answering(predictor, dataset, name, shown, batch_size, encoded)
+    images, file = sound.split(name), None if predictions is None else predictions_path(predictions)
+    known = _weights_text(predictor) if weights is None else weights
+    fingerprint = fingerprint_of(known, images, shown.name, str(_view_of(predictor))) if file and known else ""
+    found = finished(file, fingerprint) if file and fingerprint else None
+    if found is None:
+        with kept_parts(file, fingerprint) if file and fingerprint else contextlib.nullcontext() as parts:
+            found = Predictions(
+                source=source if source is not None else getattr(predictor, "name", "classifier"),
+                data=dataset.name,
+                split=name,
+                protocol=shown.name,
+                class_names=dataset.class_names,
+                ids=tuple(images.ids()),
+                labels=images.labels,
+                probabilities=collected(_checked(answers_of, dataset, name, images.labels), images, progress, parts),
+                left_out=tuple(image for image in sound.left_out if image.split == name),
+                fingerprint=fingerprint,
+            )
+            if file:
+                found.save(file)
+    return Evaluation.of_predictions(found, of=sum(part.size for part in dataset.splits.values()))
 
 
-def _answers(
+def _answering(
     predictor: Predictor | keras.Model,
     dataset: DataSet,
     name: str,
     protocol: Protocol,
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
     encoded: bool,
-) -> tuple[np.ndarray, DataSet]:
-    """Return the probabilities of a split's images, float32 [n, classes], and the data with the images that were shown.
+) -> tuple[Answers, DataSet]:
+    """Return what gives the probabilities of a split's images, in parts [b, classes], and the data with these images.
 
     Arguments as of `evaluate`.
     """
     if protocol.views is None:
         shown = dataset if encoded else _at_input_size(predictor, dataset, name)
-        return predict_split(predictor, shown.split(name), batch_size, progress, encoded), shown
+        return lambda images: split_answers(predictor, images, batch_size, encoded), shown
     view = _view_of(predictor)
     if encoded or view is None:
         raise UserError(
@@ -113,7 +133,23 @@ def _answers(
             f"known, and its input must be images; evaluate by {CENTER.name}."
         )
     sound, _ = dataclasses.replace(dataset, splits={name: dataset.split(name).originals}).without_broken()
-    return predict_views(predictor, sound.splits[name], view, protocol, batch_size, progress), sound
+    return lambda images: view_answers(predictor, images, view, protocol, batch_size), sound
+
+
+def _weights_text(predictor: Predictor | keras.Model) -> str:
+    """Return a text that changes with a model's weights; "" of a function, whose weights are not known."""
+    return f"{predictor.name} {weights_digest(predictor)}" if isinstance(predictor, keras.Model) else ""
+
+
+def _checked(answers_of: Answers, dataset: DataSet, name: str, labels: np.ndarray) -> Answers:
+    """Return the same with a check of the classes, before any answer is taken."""
+
+    def checked(images: Split) -> Iterator[np.ndarray]:
+        for rows in answers_of(images):
+            _check_classes(dataset, name, rows.shape[1], labels)
+            yield rows
+
+    return checked
 
 
 def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) -> None:
