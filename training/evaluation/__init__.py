@@ -12,6 +12,7 @@ from keras_convnets.training.evaluation.ensembles import Ensemble, ensemble
 from keras_convnets.training.evaluation.evaluator import evaluate
 from keras_convnets.training.evaluation.predictions import Predictions
 from keras_convnets.training.evaluation.protocols import CENTER, PROTOCOLS, Protocol
+from keras_convnets.training.evaluation.report_page import report
 from keras_convnets.training.evaluation.result import Evaluation
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "compare",
     "ensemble",
     "evaluate",
+    "report",
 ]

@@ -119,6 +119,11 @@ def fitted_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return 1 / new
 
 
+def calibration_error(predictions: Predictions) -> float:
+    """Return the expected calibration error over all images, 0 to 1, without a temperature."""
+    return reliability(_normalised(predictions), predictions.labels).error
+
+
 def calibrate(predictions: Predictions, fit_on: Predictions | None = None) -> Calibration:
     """Fit a temperature on some images and measure calibration with and without it on others.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_convnets.training.evaluation.metrics import confusion_matrix, top_k_accuracy
+from keras_convnets.training.evaluation.metrics import confusion_matrix, mean_loss, top_k_accuracy, wilson_interval
 from keras_convnets.training.evaluation.predictions import Predictions
 
 
@@ -72,6 +72,31 @@ class Evaluation:
         ]
 
     @property
+    def top1_wrong(self) -> int:
+        """Number of images whose likeliest class is wrong."""
+        return self.n - round(self.top1 * self.n)
+
+    @property
+    def top5_wrong(self) -> int | None:
+        """Number of images whose class is not among the five likeliest; None for five classes or fewer."""
+        return None if self.top5 is None else self.n - round(self.top5 * self.n)
+
+    @property
+    def top1_error_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the top-1 error."""
+        return wilson_interval(self.top1_wrong, self.n)
+
+    @property
+    def top5_error_interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of the top-5 error; None for five classes or fewer."""
+        return None if self.top5_wrong is None else wilson_interval(self.top5_wrong, self.n)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean cross-entropy in nats; None without predictions."""
+        return mean_loss(self.predictions.probabilities, self.predictions.labels) if self.predictions else None
+
+    @property
     def standard_error(self) -> float:
         """Standard error of top-1, of n independent images."""
         return float(np.sqrt(self.top1 * (1 - self.top1) / self.n))
@@ -91,7 +116,11 @@ class Evaluation:
             "of": self.of,
             "top1": self.top1,
             "top1_standard_error": self.standard_error,
+            "top1_error_interval": list(self.top1_error_interval),
             "top5": self.top5,
+            "top5_error_interval": None if self.top5_error_interval is None else list(self.top5_error_interval),
+            "loss": self.loss,
+            "left_out": [image._asdict() for image in self.predictions.left_out] if self.predictions else [],
             "per_class": self.per_class,
             "confusion": self.confusion.tolist(),
         }
