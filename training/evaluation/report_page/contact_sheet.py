@@ -13,7 +13,7 @@ from keras_convnets.images.decoding import decode_image
 from keras_convnets.training.data import Split
 from keras_convnets.training.data.integrity import outcomes
 from keras_convnets.training.evaluation.predictions import Predictions
-from keras_convnets.training.evaluation.report_page.html import Html, element, name
+from keras_convnets.training.evaluation.report_page.html import Html, element, name, table
 
 MOST_IMAGES = 24
 # In pixels: the longer side of an image on the sheet; one that is smaller than half of it keeps its pixels square.
@@ -38,17 +38,27 @@ def contact_sheet(found: Predictions, images: Split | None) -> Html:
     """
     positions = surest_mistakes(found)
     pictures = thumbnails(images, [found.ids[position] for position in positions])
+    if not pictures:
+        heads = ("image", "answer", "probability", "true class", "its probability")
+        return table(heads, (_row(found, position) for position in positions), texts=(0, 1, 3))
     return element("div", *(_cell(found, position, pictures) for position in positions), class_="sheet")
 
 
-def _cell(found: Predictions, position: int, pictures: dict[str, Html]) -> Html:
+def _row(found: Predictions, position: int) -> list[str]:
     row, truth = found.probabilities[position], found.labels[position]
     answer = row.argmax()
-    identity = name(found.ids[position])
+    return [
+        *(name(found.ids[position]), name(found.class_names[answer]), f"{row[answer]:.1%}"),
+        *(name(found.class_names[truth]), f"{row[truth]:.1%}"),
+    ]
+
+
+def _cell(found: Predictions, position: int, pictures: dict[str, Html]) -> Html:
+    identity, answer, sureness, truth, own = _row(found, position)
     caption = element(
         "figcaption",
-        *(element("b", name(found.class_names[answer])), f" {row[answer]:.1%}", element("br")),
-        *(f"true: {name(found.class_names[truth])} {row[truth]:.1%}", element("br")),
+        *(element("b", answer), f" {sureness}", element("br")),
+        *(f"true: {truth} {own}", element("br")),
         element("span", identity, class_="soft"),
     )
     picture = pictures.get(found.ids[position]) or element("div", "the image is not at hand", class_="none")

@@ -267,24 +267,24 @@ def _confusion(figures: Evaluation, prefix: str) -> Html:
     ])  # fmt: skip
 
 
-def _picture(drawn: Html, caption: str, large: bool = False) -> Html:
-    return element("figure", drawn, element("figcaption", caption), class_="picture large" if large else "picture")
+def _picture(drawn: Html, caption: str | None = None, large: bool = False) -> Html:
+    below = element("figcaption", caption) if caption else None
+    return element("figure", drawn, below, class_="picture large" if large else "picture")
 
 
 def _calibration_part(found: Predictions, prefix: str) -> Html:
     if len(found) < 2:
         return element("p", "One image tells nothing of it.")
     measured = calibrate(found)
-    direction = "falls" if measured.after.error <= measured.before.error else "rises"
     note = (
-        f"The temperature {measured.temperature:.3f} was fitted on {measured.fitted:,} of the images and all this is "
-        f"measured on the other {measured.measured:,}: the expected calibration error {direction} from "
-        f"{measured.before.error:.2%} to {measured.after.error:.2%}, the log loss from {measured.loss_before:.3f} to "
-        f"{measured.loss_after:.3f}. Logits are divided by the temperature; the likeliest class stays."
+        f"Logits divided by a temperature of {measured.temperature:.3f}, which leaves the likeliest class as it is. It "
+        f"was fitted on {measured.fitted:,} of the images; measured on the other {measured.measured:,}, the expected "
+        f"calibration error is {measured.before.error:.2%} before and {measured.after.error:.2%} after, the log loss "
+        f"{measured.loss_before:.3f} before and {measured.loss_after:.3f} after."
     )
     drawn = [
-        _picture(pictures.reliability_picture(measured.before, "as it answers", f"{prefix}before-"), ""),
-        _picture(pictures.reliability_picture(measured.after, "with the temperature", f"{prefix}after-"), ""),
+        _picture(pictures.reliability_picture(measured.before, "as it answers", f"{prefix}before-")),
+        _picture(pictures.reliability_picture(measured.after, "with the temperature", f"{prefix}after-")),
     ]
     return joined([element("p", note, class_="soft"), element("div", *drawn, class_="pictures")])
 

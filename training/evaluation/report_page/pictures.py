@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 
 from keras_convnets.training.evaluation.calibration import Reliability
 from keras_convnets.training.evaluation.report_page.html import Html
-from keras_convnets.training.plots import MOST_NAMED, MOST_NUMBERED, confusion_side, draw_confusion
+from keras_convnets.training.plots import LONGEST_LABEL, MOST_NAMED, MOST_NUMBERED, confusion_side, draw_confusion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +28,8 @@ STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
 }
+# In inches, about.
+LETTER = 0.08
 # Of many classes, those that are confused most are shown by name, and all of them by so many dots a side.
 MOST_ZOOMED, MOST_DOTS = MOST_NUMBERED, 250
 
@@ -71,7 +72,8 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str], prefix: st
         axes.set_facecolor("white")
         draw_confusion(axes, counts, class_names)
 
-    side = confusion_side(len(class_names))
+    # Names stand beside the cells, and take nothing from them.
+    side = confusion_side(len(class_names)) + LETTER * min(max(map(len, class_names)), LONGEST_LABEL)
     return svg(draw, (side, side), prefix, "confusion matrix: rows the truth, columns the answer")
 
 
@@ -146,10 +148,11 @@ def reliability_picture(found: Reliability, title: str, prefix: str) -> Html:
         bins = len(found.counts)
         centres, filled = (np.arange(bins) + 0.5) / bins, found.counts > 0
         bar = {"width": 0.9 / bins}
-        upper.bar(centres[filled], found.accuracy[filled], color=BLUE, label="right answers", **bar)
-        upper.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="as often as it says")
-        upper.plot(
-            found.confidence[filled], found.accuracy[filled], "o", color=ORANGE, markersize=4, markeredgecolor=INK
+        upper.bar(centres[filled], found.accuracy[filled], color=BLUE, label="right", **bar)
+        upper.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="calibrated")
+        gaps = (found.confidence - found.accuracy)[filled]
+        upper.bar(
+            *(centres[filled], gaps), bottom=found.accuracy[filled], color=ORANGE, alpha=0.5, label="difference", **bar
         )
         upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="fraction right")
         upper.set_title(f"{title}: error {found.error:.2%}", fontsize=11)
@@ -158,8 +161,7 @@ def reliability_picture(found: Reliability, title: str, prefix: str) -> Html:
         lower.set(ylim=(0, 1), xlabel="probability of the likeliest class", ylabel="images")
         lower.set_yticks([0, 1], ["0", "all"])
         for axes in (upper, lower):
-            with contextlib.suppress(KeyError):
-                axes.spines[["top", "right"]].set_visible(False)
+            axes.spines[["top", "right"]].set_visible(False)
 
     label = f"reliability diagram {title}: expected calibration error {found.error:.2%}"
     return svg(draw, (4.4, 4.6), prefix, label)
