@@ -33,7 +33,7 @@ def report(
     results: Sequence[Evaluation | Predictions],
     directory: str | os.PathLike,
     *,
-    images: DataSet | Split | None = None,
+    images: DataSet | Split | Sequence[Split | None] | None = None,
     ensemble: Ensemble | None = None,
     command: str | None = None,
 ) -> Path:
@@ -46,7 +46,7 @@ def report(
     Args:
         results: evaluations with predictions, or predictions.
         directory: is made where it does not exist; the page is `index.html` in it.
-        images: the data set or split that was evaluated on: mistakes are shown by its images.
+        images: the data set or split that was evaluated on, or one each: mistakes are shown by its images.
         ensemble: what `ensemble` of them gave.
         command: that made the page, to be shown on it.
 
@@ -68,7 +68,7 @@ def report(
         _summary(several, names),
         _comparisons(several, ensemble) if len(several) > 1 else None,
         _ensemble(ensemble) if ensemble is not None else None,
-        *(_classifier(found, names[at], at, _split_of(images, found)) for at, found in enumerate(several)),
+        *(_classifier(found, names[at], at, _split_of(images, found, at)) for at, found in enumerate(several)),
         _made_by(command),
     ]
     file = Path(directory) / FILE_NAME
@@ -85,8 +85,10 @@ def _predictions(result: Evaluation | Predictions) -> Predictions:
     return found
 
 
-def _split_of(images: DataSet | Split | None, found: Predictions) -> Split | None:
-    return images.splits.get(found.split) if isinstance(images, DataSet) else images
+def _split_of(images: DataSet | Split | Sequence[Split | None] | None, found: Predictions, at: int) -> Split | None:
+    if isinstance(images, DataSet):
+        return images.splits.get(found.split)
+    return images if images is None or isinstance(images, Split) else images[at]
 
 
 def _page(title: str, body: Html) -> str:

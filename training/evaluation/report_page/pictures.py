@@ -22,6 +22,7 @@ INK = "#010203"
 BLUE, ORANGE = "#0072B2", "#E69F00"
 STYLE = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "axes.facecolor": "none",
     "svg.fonttype": "none",
     # Without a salt the names in the file would be others each time.
     "svg.hashsalt": "keras_convnets",
@@ -151,9 +152,8 @@ def reliability_picture(found: Reliability, title: str, prefix: str) -> Html:
         upper.bar(centres[filled], found.accuracy[filled], color=BLUE, label="right", **bar)
         upper.plot([0, 1], [0, 1], "--", color=INK, linewidth=1, label="calibrated")
         gaps = (found.confidence - found.accuracy)[filled]
-        upper.bar(
-            *(centres[filled], gaps), bottom=found.accuracy[filled], color=ORANGE, alpha=0.5, label="difference", **bar
-        )
+        hatched = {"facecolor": "none", "edgecolor": ORANGE, "hatch": "////", "label": "difference"}
+        upper.bar(centres[filled], gaps, bottom=found.accuracy[filled], **hatched, **bar)
         upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="fraction right")
         upper.set_title(f"{title}: error {found.error:.2%}", fontsize=11)
         upper.legend(frameon=False, fontsize=9, loc="upper left")
