@@ -63,6 +63,8 @@ def report(
     several = [_predictions(result) for result in results]
     if not several:
         raise UserError("a report of no results was asked for; give one or more.")
+    if Path(directory).is_file():
+        raise UserError(f"{directory} is a file; name a folder for the report.")
     names = distinct_names(several)
     sections = [
         _summary(several, names),
