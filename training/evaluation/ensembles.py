@@ -111,7 +111,7 @@ class Ensemble:
             class_names=same[0].class_names,
             ids=same[0].ids,
             labels=same[0].labels,
-            probabilities=np.mean([found.probabilities for found in same], axis=0, dtype=np.float64),
+            probabilities=np.asarray(np.mean([found.probabilities for found in same], axis=0, dtype=np.float64)),
             left_out=same[0].left_out,
         )
 

@@ -90,7 +90,8 @@ def evaluate(
     answers_of, sound = _answering(predictor, dataset, name, shown, batch_size, encoded)
     images, file = sound.split(name), None if predictions is None else predictions_path(predictions)
     known = _weights_text(predictor) if weights is None else weights
-    fingerprint = fingerprint_of(known, images, shown.name, str(_view_of(predictor))) if file and known else ""
+    facts = (shown.name, str(_view_of(predictor)), *dataset.class_names)
+    fingerprint = fingerprint_of(known, images, *facts) if file and known else ""
     found = finished(file, fingerprint) if file and fingerprint else None
     if found is None:
         with kept_parts(file, fingerprint) if file and fingerprint else contextlib.nullcontext() as parts:

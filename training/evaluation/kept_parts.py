@@ -71,7 +71,7 @@ class KeptParts:
 
     def read(self) -> list[np.ndarray]:
         """Return the parts that are there, float32 [b, classes] each, in order; what follows a damaged one goes."""
-        parts = []
+        parts: list[np.ndarray] = []
         for path in sorted(self._folder.glob("*.npy")):
             rows = _rows(path) if path.stem == f"{self._written:09d}" else None
             if rows is None or (parts and rows.shape[1] != parts[0].shape[1]):

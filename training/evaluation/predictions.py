@@ -155,11 +155,11 @@ class Predictions:
             raise UserError(f"{file} holds no predictions ({' '.join(str(error).split())}); {ADVICE}.") from error
 
     def _write_npz(self, path: Path) -> None:
-        texts = {name: np.array(getattr(self, name)) for name in ("class_names", "ids", *LAST_COLUMNS, "fingerprint")}
-        left_out = np.array(self.left_out) if self.left_out else np.empty((0, len(BrokenImage._fields)), str)
-        numbers = {"labels": self.labels, "probabilities": self.probabilities, "top5": self.top(TOP)}
+        names = ("class_names", "ids", *LAST_COLUMNS, "fingerprint", "labels", "probabilities")
+        arrays: dict[str, Any] = {name: np.array(getattr(self, name)) for name in names}
+        arrays["left_out"] = np.array(self.left_out) if self.left_out else np.empty((0, len(BrokenImage._fields)), str)
         with open(path, "wb") as stream:
-            np.savez(stream, **texts, left_out=left_out, **numbers)
+            np.savez(stream, **arrays, top5=self.top(TOP))
 
     def _write_csv(self, stream: TextIO) -> None:
         order, facts = self.top(TOP), [getattr(self, name) for name in LAST_COLUMNS]

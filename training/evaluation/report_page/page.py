@@ -107,27 +107,20 @@ def _page(title: str, body: Html) -> str:
 
 
 def _summary(several: Sequence[Predictions], names: Sequence[str]) -> Html:
+    results = [Evaluation.of_predictions(found) for found in several]
+    has_top5 = any(figures.top5_wrong is not None for figures in results)
     rows = []
-    for at, (found, label) in enumerate(zip(several, names, strict=True)):
-        figures = Evaluation.of_predictions(found)
+    for at, (found, figures) in enumerate(zip(several, results, strict=True)):
+        top5 = "" if figures.top5_wrong is None else _error(figures.top5_wrong, len(found))
         rows.append([
-            element("a", name(label), href=f"#classifier-{at}"),
-            *(name(found.key), f"{len(found):,}"),
-            _error(figures.top1_wrong, len(found)),
-            "" if figures.top5_wrong is None else _error(figures.top5_wrong, len(found)),
-            f"{figures.loss:.3f}",
-            f"{calibration_error(found):.2%}",
+            element("a", name(names[at]), href=f"#classifier-{at}"),
+            *(name(found.key), f"{len(found):,}", _error(figures.top1_wrong, len(found))),
+            *([top5] if has_top5 else []),
+            *(f"{figures.loss:.3f}", f"{calibration_error(found):.2%}"),
         ])  # fmt: skip
     data = ", ".join(dict.fromkeys(f"{name(found.data)}, split {name(found.split)}" for found in several))
-    heads = (
-        "classifier",
-        "data, split, protocol",
-        "images",
-        "top-1 error",
-        "top-5 error",
-        "log loss",
-        "calibration error",
-    )
+    errors = ["top-1 error", "top-5 error"] if has_top5 else ["top-1 error"]
+    heads = ["classifier", "data, split, protocol", "images", *errors, "log loss", "calibration error"]
     return joined([
         element("h1", f"Evaluation on {name(several[0].data)}"),
         element("p", f"{data}. Errors with their 95 % intervals (Wilson).", class_="soft"),
