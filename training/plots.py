@@ -12,6 +12,7 @@ from keras_convnets.display import printable
 from keras_convnets.files import atomic_file, wrap_write_errors
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Above this many classes the cells are too small for numbers and names.
@@ -62,17 +63,28 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path,
         path: the PNG to write.
         title: above the picture.
     """
-    classes = len(class_names)
-    side = min(max(4.5, 0.5 * classes), 16)
     from matplotlib.figure import Figure
 
+    side = confusion_side(len(class_names))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
+    draw_confusion(axes, counts, class_names)
+    axes.set_title(_label(title), parse_math=False)
+    _save(figure, path)
+
+
+def confusion_side(classes: int) -> float:
+    """Return how long a side of a confusion matrix is to be, in inches."""
+    return min(max(4.5, 0.5 * classes), 16)
+
+
+def draw_confusion(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """Draw a confusion matrix; names and numbers of images as far as there is room."""
+    classes = len(class_names)
     # Fractions of the true class, so that rare classes are seen as well as common ones.
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="none")
     axes.set(xlabel="answer", ylabel="truth")
-    axes.set_title(_label(title), parse_math=False)
     if classes <= MOST_NAMED:
         labels = [_label(name, LONGEST_LABEL) for name in class_names]
         rotation = 0 if max(map(len, labels)) <= 2 else 90
@@ -82,7 +94,6 @@ def confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path,
         for row, column in zip(*np.nonzero(counts), strict=True):
             colour = "white" if fractions[row, column] > 0.5 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
-    _save(figure, path)
 
 
 def _label(text: str, most: int = 200) -> str:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import json
 import logging
-import sys
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from keras_convnets.commands import PROGRAM
 from keras_convnets.commands.arguments import Command, Parser, add_data_flags, positive
 from keras_convnets.commands.endpoints import add_endpoint_flags, check_endpoint_flags, open_client
-from keras_convnets.commands.sources import check_has_weights, is_url, opened
+from keras_convnets.commands.evaluation_text import print_comparisons, print_ensemble, print_evaluation
+from keras_convnets.commands.sources import check_has_weights, is_folder, is_predictions, is_url, opened
 from keras_convnets.commands.startup import load_tensorflow
-from keras_convnets.commands.terminal import escaped, print_json
+from keras_convnets.commands.terminal import image_progress, print_json
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.extras import require
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from keras_convnets.card import ModelCard
     from keras_convnets.training import Evaluation, Run
     from keras_convnets.training.data import DataSet, Split
+    from keras_convnets.training.evaluation import Comparison, Predictions
 
 # Number of images classified to compare the names of an endpoint's classes.
 CLASS_CHECK_IMAGES, MOST_CLASS_CHECK_IMAGES = 64, 1000
@@ -31,7 +37,10 @@ log = logging.getLogger("keras_convnets")
 
 def add_flags(parser: Parser) -> None:
     """Add the command's arguments."""
-    what = "run directory, exported version, .keras, .onnx or .tflite file, or an endpoint's URL"
+    what = (
+        "run directory, exported version, .keras, .onnx or .tflite file, an endpoint's URL, or predictions that were "
+        "kept as .npz or .csv"
+    )
     parser.add_argument("source", nargs="+", metavar="SOURCE", help=what)
     add_data_flags(parser)
     what = (
@@ -40,38 +49,134 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--split", help=what)
     parser.add_argument("--batch_size", type=positive, default=128, help="default: %(default)s")
+    what = "keep what is answered for each image, as .npz or .csv, and resume from it; of several sources: a folder"
+    parser.add_argument("--predictions", metavar="FILE", help=what)
+    what = "measure the mean of the sources' probabilities too, for every subset of them"
+    parser.add_argument("--ensemble", action="store_true", help=what)
+    parser.add_argument("--report", metavar="DIR", help="write one HTML page, DIR/index.html, with all of it")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
     add_endpoint_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure one after the other; print tables or JSON."""
+    """Measure one after the other; print tables or JSON, write the report."""
     require("train", "evaluation")
     check_endpoint_flags(args, list(filter(is_url, args.source)))
+    if args.ensemble and len(args.source) < 2:
+        raise UserError("--ensemble came with one SOURCE; give two or more.")
+    if args.report and Path(args.report).is_file():
+        raise UserError(f"--report {args.report} is a file; it names a folder.")
     load_tensorflow()
     from rich.console import Console
 
     from keras_convnets.training.data.cached_passes import reporting
     from keras_convnets.training.progress import PassProgress
 
-    results = {}
-    for source in args.source:
+    found = []
+    for source, file in zip(args.source, _prediction_files(args.source, args.predictions), strict=True):
         with reporting(PassProgress(Console(stderr=True))):
-            result = _evaluate_one(source, args)
-        results[source] = result.to_dict()
+            found.append(_evaluate_one(source, args, file))
         if not args.json:
-            _print_evaluation(source, result)
-    if args.json == "-":
-        print_json(results)
-    elif args.json:
-        from keras_convnets.files import write_json
-
-        write_json(args.json, results)
+            print_evaluation(source, found[-1].result)
+    _finish([one.result for one in found], [one.images for one in found], args)
 
 
-def _evaluate_one(source: str, args: argparse.Namespace) -> Evaluation:
+class _Measured(NamedTuple):
+    """A source's figures, and the images that it was measured on, as the data hold them, where they are at hand."""
+
+    result: Evaluation
+    images: Split | None
+
+
+def _finish(results: Sequence[Evaluation], images: Sequence[Split | None], args: argparse.Namespace) -> None:
+    """Compare the sources, and print or write what comes after each one's figures."""
+    from keras_convnets.training.evaluation import ensemble, report
+
+    several = [result.predictions for result in results if result.predictions is not None]
+    together = ensemble(several) if args.ensemble else None
+    comparisons = _comparisons(several)
+    if not args.json:
+        if comparisons:
+            print_comparisons(comparisons)
+        if together is not None:
+            print_ensemble(together)
+    if args.report:
+        page = report(results, args.report, images=images, ensemble=together, command=_command_text(args.given))
+        log.info("wrote %s", page)
+        if not args.json:
+            print(printable(f"wrote {page}"))
+    if args.json:
+        plain: dict[str, Any] = {source: result.to_dict() for source, result in zip(args.source, results, strict=True)}
+        for (first, second), row in zip(itertools.combinations(args.source, 2), comparisons, strict=False):
+            for source in dict.fromkeys((first, second)):
+                plain[source].setdefault("comparisons", []).append(row.to_dict())
+        if together is not None:
+            plain["ensemble"] = together.to_dict()
+        _write_json(plain, args.json)
+
+
+def _write_json(plain: dict[str, Any], to: str) -> None:
+    from keras_convnets.files import write_json
+
+    if to == "-":
+        print_json(plain)
+    else:
+        write_json(to, plain)
+
+
+def _comparisons(several: Sequence[Predictions]) -> list[Comparison]:
+    """Return the paired comparisons of sources on the same images; none of sources on others."""
+    from keras_convnets.training.evaluation.comparison import compare_all
+
+    if len(several) < 2 or len({(found.data, found.split) for found in several}) > 1:
+        return []
+    try:
+        return compare_all(several)
+    except UserError as error:
+        log.warning("the sources are not compared: %s", error)
+        return []
+
+
+def _command_text(given: Sequence[str]) -> str:
+    """Return the command as it was given, without what headers and URLs hold of secrets."""
+    shown = []
+    for at, arg in enumerate(given):
+        if at and given[at - 1] == "--header":
+            arg = f"{arg.partition(':')[0]}: ..."
+        elif arg.startswith("--header="):
+            arg = f"{arg.partition(':')[0]}: ..."
+        shown.append(re.sub(r"(?<=://)[^/@]*@", "...@", arg))
+    return shlex.join([PROGRAM, *shown])
+
+
+def _prediction_files(sources: Sequence[str], place: str | None) -> list[Path | None]:
+    """Return the file of predictions of each source, or None: the flag's, or one each in the folder that it names."""
+    from keras_convnets.files import safe_names
+    from keras_convnets.training.evaluation.predictions import SUFFIXES
+
+    if place is None:
+        return [None] * len(sources)
+    is_file = Path(place).suffix.lower() in SUFFIXES and not Path(place).is_dir()
+    if is_file and len(sources) == 1:
+        return [Path(place)]
+    if is_file or Path(place).is_file():
+        raise UserError(
+            f"--predictions {place} is a file"
+            + (f", and {len(sources)} sources came; name a folder." if is_file else "; it must end in .npz or .csv.")
+        )
+    # The last parts of paths and URLs, where they tell the sources apart.
+    last = [
+        re.split(r"[/\\]", source.rstrip("/\\"))[-1].removesuffix(".npz").removesuffix(".csv") for source in sources
+    ]
+    names = last if len({name.lower() for name in last}) == len(last) else sources
+    return [Path(place) / f"{name}.npz" for name in safe_names(names)]
+
+
+def _evaluate_one(source: str, args: argparse.Namespace, file: Path | None) -> _Measured:
     if is_url(source):
-        return _evaluate_endpoint(source, args)
+        return _evaluate_endpoint(source, args, file)
+    if is_predictions(source):
+        return _read_predictions(source, args, file)
     with opened(source) as (classifier, run):
         data = _data_of(source, classifier.card, run, args)
         check_has_weights(source, "measure")
@@ -83,26 +188,66 @@ def _evaluate_one(source: str, args: argparse.Namespace) -> Evaluation:
         _check_classes(source, classifier.card, data)
         split = _measured_split(data, args)
         others = {name: other for name, other in data.splits.items() if name != split}
-        result = _measure(source, classifier, data.in_view(classifier.card.view, leaving=others), split, args)
+        images, data = data.split(split).originals, data.in_view(classifier.card.view, leaving=others)
+        weights = _weights_text(source, classifier.card, run) if file else None
+        result = _measure(source, classifier, data, split, args, file, weights)
     if run is not None:
         run.add_evaluation(result)
-    return result
+    return _Measured(result, images)
 
 
-def _evaluate_endpoint(source: str, args: argparse.Namespace) -> Evaluation:
-    """Measure an endpoint on the encoded images of the data; the endpoint resizes and crops them."""
+def _read_predictions(source: str, args: argparse.Namespace, file: Path | None) -> _Measured:
+    """Return the figures of predictions that were kept; with --dataset, and for a report alone, the images too."""
+    from keras_convnets.training import Evaluation
+    from keras_convnets.training.evaluation import Predictions
+
+    found = dataclasses.replace(Predictions.load(source), source=source)
+    if args.split not in (None, found.split):
+        raise UserError(f"{source} holds predictions of {found.data}/{found.split}; leave --split {args.split} out.")
+    if file:
+        found.save(file)
+    images = None
+    if args.report and args.dataset:
+        data = _data_of(source, None, None, argparse.Namespace(**{**vars(args), "split": found.split}))
+        images = data.splits.get(found.split)
+    return _Measured(Evaluation.of_predictions(found), images)
+
+
+def _weights_text(source: str, card: ModelCard, run: Run | None) -> str:
+    """Return a text that changes with the weights of a source that is no endpoint."""
+    from keras_convnets.export.repository import SAVED_MODEL, version_folders
+    from keras_convnets.files import sha256
+
+    path = Path(source)
+    if run is not None:
+        from keras_convnets.training.run import BEST
+
+        return sha256(run.path / BEST)
+    if path.is_file():
+        return sha256(path)
+    if not is_folder(source):
+        return json.dumps(card.to_dict(), sort_keys=True)
+    folder = path if (path / SAVED_MODEL).is_file() else (found := version_folders(path))[max(found)]
+    files = [folder / SAVED_MODEL, *sorted((folder / "variables").glob("*"))]
+    return " ".join(sha256(part) for part in files if part.is_file())
+
+
+def _evaluate_endpoint(source: str, args: argparse.Namespace, file: Path | None) -> _Measured:
+    """Measure an endpoint with images as the data hold them: it brings them to its size by itself."""
     from keras_convnets.classes import imagenet_classes
 
     data = _data_of(source, None, None, args)
     split = _measured_split(data, args)
     measured = dataclasses.replace(data, splits={split: data.split(split)}).without_broken()[0]
-    data = dataclasses.replace(data, splits={**data.splits, **measured.splits})
+    data = dataclasses.replace(measured, splits={**data.splits, **measured.splits})
     names = dict(zip(imagenet_classes().ids, imagenet_classes().names, strict=True))
     with open_client(source, args) as client:
         expected = [names.get(name, name) for name in data.class_names]
         if not client.check_classes(expected, _some_of_each_class(data.split(split), len(expected))):
             log.warning("%s reports no class names, so only their number was compared.", source)
-        return _measure(source, client.predict, data, split, args, encoded=True)
+        weights = f"{source} {json.dumps(client.metadata(), sort_keys=True)}" if file else None
+        result = _measure(source, client.predict, data, split, args, file, weights, encoded=True)
+    return _Measured(result, data.split(split))
 
 
 def _some_of_each_class(split: Split, classes: int) -> list[bytes]:
@@ -117,21 +262,28 @@ def _some_of_each_class(split: Split, classes: int) -> list[bytes]:
 
 
 def _measure(
-    source: str, predictor: Callable, data: DataSet, split: str, args: argparse.Namespace, encoded: bool = False
+    source: str,
+    predictor: Callable,
+    data: DataSet,
+    split: str,
+    args: argparse.Namespace,
+    file: Path | None,
+    weights: str | None,
+    encoded: bool = False,
 ) -> Evaluation:
-    from rich.progress import Progress
-
     from keras_convnets import training
 
-    with Progress(transient=True, disable=bool(args.json) or not sys.stdout.isatty()) as progress:
-        task = progress.add_task(escaped(f"evaluating {source}"), total=None)
+    with image_progress(f"evaluating {source}", hidden=bool(args.json)) as progress:
         return training.evaluate(
             predictor,
             data,
             split=split,
             batch_size=args.batch_size,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=progress,
             encoded=encoded,
+            source=source,
+            predictions=file,
+            weights=weights,
         )
 
 
@@ -186,22 +338,6 @@ def _check_classes(source: str, card: ModelCard, data: DataSet) -> None:
 
 def _shortened(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _print_evaluation(source: str, result: Evaluation) -> None:
-    top5 = "" if result.top5 is None else f"  top-5 {result.top5:.2%}"
-    figures = f"top-1 {result.top1:.2%} (+- {result.standard_error:.2%}){top5}"
-    print(printable(f"{source}: {figures}  on {result.key}, n={result.n} of {result.of} images"))
-    names = [printable(name) for name in result.class_names]
-    width = max(map(len, names))
-    print(f"  {'class':<{width}}  {'n':>6}  {'top-1':>7}  most often taken for")
-    for index, row in enumerate(result.per_class):
-        if row["n"]:
-            mistakes = result.confusion[index].copy()
-            mistakes[index] = 0
-            worst = mistakes.argmax()
-            taken = f"{names[worst]} ({mistakes[worst]})" if mistakes[worst] else ""
-            print(f"  {names[index]:<{width}}  {row['n']:>6}  {row['top1']:>7.2%}  {taken}".rstrip())
 
 
 COMMAND = Command(__doc__, add_flags, run)

@@ -23,6 +23,11 @@ def is_url(source: str) -> bool:
     return source.lower().startswith(("http://", "https://", "grpc://", "grpcs://"))
 
 
+def is_predictions(source: str) -> bool:
+    """Return whether a SOURCE is a file of predictions that were kept."""
+    return source.lower().endswith((".npz", ".csv"))
+
+
 def is_folder(source: str) -> bool:
     """Whether a SOURCE is a folder. A network's name takes precedence, unless the folder is a run or an export."""
     path = Path(source)

@@ -33,6 +33,7 @@ class DataSet:
         flips_keep_labels: whether a mirrored image has the same label (digits: no).
         splits: "train", and "test", "val" or "validation" as the source has them.
         image_size: (height, width) where all images share it, else None.
+        left_out: the images that `without_broken` has left out.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DataSet:
     flips_keep_labels: bool
     splits: Mapping[str, Split]
     image_size: tuple[int, int] | None
+    left_out: tuple[BrokenImage, ...] = ()
 
     def __post_init__(self) -> None:
         check_class_names(self.class_names, f"data set {self.name}")
@@ -100,7 +102,7 @@ class DataSet:
             left_out += broken
             if found and name == "train":
                 self._check_classes(split, splits[name])
-        return dataclasses.replace(self, splits=splits), left_out
+        return dataclasses.replace(self, splits=splits, left_out=(*self.left_out, *left_out)), left_out
 
     def _check_classes(self, before: Split, after: Split) -> None:
         lost = sorted(set(before.labels.tolist()) - set(after.labels.tolist()))
@@ -150,7 +152,7 @@ class DataSet:
             sized[name] = sound.splits[name].at_size(view, left)
             left -= sized[name].held_bytes
         splits = {name: leaving.get(name) or sized[name] for name in self.splits}
-        return dataclasses.replace(self, splits=splits, image_size=view.crop)
+        return dataclasses.replace(self, splits=splits, image_size=view.crop, left_out=sound.left_out)
 
     def with_holdout(self, holdout: float) -> DataSet:
         """Return the data set with a part of "train" moved into a split named "holdout".

@@ -253,7 +253,7 @@ class _Reading:
             sentence = f"{place} holds no images ({', '.join(SUFFIXES)}); add some or remove the folder."
             self.problems.append(Problem(place, "no images", sentence))
         self.beside.extend(path for path in _visible(place) if path.suffix.lower() in SUFFIXES and not path.is_dir())
-        return FileSplit(paths, np.array(labels, int))
+        return FileSplit(paths, np.array(labels, int), place)
 
     def _note_empty(self, folder: Path, others: Sequence[Path], needed: bool) -> None:
         if not needed:

@@ -131,6 +131,9 @@ class StreamSplit(Split):
 
         return tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(shuffled)
 
+    def _stored_position(self, position: int) -> int:
+        return int(self._positions[position])
+
     def _digest(self) -> str:
         """Return a short text for the choice of positions."""
         return hashlib.sha256(np.asarray(self._positions, np.int64).tobytes()).hexdigest()

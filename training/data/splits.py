@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.images.decoding import decode_image
 from keras_convnets.images.resizing import apply_view
@@ -66,6 +67,26 @@ class Split(abc.ABC):
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Return a short text that changes with the images or labels."""
+
+    def ids(self, positions: Positions | None = None) -> list[str]:
+        """Return what names each image, the same in every run: below, its place among the stored images.
+
+        Args:
+            positions: of which images; by default of all, in the stored order.
+
+        Returns:
+            Texts of five digits or more, or paths below the split's folder where the images are files.
+
+        Example:
+            >>> load_dataset("digits").split("test").ids([0, 17])
+            ['00000', '00017']
+        """
+        chosen = range(self.size) if positions is None else positions
+        return [f"{self._stored_position(int(position)):05d}" for position in chosen]
+
+    def _stored_position(self, position: int) -> int:
+        """Return where an image stands among the stored ones, of which the split may be a part."""
+        return position
 
     @abc.abstractmethod
     def encoded_in_order(self) -> tf.data.Dataset:
@@ -184,6 +205,10 @@ class ViewedSplit(SizedSplit):
     def originals(self) -> Split:
         """The same images as the data hold them."""
         return self._source.originals
+
+    def ids(self, positions: Positions | None = None) -> list[str]:
+        """Return those of the encoded images."""
+        return self._source.ids(positions)
 
     def at_size(self, view: View, memory_limit: int) -> SizedSplit:
         """Return the split in another view of the encoded images."""
@@ -382,6 +407,13 @@ class ArraySplit(PositionSplit, SizedSplit):
         """The same images before they were brought to this size."""
         return self if self._originals is None else self._originals
 
+    def ids(self, positions: Positions | None = None) -> list[str]:
+        """Return those of the images before they were brought to this size."""
+        return super().ids(positions) if self._originals is None else self._originals.ids(positions)
+
+    def _stored_position(self, position: int) -> int:
+        return position if self._at is None else int(self._at[position])
+
     def subset(self, positions: Positions) -> ArraySplit:
         """Return the images at these positions, in the same memory."""
         positions = np.asarray(positions)
@@ -443,11 +475,13 @@ class FileSplit(PositionSplit):
     Args:
         paths: the files.
         labels: integers [n].
+        folder: below which the files are named in `ids`; by default the deepest that holds all of them.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray):
+    def __init__(self, paths: Sequence[Path], labels: np.ndarray, folder: Path | None = None):
         self.paths = list(paths)
         self._labels = np.asarray(labels, np.int64)
+        self._folder = folder
         self.size = len(self.paths)
 
     @property
@@ -455,9 +489,21 @@ class FileSplit(PositionSplit):
         """All labels, int64 [size]."""
         return self._labels
 
+    @property
+    def folder(self) -> Path:
+        """The folder below which `ids` names the files."""
+        if self._folder is None:
+            self._folder = Path(os.path.commonpath([path.absolute().parent for path in self.paths]))
+        return self._folder
+
+    def ids(self, positions: Positions | None = None) -> list[str]:
+        """Return the files' paths below the split's folder, with slashes, as a line of text can hold them."""
+        paths = self.paths if positions is None else [self.paths[position] for position in positions]
+        return [printable(os.path.relpath(path, self.folder).replace(os.sep, "/")) for path in paths]
+
     def subset(self, positions: Positions) -> FileSplit:
         """Return the files at these positions."""
-        part = FileSplit([self.paths[position] for position in positions], self._labels[positions])
+        part = FileSplit([self.paths[position] for position in positions], self._labels[positions], self._folder)
         part.checked = self.checked
         return part
 

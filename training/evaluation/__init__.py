@@ -1,7 +1,32 @@
-"""Evaluation: protocols, metrics, and the figures of a classifier on a split."""
+"""Evaluation: protocols, metrics, the figures of a classifier on a split, comparisons, ensembles and the report.
 
+Example:
+    >>> a, b = (training.evaluate(model, data).predictions for model in (small, large))
+    >>> compare(a, b).sentence()
+    >>> ensemble([a, b]).best
+"""
+
+from keras_convnets.training.evaluation.calibration import Calibration, calibrate
+from keras_convnets.training.evaluation.comparison import Comparison, compare
+from keras_convnets.training.evaluation.ensembles import Ensemble, ensemble
 from keras_convnets.training.evaluation.evaluator import evaluate
+from keras_convnets.training.evaluation.predictions import Predictions
 from keras_convnets.training.evaluation.protocols import CENTER, PROTOCOLS, Protocol
+from keras_convnets.training.evaluation.report_page import report
 from keras_convnets.training.evaluation.result import Evaluation
 
-__all__ = ["CENTER", "PROTOCOLS", "Evaluation", "Protocol", "evaluate"]
+__all__ = [
+    "CENTER",
+    "PROTOCOLS",
+    "Calibration",
+    "Comparison",
+    "Ensemble",
+    "Evaluation",
+    "Predictions",
+    "Protocol",
+    "calibrate",
+    "compare",
+    "ensemble",
+    "evaluate",
+    "report",
+]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -11,14 +13,18 @@ import numpy as np
 from keras_convnets.card import view_of_model
 from keras_convnets.errors import UserError
 from keras_convnets.images.view import View
+from keras_convnets.networks.functional import weights_digest
 from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
-from keras_convnets.training.data import DataSet, SizedSplit
-from keras_convnets.training.data.splits import of_one_size
-from keras_convnets.training.evaluation.metrics import confusion_matrix, top_k_accuracy
-from keras_convnets.training.evaluation.prediction import Predictor, predict_split, predict_views
+from keras_convnets.training.data import DataSet, SizedSplit, Split
+from keras_convnets.training.evaluation.kept_parts import collected, fingerprint_of, finished, kept_parts
+from keras_convnets.training.evaluation.prediction import Predictor, split_answers, view_answers
+from keras_convnets.training.evaluation.predictions import Predictions, predictions_path
 from keras_convnets.training.evaluation.protocols import CENTER, Protocol, get_protocol
 from keras_convnets.training.evaluation.result import Evaluation
+
+# Gives the probabilities of a split's images in their order, in parts [b, classes].
+Answers = Callable[[Split], Iterator[np.ndarray]]
 
 
 def evaluate(
@@ -30,6 +36,9 @@ def evaluate(
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
     encoded: bool = False,
+    source: str | None = None,
+    predictions: str | os.PathLike | None = None,
+    weights: str | None = None,
 ) -> Evaluation:
     """Measure a classifier on a split; by default each image is resized and its centre cropped.
 
@@ -49,7 +58,16 @@ def evaluate(
         batch_size: images, or views, at a time.
         progress: called with (images done, images in all).
         encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
-            its size itself.
+            its size by itself.
+        source: what the predictions are to be called by; by default the model's name.
+        predictions: a file, .npz or .csv, for what is answered for each image, as `Predictions.save` writes it. Until
+            it is written, finished parts lie beside it, from which the same call resumes after an interruption; a
+            .npz that holds the same predictions already is read instead.
+        weights: a text that changes with the weights of a predictor that is a function, such as their sha256: without
+            it nothing can be resumed. A Keras model tells its own.
+
+    Returns:
+        The figures, with what was answered for each image as `predictions`.
 
     Raises:
         UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or
@@ -69,35 +87,46 @@ def evaluate(
     name, shown = split or dataset.evaluation_split, get_protocol(protocol)
     if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
-    probabilities, labels = _answers(predictor, dataset, name, shown, batch_size, progress, encoded)
-    classes = len(dataset.class_names)
-    _check_classes(dataset, name, probabilities.shape[1], labels)
-    return Evaluation(
-        data=dataset.name,
-        split=name,
-        protocol=shown.name,
-        n=len(labels),
-        top1=top_k_accuracy(probabilities, labels, 1),
-        top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
-        class_names=dataset.class_names,
-        confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
-        of=sum(part.size for part in dataset.splits.values()),
-    )
+    answers_of, sound = _answering(predictor, dataset, name, shown, batch_size, encoded)
+    images, file = sound.split(name), None if predictions is None else predictions_path(predictions)
+    known = _weights_text(predictor) if weights is None else weights
+    facts = (shown.name, str(_view_of(predictor)), *dataset.class_names)
+    fingerprint = fingerprint_of(known, images, *facts) if file and known else ""
+    found = finished(file, fingerprint) if file and fingerprint else None
+    if found is None:
+        with kept_parts(file, fingerprint) if file and fingerprint else contextlib.nullcontext() as parts:
+            found = Predictions(
+                source=source if source is not None else getattr(predictor, "name", "classifier"),
+                data=dataset.name,
+                split=name,
+                protocol=shown.name,
+                class_names=dataset.class_names,
+                ids=tuple(images.ids()),
+                labels=images.labels,
+                probabilities=collected(_checked(answers_of, dataset, name, images.labels), images, progress, parts),
+                left_out=tuple(image for image in sound.left_out if image.split == name),
+                fingerprint=fingerprint,
+            )
+            if file:
+                found.save(file)
+    return Evaluation.of_predictions(found, of=sum(part.size for part in dataset.splits.values()))
 
 
-def _answers(
+def _answering(
     predictor: Predictor | keras.Model,
     dataset: DataSet,
     name: str,
     protocol: Protocol,
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
     encoded: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities, float32 [n, classes], and labels, int64 [n], of a split. Arguments as of `evaluate`."""
+) -> tuple[Answers, DataSet]:
+    """Return what gives the probabilities of a split's images, in parts [b, classes], and the data with these images.
+
+    Arguments as of `evaluate`.
+    """
     if protocol.views is None:
-        images = dataset.split(name) if encoded else _at_input_size(predictor, dataset, name)
-        return predict_split(predictor, images, batch_size, progress, encoded), images.labels
+        shown = dataset if encoded else _at_input_size(predictor, dataset, name)
+        return lambda images: split_answers(predictor, images, batch_size, encoded), shown
     view = _view_of(predictor)
     if encoded or view is None:
         raise UserError(
@@ -105,8 +134,23 @@ def _answers(
             f"known, and its input must be images; evaluate by {CENTER.name}."
         )
     sound, _ = dataclasses.replace(dataset, splits={name: dataset.split(name).originals}).without_broken()
-    images = sound.splits[name]
-    return predict_views(predictor, images, view, protocol, batch_size, progress), images.labels
+    return lambda images: view_answers(predictor, images, view, protocol, batch_size), sound
+
+
+def _weights_text(predictor: Predictor | keras.Model) -> str:
+    """Return a text that changes with a model's weights; "" of a function, whose weights are not known."""
+    return f"{predictor.name} {weights_digest(predictor)}" if isinstance(predictor, keras.Model) else ""
+
+
+def _checked(answers_of: Answers, dataset: DataSet, name: str, labels: np.ndarray) -> Answers:
+    """Return the same with a check of the classes, before any answer is taken."""
+
+    def checked(images: Split) -> Iterator[np.ndarray]:
+        for rows in answers_of(images):
+            _check_classes(dataset, name, rows.shape[1], labels)
+            yield rows
+
+    return checked
 
 
 def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) -> None:
@@ -124,8 +168,8 @@ def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) 
         )
 
 
-def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> SizedSplit:
-    """Return a split at a classifier's input size, by the rule that `evaluate` states."""
+def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> DataSet:
+    """Return the data with a split at a classifier's input size, by the rule that `evaluate` states."""
     images, view = dataset.split(name), _view_of(predictor)
     if isinstance(images, SizedSplit) and (images.view is not None or view is None):
         if view is not None and images.image_size != view.crop:
@@ -134,7 +178,7 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
                 f"split {name} of {dataset.name} was brought to {height} x {width} pixels and the classifier takes "
                 f"{view.crop[0]} x {view.crop[1]}; give the data as load_dataset returns them."
             )
-        return images
+        return dataset
     if view is None:
         raise UserError(
             f"the input size of the classifier is not known, and the images of {dataset.name} are not of one size; "
@@ -142,7 +186,7 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
         )
     alone = dataclasses.replace(dataset, splits={name: images})
     # They are read once: nothing is gained by holding them.
-    return of_one_size(alone.in_view(view, memory_limit=0).splits[name])
+    return alone.in_view(view, memory_limit=0)
 
 
 def _view_of(predictor: Predictor | keras.Model) -> View | None:

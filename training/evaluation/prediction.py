@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -21,13 +21,21 @@ Predictor = Callable[[Any], np.ndarray]
 
 
 def predict_split(
-    predictor: Predictor | keras.Model,
-    split: Split,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
-    encoded: bool = False,
+    predictor: Predictor | keras.Model, split: Split, batch_size: int, encoded: bool = False
 ) -> np.ndarray:
     """Return the probabilities of every image of a split, float32 [n, classes], in the stored order.
+
+    Arguments as of `split_answers`.
+    """
+    answers = list(split_answers(predictor, split, batch_size, encoded))
+    check_count(sum(map(len, answers)), split.size)
+    return np.concatenate(answers)
+
+
+def split_answers(
+    predictor: Predictor | keras.Model, split: Split, batch_size: int, encoded: bool = False
+) -> Iterator[np.ndarray]:
+    """Give the probabilities of the images of a split in the stored order, in parts [b, classes].
 
     A Keras model sees full batches only, the last one padded and cut again, so that it is compiled once. With `encoded`
     a predictor sees lists of encoded images.
@@ -36,26 +44,15 @@ def predict_split(
         UserError: if the images are not of one size, and pixels are asked for.
     """
     predict = _callable(predictor, batch_size)
-    parts, done = [], 0
     batches = split.encoded_in_order().batch(batch_size) if encoded else of_one_size(split).in_order(batch_size)
     for images, *_ in batches:
-        parts.append(np.asarray(predict(images.numpy().tolist() if encoded else images.numpy())))
-        done += len(images)
-        if progress:
-            progress(done, split.size)
-    check_count(done, split.size)
-    return np.concatenate(parts)
+        yield np.asarray(predict(images.numpy().tolist() if encoded else images.numpy()))
 
 
-def predict_views(
-    predictor: Predictor | keras.Model,
-    split: Split,
-    view: View,
-    protocol: Protocol,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Return the probabilities of every image of a split, averaged over a protocol's views; else as `predict_split`.
+def view_answers(
+    predictor: Predictor | keras.Model, split: Split, view: View, protocol: Protocol, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Give the probabilities of the images of a split, averaged over a protocol's views; else as `split_answers`.
 
     Args:
         predictor: a Keras model, or a function from images to probabilities.
@@ -63,11 +60,10 @@ def predict_views(
         view: of the classifier's card, from which the protocol makes its own.
         protocol: one that has `views`, equally many of one size of every image.
         batch_size: views at a time.
-        progress: called with (images done, images in all).
     """
     views_of = protocol.views
     assert views_of is not None, f"protocol {protocol.name} shows the card's own view"
-    predict, parts, done = _callable(predictor, batch_size), [], 0
+    predict = _callable(predictor, batch_size)
     shown = split.encoded_in_order().map(
         lambda encoded, label, position: views_of(decode_image(encoded), view),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -77,12 +73,7 @@ def predict_views(
     for images in shown.batch(together).prefetch(2).as_numpy_iterator():
         views = images.reshape(-1, *images.shape[2:])
         answers = [np.asarray(predict(views[at : at + batch_size])) for at in range(0, len(views), batch_size)]
-        parts.append(protocol.average(np.concatenate(answers).reshape(*images.shape[:2], -1)))
-        done += len(images)
-        if progress:
-            progress(done, split.size)
-    check_count(done, split.size)
-    return np.concatenate(parts)
+        yield protocol.average(np.concatenate(answers).reshape(*images.shape[:2], -1))
 
 
 def _callable(predictor: Predictor | keras.Model, batch_size: int) -> Predictor:

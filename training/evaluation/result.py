@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from keras_convnets.training.evaluation.metrics import confusion_matrix, mean_loss, top_k_accuracy, wilson_interval
+from keras_convnets.training.evaluation.predictions import Predictions
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -22,6 +25,7 @@ class Evaluation:
         class_names: the classes.
         confusion: int [classes, classes]: row the truth, column the answer.
         of: number of images in all splits of the data set.
+        predictions: what was answered for each image; None of figures alone.
     """
 
     data: str
@@ -33,6 +37,29 @@ class Evaluation:
     class_names: tuple[str, ...]
     confusion: np.ndarray
     of: int | None = None
+    predictions: Predictions | None = None
+
+    @classmethod
+    def of_predictions(cls, predictions: Predictions, of: int | None = None) -> Evaluation:
+        """Return the figures of what was answered for each image.
+
+        Args:
+            predictions: of a split.
+            of: number of images in all splits of the data set, where that is known.
+        """
+        probabilities, labels, classes = predictions.probabilities, predictions.labels, len(predictions.class_names)
+        return cls(
+            data=predictions.data,
+            split=predictions.split,
+            protocol=predictions.protocol,
+            n=len(labels),
+            top1=top_k_accuracy(probabilities, labels, 1),
+            top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
+            class_names=predictions.class_names,
+            confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
+            of=of,
+            predictions=predictions,
+        )
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
@@ -43,6 +70,31 @@ class Evaluation:
             {"class": name, "n": int(n), "top1": float(hits / n) if n else None}
             for name, n, hits in zip(self.class_names, counts, right, strict=True)
         ]
+
+    @property
+    def top1_wrong(self) -> int:
+        """Number of images whose likeliest class is wrong."""
+        return self.n - round(self.top1 * self.n)
+
+    @property
+    def top5_wrong(self) -> int | None:
+        """Number of images whose class is not among the five likeliest; None for five classes or fewer."""
+        return None if self.top5 is None else self.n - round(self.top5 * self.n)
+
+    @property
+    def top1_error_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the top-1 error."""
+        return wilson_interval(self.top1_wrong, self.n)
+
+    @property
+    def top5_error_interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of the top-5 error; None for five classes or fewer."""
+        return None if self.top5_wrong is None else wilson_interval(self.top5_wrong, self.n)
+
+    @property
+    def loss(self) -> float | None:
+        """Mean cross-entropy in nats; None without predictions."""
+        return mean_loss(self.predictions.probabilities, self.predictions.labels) if self.predictions else None
 
     @property
     def standard_error(self) -> float:
@@ -64,7 +116,11 @@ class Evaluation:
             "of": self.of,
             "top1": self.top1,
             "top1_standard_error": self.standard_error,
+            "top1_error_interval": list(self.top1_error_interval),
             "top5": self.top5,
+            "top5_error_interval": None if self.top5_error_interval is None else list(self.top5_error_interval),
+            "loss": self.loss,
+            "left_out": [image._asdict() for image in self.predictions.left_out] if self.predictions else [],
             "per_class": self.per_class,
             "confusion": self.confusion.tolist(),
         }

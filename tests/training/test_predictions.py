@@ -1,0 +1,273 @@
+"""Predictions: what is kept of each image, under which id, and that files give it back."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_convnets import training
+from keras_convnets.errors import UserError
+from keras_convnets.training.data import ArraySplit, DataSet
+from keras_convnets.training.data.integrity import BrokenImage
+from keras_convnets.training.evaluation import Predictions, kept_parts
+
+# As awkward as class names may be: like other columns, twice, with what is added to tell them apart.
+NAMES = ("crane (class 2)", "crane", "crane", "x (class 3)", "label", 'a "b", c', "=1+1", "é")
+
+
+def made(n=20, classes=NAMES, seed=0, **fields):
+    rng = np.random.default_rng(seed)
+    return Predictions(
+        **{
+            **{"source": "runs/a", "data": "made", "split": "test", "protocol": "center"},
+            "class_names": tuple(classes),
+            "ids": tuple(f"{number % 3}/{number}, \"{number}\".jpg" for number in range(n)),
+            "labels": rng.integers(0, len(classes), n),
+            "probabilities": rng.dirichlet(np.ones(len(classes)), n),
+            "left_out": (BrokenImage("test", "0/é.jpg", "empty: 0 bytes"),),
+            **fields,
+        }
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".csv", ".NPZ"])
+def test_a_file_gives_back_what_was_saved(tmp_path, suffix):
+    saved = made(fingerprint="abc")
+    found = Predictions.load(saved.save(tmp_path / "new" / f"file{suffix}"))
+    # What a table of images has no place for is in the .npz alone.
+    lost = ("left_out", "fingerprint") if suffix == ".csv" else ()
+    for field in dataclasses.fields(Predictions):
+        expected = {"left_out": (), "fingerprint": ""}[field.name] if field.name in lost else getattr(saved, field.name)
+        np.testing.assert_array_equal(getattr(found, field.name), expected, err_msg=field.name)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"file{suffix}"]
+
+
+def test_pandas_reads_the_table_at_once(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    saved = made()
+    table = pandas.read_csv(saved.save(tmp_path / "file.csv"))
+    assert len(table) == 20 and table["id"].tolist() == list(saved.ids)
+    assert table["label"].dtype == np.int64 and (table["label"] == saved.labels).all()
+    assert [NAMES[label] for label in saved.labels] == table["label_name"].tolist()
+    best = np.argsort(-saved.probabilities, axis=1)
+    for place in range(5):
+        assert table[f"top{place + 1}_name"].tolist() == [NAMES[index] for index in best[:, place]]
+        expected = np.take_along_axis(saved.probabilities, best, axis=1)[:, place]
+        np.testing.assert_array_equal(table[f"top{place + 1}_probability"].astype(np.float32), expected)
+    columns = ["crane (class 2) (class 0)", "crane", "crane (class 2)", "x (class 3) (class 3)", "label (class 4)"]
+    assert list(table.columns[-8:]) == [*columns, *NAMES[5:]]
+    np.testing.assert_array_equal(table.iloc[:, -8:].to_numpy(np.float32), saved.probabilities)
+
+
+def test_few_classes_have_few_likeliest(tmp_path):
+    saved = made(classes=("ants", "bees"))
+    path = saved.save(tmp_path / "file.csv")
+    assert path.read_text().startswith(
+        "id,label,label_name,top1_name,top1_probability,top2_name,top2_probability,source,data,split,protocol,ants,bees"
+    )
+    np.testing.assert_array_equal(Predictions.load(path).probabilities, saved.probabilities)
+    assert saved.top(5).shape == (20, 2)
+
+
+@pytest.mark.parametrize("name, content, sentence", [
+    ("file.txt", b"", "must end in .npz or .csv"),
+    ("none.npz", None, "there is no file"),
+    ("file.npz", b"PK no more", "holds no predictions"),
+    ("file.csv", b"a,b\n1,2\n", "holds no predictions .its columns do not begin with id, label"),
+    ("file.csv", b"", "holds no predictions"),
+    ("file.csv", b"id,label,label_name,top1_name,top1_probability,source,data,split,protocol,a,b\n0,0\n", "line 2 has"),
+    ("file.csv", b"id,label,label_name,top1_name,top1_probability,source,data,split,protocol,a,b\n", "0 ids"),
+])  # fmt: skip
+def test_other_files_are_refused(tmp_path, name, content, sentence):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        Predictions.load(tmp_path / name)
+
+
+def test_files_with_objects_in_them_are_not_unpickled(tmp_path):
+    np.savez(tmp_path / "file.npz", source=np.array([print], object))
+    with pytest.raises(UserError, match="holds no predictions"):
+        Predictions.load(tmp_path / "file.npz")
+
+
+@pytest.mark.parametrize("fields, sentence", [
+    ({"labels": [0, 8]}, "image b .* has the label 8; labels are 0 to 7"),
+    ({"labels": [0]}, r"2 ids, labels of shape \(1,\)"),
+    ({"probabilities": np.full((2, 8), np.nan)}, "image a .* not finite"),
+    ({"probabilities": np.full((2, 8), -1)}, "image a .* negative"),
+    ({"probabilities": np.ones((2, 7))}, r"\(2, 7\) with 8 class names"),
+])  # fmt: skip
+def test_what_can_not_be_is_refused(fields, sentence):
+    with pytest.raises(UserError, match=sentence):
+        made(**{"n": 2, "ids": ("a", "b"), "labels": [0, 1], **fields})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folder")
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            (root / split / name / "more").mkdir(parents=True)
+            for number in range(12):
+                place = "more/" if number % 2 else ""
+                Image.new("RGB", (8, 8), (number, 9, 9)).save(root / split / name / f"{place}{number:02d}.png")
+    (root / "val" / "bee" / "00.png").write_bytes(b"")
+    return root
+
+
+def brightness(images):
+    red = images[:, 0, 0, :1] / 255
+    return np.concatenate([1 - red, red], axis=1)
+
+
+def test_images_in_files_are_named_by_their_paths_below_the_split(folder):
+    data = training.load_dataset(folder)
+    ids = data.split("val").ids()
+    assert len(set(ids)) == 24 and ids[0] == "ant/00.png" and "bee/more/01.png" in ids
+    sound, _ = data.without_broken()
+    sized = sound.at_size(8, 8)
+    for split in (sized.split("val"), sound.at_size(8, 8, memory_limit=0).split("val")):
+        assert split.ids() == [name for name in ids if name != "bee/00.png"]
+        assert split.subset([3, 1]).ids() == split.ids([3, 1]) == [split.ids()[3], split.ids()[1]]
+
+
+def test_images_without_names_are_named_by_their_stored_position():
+    split = ArraySplit(np.zeros((9, 2, 2, 3), np.uint8), np.zeros(9, int))
+    assert split.subset([2, 5, 8]).subset([1, 2]).ids() == ["00005", "00008"]
+    assert training.load_dataset("digits").with_holdout(0.5).split("holdout").ids([0, 1]) != ["00000", "00001"]
+
+
+def test_an_evaluation_has_what_was_answered_and_what_was_left_out(folder):
+    data = training.load_dataset(folder)
+    data = dataclasses.replace(data, splits={"val": data.split("val")}).at_size(8, 8)
+    result = training.evaluate(brightness, data, source="brightness")
+    found = result.predictions
+    assert found.ids == tuple(data.split("val").ids()) and len(found) == result.n == 23
+    assert [("ant", "bee")[label] for label in found.labels] == [name.partition("/")[0] for name in found.ids]
+    reds = np.array([int(name[-6:-4]) for name in found.ids]) / 255
+    np.testing.assert_allclose(found.probabilities[:, 1], reds, rtol=1e-6)
+    ((split, file, reason),) = found.left_out
+    assert split == "val" and file.endswith("bee/00.png") and reason == "empty: 0 bytes"
+    assert (found.source, found.key) == ("brightness", f"{folder.name}/val/center")
+    again = training.Evaluation.of_predictions(found)
+    assert again.to_dict() == {**result.to_dict(), "of": None}
+
+
+def test_parts_of_predictions(tmp_path):
+    saved = made()
+    part = saved.at([4, 1])
+    assert part.ids == (saved.ids[4], saved.ids[1]) and (part.labels == saved.labels[[4, 1]]).all()
+    assert (part.probabilities == saved.probabilities[[4, 1]]).all()
+    assert DataSet("d", ("a", "b"), True, {}, None).left_out == ()
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """A data set of 50 images, a predictor that can be made to fail, and how many images it has seen."""
+    monkeypatch.setattr(kept_parts, "SECONDS", 0)  # a part each batch
+    images = np.arange(50, dtype=np.uint8).repeat(12).reshape(50, 2, 2, 3)
+    data = DataSet("made", ("ant", "bee"), True, {"test": ArraySplit(images, np.arange(50) % 2)}, (2, 2))
+    seen = []
+
+    def predict(images, stop_at=None):
+        if stop_at is not None and images.max() >= stop_at:
+            raise KeyboardInterrupt
+        seen.extend(images[:, 0, 0, 0].tolist())
+        return brightness(images)
+
+    return data, predict, seen
+
+
+def left_behind(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["npz", "csv"])
+@pytest.mark.parametrize("batch_size, later", [(8, 8), (8, 5), (7, 50)])
+def test_an_interrupted_evaluation_resumes_without_counting_twice(counting, tmp_path, suffix, batch_size, later):
+    data, predict, seen = counting
+    file, told = tmp_path / f"a.{suffix}", []
+    with pytest.raises(KeyboardInterrupt):
+        training.evaluate(
+            lambda images: predict(images, stop_at=30), data, batch_size=batch_size, predictions=file, weights="w"
+        )
+    done = len(seen)
+    assert done == 30 // batch_size * batch_size and left_behind(tmp_path) == [f"a.{suffix}.parts"]
+    result = training.evaluate(
+        *(predict, data), batch_size=later, predictions=file, weights="w", progress=lambda *at: told.append(at)
+    )
+    assert seen == list(range(50)) and told[0] == (done, 50) and told[-1] == (50, 50)
+    assert left_behind(tmp_path) == [file.name] and result.n == 50
+    whole = training.evaluate(brightness, data).predictions
+    for found in (result.predictions, Predictions.load(file)):
+        assert found.ids == whole.ids and (found.labels == whole.labels).all()
+        np.testing.assert_array_equal(found.probabilities, whole.probabilities)
+
+
+def test_parts_of_something_else_are_not_taken(counting, tmp_path, caplog):
+    data, predict, seen = counting
+    file = tmp_path / "a.npz"
+    with pytest.raises(KeyboardInterrupt):
+        training.evaluate(
+            lambda images: predict(images, stop_at=30), data, batch_size=8, predictions=file, weights="other"
+        )
+    seen.clear()
+    training.evaluate(predict, data, predictions=file, weights="w")
+    assert seen == list(range(50)) and "this one starts anew" in caplog.text
+    mixed = dataclasses.replace(data, splits={"test": data.splits["test"].subset(np.arange(50)[::-1])})
+    caplog.clear()
+    found = training.evaluate(predict, mixed, predictions=file, weights="w").predictions
+    assert "it is replaced" in caplog.text and found.ids[0] == "00049" and len(seen) == 100
+
+
+def test_finished_predictions_are_read_instead(counting, tmp_path, caplog):
+    data, predict, seen = counting
+    caplog.set_level(logging.INFO, "keras_convnets")
+    first = training.evaluate(predict, data, predictions=tmp_path / "a.npz", weights="w")
+    again = training.evaluate(predict, data, predictions=tmp_path / "a.npz", weights="w")
+    assert len(seen) == 50 and again.to_dict() == first.to_dict() and "holds these predictions already" in caplog.text
+    training.evaluate(predict, data, predictions=tmp_path / "a.npz")
+    assert len(seen) == 100  # whose weights are not known
+
+
+def test_damaged_and_leftover_parts_are_computed_again(counting, tmp_path):
+    data, predict, seen = counting
+    file = tmp_path / "a.npz"
+    with pytest.raises(KeyboardInterrupt):
+        training.evaluate(lambda images: predict(images, stop_at=40), data, batch_size=8, predictions=file, weights="w")
+    parts = sorted((tmp_path / "a.npz.parts").glob("*.npy"))
+    assert [part.name for part in parts] == [f"{at:09d}.npy" for at in (0, 8, 16, 24, 32)]
+    parts[2].write_bytes(parts[2].read_bytes()[:100])
+    seen.clear()
+    training.evaluate(predict, data, batch_size=8, predictions=file, weights="w")
+    assert seen == list(range(16, 50)) and left_behind(tmp_path) == ["a.npz"]
+
+
+def test_a_mistake_leaves_nothing_behind(counting, tmp_path):
+    data, *_ = counting
+    with pytest.raises(UserError, match="gives 3 classes"):
+        training.evaluate(lambda images: np.ones((len(images), 3)), data, predictions=tmp_path / "a.npz", weights="w")
+    with pytest.raises(UserError, match="must end in .npz or .csv"):
+        training.evaluate(brightness, data, predictions=tmp_path / "a.txt")
+    assert left_behind(tmp_path) == []
+
+
+def test_two_evaluations_into_one_file_are_refused(tmp_path):
+    with kept_parts.kept_parts(tmp_path / "a.npz", "key"), pytest.raises(UserError, match="being evaluated into"):
+        with kept_parts.kept_parts(tmp_path / "a.npz", "key"):
+            pass
+
+
+def test_a_keras_model_tells_its_weights(tmp_path, counting):
+    data, *_ = counting
+    model = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")])
+    first = training.evaluate(model, data, predictions=tmp_path / "a.npz").predictions.fingerprint
+    assert first and training.evaluate(model, data, predictions=tmp_path / "a.npz").predictions.fingerprint == first
+    model.layers[-1].kernel.assign_add(np.ones((12, 2)))
+    assert training.evaluate(model, data, predictions=tmp_path / "a.npz").predictions.fingerprint != first
