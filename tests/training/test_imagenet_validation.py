@@ -83,14 +83,18 @@ def test_every_ground_truth_gives_the_same_labels(folder, truth, place):
     assert [data.class_names[label] for label in split.labels] == WNIDS
     assert split.labels.tolist()[:5] == CAFFE
     assert [path.name.partition(".")[0][:23] for path in split.paths] == NAMES
-    assert data.without_broken()[1] == []
 
 
 def test_some_of_the_images_keep_their_numbers(folder):
     devkit(folder)
     for name in NAMES[::2]:
         (folder / "val" / f"{name}.JPEG").unlink()
-    assert load_dataset(folder).splits["validation"].labels.tolist() == indices()[1::2]
+    (folder / "val" / f"{NAMES[9]}.JPEG").write_bytes(b"broken")
+    data = load_dataset(folder)
+    assert data.splits["validation"].labels.tolist() == indices()[1::2]
+    sound, left_out = data.without_broken(0.5)
+    assert sound.splits["validation"].labels.tolist() == indices()[1:9:2]
+    assert [os.path.basename(image.file) for image in left_out] == [f"{NAMES[9]}.JPEG"]
 
 
 def test_kaggles_layout_is_read_from_its_root_and_from_the_images(folder, monkeypatch):

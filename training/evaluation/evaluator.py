@@ -9,12 +9,14 @@ import keras
 import numpy as np
 
 from keras_convnets.card import view_of_model
+from keras_convnets.classes import HasClassNames, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.images.view import View
 from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
 from keras_convnets.training.data import DataSet, SizedSplit
 from keras_convnets.training.data.splits import of_one_size
+from keras_convnets.training.evaluation.class_map import ALL, Asked, ClassMap, KnownClasses, map_classes
 from keras_convnets.training.evaluation.metrics import confusion_matrix, top_k_accuracy
 from keras_convnets.training.evaluation.prediction import Predictor, predict_split, predict_views
 from keras_convnets.training.evaluation.protocols import CENTER, Protocol, get_protocol
@@ -30,6 +32,8 @@ def evaluate(
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
     encoded: bool = False,
+    classes: Asked | None = None,
+    answers: str = ALL,
 ) -> Evaluation:
     """Measure a classifier on a split; by default each image is resized and its centre cropped.
 
@@ -50,11 +54,18 @@ def evaluate(
         progress: called with (images done, images in all).
         encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
             its size by itself.
+        classes: where the data's classes are among the classifier's, if they are some of them or in another order:
+            "names" to understand each by its own name, as WordNet id, name or index; a class of the classifier for each
+            of the data, as a sequence, a text with commas or a map from the data's; or a file's path
+            (`class_map.read_classes`). Classes named by WordNet ids that the classifier has need no such argument. A
+            classifier whose classes are not known is taken to have the 1,000 of ImageNet here.
+        answers: "all" where every class of the classifier is an answer, as published figures have it; "subset" where
+            the likeliest of the data's classes is.
 
     Raises:
-        UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or
-            the number of classes differs, none of a model's several outputs is called "probabilities", or the protocol
-            is unknown or needs views that an encoded image is not brought to.
+        UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, a
+            class is unknown or ambiguous, the number of classes differs, none of a model's several outputs is called
+            "probabilities", or the protocol is unknown or needs views that an encoded image is not brought to.
 
     Example:
         >>> evaluate(run.model(), load_dataset("digits")).top1
@@ -69,19 +80,24 @@ def evaluate(
     name, shown = split or dataset.evaluation_split, get_protocol(protocol)
     if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
+    class_map = _class_map(predictor, classes, dataset, answers)
     probabilities, labels = _answers(predictor, dataset, name, shown, batch_size, progress, encoded)
-    classes = len(dataset.class_names)
-    _check_classes(dataset, name, probabilities.shape[1], labels)
+    _check_classes(dataset, name, probabilities.shape[1], labels, class_map)
+    class_names = dataset.class_names
+    if class_map is not None:
+        class_names = class_map.class_names
+        probabilities, labels = class_map.probabilities(probabilities), class_map.labels(labels)
     return Evaluation(
         data=dataset.name,
         split=name,
         protocol=shown.name,
         n=len(labels),
         top1=top_k_accuracy(probabilities, labels, 1),
-        top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
-        class_names=dataset.class_names,
-        confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
+        top5=top_k_accuracy(probabilities, labels, 5) if len(class_names) > 5 else None,
+        class_names=class_names,
+        confusion=confusion_matrix(labels, probabilities.argmax(axis=1), len(class_names)),
         of=sum(part.size for part in dataset.splits.values()),
+        answers=ALL if class_map is None else class_map.answers,
     )
 
 
@@ -109,13 +125,32 @@ def _answers(
     return predict_views(predictor, images, view, protocol, batch_size, progress), images.labels
 
 
-def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) -> None:
-    """Refuse answers of another number of classes than the data have, and labels beyond their classes."""
+def _class_map(
+    predictor: Predictor | keras.Model, classes: Asked | None, dataset: DataSet, answers: str
+) -> ClassMap | None:
+    """Return where the data's classes are among the classifier's, or None where they are the same."""
+    known: HasClassNames | None = getattr(predictor, "card", None) or getattr(predictor, "evaluation_classes", None)
+    if known is None and isinstance(predictor, keras.Model):
+        weights = getattr(predictor, "published_weights", None)
+        is_imagenet = weights is not None and weights.in_imagenet_order
+        known = KnownClasses(imagenet_classes().names) if is_imagenet else None
+    if known is None and classes is not None:
+        known = KnownClasses(imagenet_classes().names)
+    return None if known is None else map_classes(classes, known, dataset, answers)
+
+
+def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray, class_map: ClassMap | None) -> None:
+    """Refuse answers of another number of classes than expected, and labels beyond the data's classes."""
     classes = len(dataset.class_names)
-    if given != classes:
+    if class_map is None and given != classes:
         raise UserError(
             f"the model gives {given} classes and {dataset.name} has {classes}; evaluate on data with the model's "
-            "classes."
+            "classes, or say which of them the data's are with classes (--classes)."
+        )
+    if class_map is not None and given != len(class_map.model_names):
+        raise UserError(
+            f"the model gives {given} classes and {len(class_map.model_names)} are known by name; give a classifier "
+            "with its model card, or data with the model's classes."
         )
     if labels.max() >= classes:
         raise UserError(

@@ -22,6 +22,7 @@ class Evaluation:
         class_names: the classes.
         confusion: int [classes, classes]: row the truth, column the answer.
         of: number of images in all splits of the data set.
+        answers: "all" where every class of the network was an answer, "subset" where only the data's classes were.
     """
 
     data: str
@@ -33,6 +34,7 @@ class Evaluation:
     class_names: tuple[str, ...]
     confusion: np.ndarray
     of: int | None = None
+    answers: str = "all"
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
@@ -52,7 +54,8 @@ class Evaluation:
     @property
     def key(self) -> str:
         """The key under which a model card keeps these figures."""
-        return f"{self.data}/{self.split}/{self.protocol}"
+        among = "" if self.answers == "all" else f"/{self.answers}"
+        return f"{self.data}/{self.split}/{self.protocol}{among}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -60,6 +63,7 @@ class Evaluation:
             "data": self.data,
             "split": self.split,
             "protocol": self.protocol,
+            "answers": self.answers,
             "n": self.n,
             "of": self.of,
             "top1": self.top1,
