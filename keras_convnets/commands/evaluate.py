@@ -90,10 +90,11 @@ def _evaluate_one(source: str, args: argparse.Namespace) -> Evaluation:
             data = data.with_holdout(recipe["holdout"]) if trained_on and "train" in data.splits else data
         class_map = _class_map(source, classifier.card, data, args)
         split = _measured_split(data, args)
-        others = {name: other for name, other in data.splits.items() if name != split}
-        result = _measure(
-            source, classifier, data.in_view(classifier.card.view, leaving=others), split, args, class_map
-        )
+        if classifier.predict_images is not None:
+            others = {name: other for name, other in data.splits.items() if name != split}
+            # The images are read once: nothing is gained by holding them.
+            data = data.in_view(classifier.card.view, memory_limit=0, leaving=others)
+        result = _measure(source, classifier, data, split, args, class_map)
     if run is not None:
         run.add_evaluation(result)
     return result
@@ -223,6 +224,8 @@ def _data_of(source: str, card: ModelCard | None, run: Run | None, args: argpars
 
 def _maybe_trained_on(card: ModelCard | None, data: DataSet) -> bool:
     """Whether a network may have been trained on these data: as its card says by name or number, or does not say."""
+    if card is not None and card.members:
+        return any(_maybe_trained_on(member, data) for member in card.members)
     facts = card.data if card is not None else {}
     images = sum(facts.get("images", {}).values()) + facts.get("left_out", 0)
     return not facts or facts.get("name") == data.name or images == sum(split.size for split in data.splits.values())

@@ -14,7 +14,8 @@ from keras_convnets.errors import UserError
 from keras_convnets.images.view import View
 from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
-from keras_convnets.training.data import DataSet, SizedSplit
+from keras_convnets.prediction import Classifier
+from keras_convnets.training.data import DataSet, SizedSplit, Split
 from keras_convnets.training.data.splits import of_one_size
 from keras_convnets.training.evaluation.class_map import ALL, Asked, ClassMap, KnownClasses, map_classes
 from keras_convnets.training.evaluation.metrics import confusion_matrix, top_k_accuracy
@@ -111,6 +112,10 @@ def _answers(
     encoded: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities, float32 [n, classes], and labels, int64 [n], of a split. Arguments as of `evaluate`."""
+    if protocol.views is None and isinstance(predictor, Classifier) and predictor.predict_images is None:
+        # A committee whose networks see an image in different views brings it to them by itself.
+        sound = _sound(dataset, name)
+        return predict_split(predictor.predict, sound, batch_size, progress, encoded=True), sound.labels
     if protocol.views is None:
         images = dataset.split(name) if encoded else _at_input_size(predictor, dataset, name)
         return predict_split(predictor, images, batch_size, progress, encoded), images.labels
@@ -120,9 +125,13 @@ def _answers(
             f"protocol {protocol.name} makes its own views of each image, for which the classifier's own view must be "
             f"known, and its input must be images; evaluate by {CENTER.name}."
         )
-    sound, _ = dataclasses.replace(dataset, splits={name: dataset.split(name).originals}).without_broken()
-    images = sound.splits[name]
+    images = _sound(dataset, name)
     return predict_views(predictor, images, view, protocol, batch_size, progress), images.labels
+
+
+def _sound(dataset: DataSet, name: str) -> Split:
+    """Return a split's images as the data hold them, without those that do not decode."""
+    return dataclasses.replace(dataset, splits={name: dataset.split(name).originals}).without_broken()[0].splits[name]
 
 
 def _class_map(
@@ -184,5 +193,5 @@ def _view_of(predictor: Predictor | keras.Model) -> View | None:
     """Return how an image becomes a classifier's input, or None where that is not known."""
     card = getattr(predictor, "card", None)
     if card is not None:
-        return card.view
+        return card.view if card.has_one_view else None
     return view_of_model(predictor) if isinstance(predictor, keras.Model) else None
