@@ -123,10 +123,11 @@ def _endpoint_classes(
     only the indices are known.
     """
     from keras_convnets.classes import imagenet_classes, names_and_ids
-    from keras_convnets.training.evaluation.class_map import KnownClasses, map_classes
+    from keras_convnets.training.evaluation.class_map import OWN_NAMES, KnownClasses, map_classes
 
     imagenet, count = imagenet_classes(), client.class_count()
-    if args.classes and count not in (None, len(data.class_names), len(imagenet.ids)):
+    own_names = args.classes == OWN_NAMES and count == len(data.class_names)
+    if args.classes and not own_names and count not in (None, len(imagenet.ids)):
         numbered = KnownClasses(tuple(map(str, range(count or 0))))
         return map_classes(args.classes, numbered, data, args.answers), []
     known = own = KnownClasses(data.class_names)
