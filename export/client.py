@@ -147,6 +147,11 @@ class Client:
         sides = _shape(self._signatures(), "predict_images", "inputs", "images")[1:3]
         return (sides[0], sides[1]) if len(sides) == 2 and min(sides) > 0 else None
 
+    def class_count(self) -> int | None:
+        """Return how many classes `predict` gives the probabilities of; None where the metadata do not say."""
+        shape = _shape(self._signatures(), self.signature_name or "serving_default", "outputs", "probabilities")
+        return shape[1] if len(shape) == 2 and shape[1] > 0 else None
+
     def check_classes(self, class_names: Sequence[str], images: Sequence[bytes]) -> bool:
         """Check that the endpoint's model has these classes, in this order.
 
@@ -165,11 +170,10 @@ class Client:
             UserError: if the number, a name or the order of the classes differs; also as `predict`.
             EndpointError: as `predict`.
         """
-        signatures = self._signatures()
-        shape = _shape(signatures, self.signature_name or "serving_default", "outputs", "probabilities")
-        if len(shape) == 2 and shape[1] > 0 and shape[1] != len(class_names):
+        signatures, count = self._signatures(), self.class_count()
+        if count not in (None, len(class_names)):
             raise UserError(
-                f"{self.url} has {shape[1]} classes and {len(class_names)} are expected; "
+                f"{self.url} has {count} classes and {len(class_names)} are expected; "
                 "compare it with data of the model's classes."
             )
         if "top_k" not in signatures or not images:

@@ -11,27 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 from keras_convnets.card import ModelCard, card_of_model
 from keras_convnets.errors import UserError
-from keras_convnets.export import model_config
+from keras_convnets.export import committee, model_config
+from keras_convnets.export.committee import Member
 from keras_convnets.export.formats import DEFAULT_FORMATS, FORMATS, VERSION_FORMAT, get_format
 from keras_convnets.export.formats.format import Format, Job, check_layout
 from keras_convnets.export.memory import release_memory
 from keras_convnets.export.repository import EXTRA, new_version
 from keras_convnets.export.samples import Samples, gather
 from keras_convnets.files import commit_folder, path_text, remove_abandoned, sha256, temporary_folder, wrap_write_errors
-from keras_convnets.prediction import keras_classifier, view_encoded
+from keras_convnets.prediction import Classifier, keras_classifier, view_encoded
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
-SOURCES = "a Keras model, or the path of a finished run or a .keras file"
+SOURCES = "a Keras model, the path of a finished run or a .keras file, or a list of these"
 # Fewer images than this are too few to calibrate the ranges of activations.
 CALIBRATION_IMAGES = 10
 log = logging.getLogger("keras_convnets.export")
 
 
 def publish(
-    source: keras.Model | str | os.PathLike,
+    source: keras.Model | str | os.PathLike | Sequence[keras.Model | str | os.PathLike],
     *,
     name: str | None = None,
     to: str | os.PathLike = "saved_models",
@@ -45,23 +46,25 @@ def publish(
 
     Args:
         source: a Keras model, a finished run directory, or a .keras file. Where it gives logits, a softmax is exported
-            with it.
-        name: the model's name in the repository; by default the run's or the model's.
+            with it. A list of several, of the same classes in the same order, is exported as a committee: one network
+            that shows each of them the image in its own view and averages their probabilities.
+        name: the model's name in the repository; by default the run's or the model's, or "committee".
         to: the repository.
         version: its number; by default the highest and one.
         formats: of "saved_model", "onnx", "int8" (ONNX) and "litert" (float32, float16 and int8); the SavedModel is
-            always among them, as a version without one is none to TensorFlow Serving.
+            always among them, as a version without one is none to TensorFlow Serving. A committee whose members have
+            different views has no other, as only there an image can be brought to several.
         layout: of the ONNX files' input: "nhwc" or "nchw".
         images: a folder of images to verify with and to calibrate int8 on, at best with a sub-folder a class; by
-            default those that the run kept, else scikit-learn's two sample photographs.
-        card: for a Keras model: its card; by default one is made from the model.
+            default those that the run, or a committee's first run, kept, else scikit-learn's two sample photographs.
+        card: for one Keras model: its card; by default one is made from the model.
 
     Returns:
         The version's folder, `<to>/<name>/<version>`.
 
     Raises:
-        UserError: if an argument can't be used, the network gives no probabilities of classes, the version exists, or
-            the repository can't be written to.
+        UserError: if an argument can't be used, the network gives no probabilities of classes, the members of a
+            committee have different classes, the version exists, or the repository can't be written to.
         RuntimeError: if an artifact does not agree with Keras; nothing is published then.
 
     Example:
@@ -72,20 +75,24 @@ def publish(
     check_layout(layout)
     if images is not None and not Path(images).is_dir():
         raise UserError(f"there is no folder of images {images}; give an existing one.")
-    import keras
-
-    place = None if isinstance(source, keras.Model) else Path(path_text(source, "source", SOURCES))
-    model: keras.Model
-    model, card = _opened(place) if place else (source, card or card_of_model(source))
-    name = name or (_name_of(place.resolve()) if place else model.name)
+    if isinstance(source, (list, tuple)):
+        members = [_member(one, None) for one in source]
+        card = committee.committee_card(members)
+        chosen = _of_committee(chosen, formats, card)
+    else:
+        members = [_member(source, card)]
+        card = members[0].card
+    name = name or (committee.NAME if card.members else members[0].name)
     folder = new_version(to, name, version)
-    samples = gather(card, place if place and place.is_dir() else None, Path(images) if images is not None else None)
-    if not card.trained:
-        log.warning("%s is not trained; its card will say so.", card.architecture)
+    run_folder = next((member.place for member in members if member.place and member.place.is_dir()), None)
+    samples = gather(card, run_folder, Path(images) if images is not None else None)
+    for member in members:
+        if not member.card.trained:
+            log.warning("%s is not trained; its card will say so.", member.card.architecture)
     with wrap_write_errors(to, "nothing was published: fix that or name another with --to"):
         remove_abandoned(folder.parent)
         with temporary_folder(folder) as temporary:
-            _write(model, card, temporary, name, chosen, layout, samples)
+            _write(members, card, temporary, name, chosen, layout, samples)
             folder = _place(temporary, to, name, version)
         held = model_config.register(to, name)
     if held:
@@ -113,13 +120,35 @@ def _chosen(formats: Sequence[str]) -> list[Format]:
     return [get_format(name) for name in FORMATS if name in names]
 
 
+def _of_committee(chosen: list[Format], asked: Sequence[str], card: ModelCard) -> list[Format]:
+    """Return the formats that a committee can be written in: of different views, the SavedModel alone."""
+    if card.has_one_view or len(chosen) == 1:
+        return chosen
+    reason = "the members see images in different views, which only the SavedModel can make by itself"
+    if tuple(asked) != DEFAULT_FORMATS:
+        raise UserError(f"formats are {', '.join(asked)}; {reason}: give {VERSION_FORMAT} alone.")
+    log.warning("%s: no ONNX file is written.", reason)
+    return [get_format(VERSION_FORMAT)]
+
+
+def _member(source: Any, card: ModelCard | None) -> Member:
+    """Return a network that is given or lies somewhere, with its card."""
+    import keras
+
+    if isinstance(source, keras.Model):
+        return Member(source, card or card_of_model(source), source.name)
+    place = Path(path_text(source, "source", SOURCES))
+    return Member(*_opened(place), _name_of(place.resolve()), place)
+
+
 def _opened(place: Path) -> tuple[keras.Model, ModelCard]:
     """Return the network and the card of a finished run, or of a .keras file."""
     from keras_convnets.networks.functional import load_keras
 
     if place.suffix.lower() == ".keras" and place.is_file():
         model = load_keras(place)
-        return model, card_of_model(model)
+        described = {"file": place.name, "sha256": sha256(place)}
+        return model, dataclasses.replace(card_of_model(model), weights=described)
     card = ModelCard.read(place)
     weights = place / card.weights.get("file", "best.keras")
     if not weights.is_file():
@@ -134,7 +163,7 @@ def _name_of(place: Path) -> str:
 
 
 def _write(
-    model: keras.Model,
+    members: Sequence[Member],
     card: ModelCard,
     folder: Path,
     name: str,
@@ -154,16 +183,21 @@ def _write(
         exported["calibration"] = {"n": len(samples.encoded), "source": samples.source}
         if len(samples.encoded) < CALIBRATION_IMAGES:
             log.warning("int8 is calibrated on %d images (%s); give more.", len(samples.encoded), samples.source)
-    _write_artifacts(model, card, folder, formats, layout, calibration)
+    _write_artifacts([member.model for member in members], card, folder, formats, layout, calibration)
     release_memory()
     # For graphs with more operations than this, a runtime takes more memory than the weights do.
-    side_by_side = len(model.weights) <= MOST_VARIABLES
-    exported |= verify(folder, artifacts, keras_classifier(model, card), samples, side_by_side)
+    side_by_side = sum(len(member.model.weights) for member in members) <= MOST_VARIABLES
+    exported |= verify(folder, artifacts, _reference(members, card), samples, side_by_side)
     extra = folder / EXTRA
     extra.mkdir(exist_ok=True)
     dataclasses.replace(card, export=exported).write(extra)
     (extra / "labels.txt").write_text("".join(f"{one_line(label)}\n" for label in card.class_names), encoding="utf-8")
     write_warm_up(folder, name, samples.encoded[:3])
+
+
+def _reference(members: Sequence[Member], card: ModelCard) -> Classifier:
+    """Return what an export is compared with: Keras, and NumPy's mean of several networks."""
+    return committee.committee_classifier(members, card) if card.members else keras_classifier(members[0].model, card)
 
 
 def one_line(label: str) -> str:
@@ -172,7 +206,7 @@ def one_line(label: str) -> str:
 
 
 def _write_artifacts(
-    model: keras.Model,
+    models: Sequence[keras.Model],
     card: ModelCard,
     folder: Path,
     formats: Sequence[Format],
@@ -182,10 +216,15 @@ def _write_artifacts(
     from keras_convnets.export.folding import inference_network
     from keras_convnets.networks.outputs import softmaxed
 
-    whole = softmaxed(model)
-    if whole is not model:
-        log.warning("%s gives logits; they are exported followed by a softmax.", model.name)
-    job = Job(inference_network(whole), card, layout, calibration)
+    networks = []
+    for model in models:
+        whole = softmaxed(model)
+        if whole is not model:
+            log.warning("%s gives logits; they are exported followed by a softmax.", model.name)
+        networks.append(inference_network(whole))
+    if card.members and card.has_one_view:
+        networks = [committee.committee_network(networks, card.view.crop)]
+    job = Job(tuple(networks), card, layout, calibration)
     for form in formats:
         for artifact in form.artifacts:
             form.write(job, artifact, folder)

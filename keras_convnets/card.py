@@ -50,6 +50,7 @@ class ModelCard:
         git_revision: of the checkout that trained, or None.
         class_ids: ids of the classes besides their names, such as ImageNet's "n01440764"; empty where there are none.
         export: of an exported version: the measured differences from Keras, and what was allowed.
+        members: of a committee, whose networks' probabilities are averaged: their cards. `view` is then the first's.
     """
 
     architecture: str
@@ -67,17 +68,24 @@ class ModelCard:
     git_revision: str | None = None
     class_ids: tuple[str, ...] = ()
     export: dict[str, Any] = field(default_factory=dict)
+    members: tuple[ModelCard, ...] = ()
 
     def __post_init__(self) -> None:
         check_class_names(self.class_names, f"the model card of {self.architecture}")
         if not isinstance(self.view, View):
             raise UserError(f"the model card of {self.architecture} has the view {self.view!r}; give it a View.")
 
+    @property
+    def has_one_view(self) -> bool:
+        """Whether `view` is how all of the network sees an image, as but for committees of different views it is."""
+        return all(member.view == self.view for member in self.members)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         plain.update(class_names=list(self.class_names), class_ids=list(self.class_ids))
         plain.update(preprocessing=self.preprocessing.to_dict(), view=self.view.to_dict())
+        plain.update(members=[member.to_dict() for member in self.members])
         return {"format": FORMAT, **plain}
 
     @classmethod
@@ -94,6 +102,7 @@ class ModelCard:
         try:
             values["class_names"] = tuple(values["class_names"])
             values["class_ids"] = tuple(values.get("class_ids", ()))
+            values["members"] = tuple(cls.from_dict(member, where) for member in values.get("members", ()))
             values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
             values["view"] = View.from_dict(values["view"], f"the view of {where}")
             _check_file_name(values.get("weights", {}).get("file"), where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import operator
 import re
@@ -92,6 +93,79 @@ def imagenet_classes() -> Classes:
     text = (resources.files("keras_convnets") / "imagenet_classes.txt").read_text(encoding="utf-8")
     rows = [line.split("\t") for line in text.splitlines()]
     return Classes(tuple(row[0] for row in rows), tuple(row[1] for row in rows))
+
+
+def names_and_ids(known: HasClassNames) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names and the ids of what knows its classes; no ids where there are none.
+
+    ImageNet classes have both, whether they are known by their names, as by published weights, or by their ids, as of
+    data in folders.
+
+    Args:
+        known: a model card, or a record of published weights.
+    """
+    imagenet = imagenet_classes()
+    if known.class_names == imagenet.names:
+        return imagenet.names, imagenet.ids
+    names = dict(zip(imagenet.ids, imagenet.names, strict=True))
+    if all(name in names for name in known.class_names):
+        return tuple(names[name] for name in known.class_names), known.class_names
+    return known.class_names, known.class_ids
+
+
+def find_classes(wanted: Sequence[str | int], names: Sequence[str], ids: Sequence[str] = ()) -> list[int]:
+    """Return the indices of classes that are given by name, by id or by index.
+
+    A text is looked for among the names, then the ids, then the names without regard to capital letters and with
+    underscores for spaces. A text that begins with an id, as in "n01440764_tench", stands for it, and digits for an
+    index.
+
+    Args:
+        wanted: texts, or indices from 0 on.
+        names: of all classes.
+        ids: of all classes, where they have ids.
+
+    Raises:
+        UserError: if there is no such class, or several have the name.
+
+    Example:
+        >>> find_classes(["n01440764", "Goldfish", 217], imagenet_classes().names, imagenet_classes().ids)
+        [0, 1, 217]
+    """
+    by_text: list[dict[str, list[int]]] = [{}, {}, {}]
+    for index, name in enumerate(names):
+        by_text[0].setdefault(name, []).append(index)
+        by_text[2].setdefault(_folded(name), []).append(index)
+    for index, key in enumerate(ids):
+        by_text[1].setdefault(key, []).append(index)
+    return [_find_class(one, by_text, names, ids) for one in wanted]
+
+
+def _find_class(
+    wanted: str | int, by_text: Sequence[dict[str, list[int]]], names: Sequence[str], ids: Sequence[str]
+) -> int:
+    text = str(wanted).strip()
+    if isinstance(wanted, str):
+        prefix = re.match(r"(n\d{8})[ _-]", text)
+        places = zip((*by_text, by_text[1]), (text, text, _folded(text), prefix[1] if prefix else ""), strict=True)
+        found = next((table[key] for table, key in places if key in table), [])
+        if len(found) > 1:
+            several = " and ".join(f"{ids[index]} (index {index})" if ids else str(index) for index in found)
+            raise UserError(f"the class {text!r} is the name of {several}; give {'the id' if ids else 'an index'}.")
+        if found:
+            return found[0]
+    if not re.fullmatch(r"\d+", text, re.ASCII):
+        near = difflib.get_close_matches(text, [*names, *ids], n=3)
+        hint = f"the nearest valid names are {', '.join(near)}; " if near else ""
+        allowed = f"a name{', an id' if ids else ''} or an index from 0 to {len(names) - 1}"
+        raise UserError(f"unknown class of the model {text!r}; {hint}give {allowed}.")
+    if int(text) >= len(names):
+        raise UserError(f"class {text} is beyond the model's {len(names)} classes; indices are 0 to {len(names) - 1}.")
+    return int(text)
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def decode_predictions(

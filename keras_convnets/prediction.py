@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_convnets.card import ModelCard
 from keras_convnets.classes import likeliest
-from keras_convnets.errors import UnreadableImage
+from keras_convnets.errors import UnreadableImage, UserError
 
 if TYPE_CHECKING:
     import keras
@@ -26,18 +26,19 @@ class Classifier:
 
     Attributes:
         known_card: class names, view and all else; None if unknown, as for a LiteRT file that is still being written.
-        predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
+        predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes]; None of
+            a committee whose networks see images in different views, which takes encoded images alone.
         predict_encoded: encoded images to probabilities, if the model decodes them itself; else they are decoded here.
         image_size: (height, width) of the input; by default the card's.
     """
 
     known_card: ModelCard | None
-    predict_images: Callable[[np.ndarray], np.ndarray]
+    predict_images: Callable[[np.ndarray], np.ndarray] | None
     predict_encoded: Callable[[Sequence[bytes]], np.ndarray] | None = None
     image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.image_size is None and self.known_card is not None:
+        if self.image_size is None and self.known_card is not None and self.predict_images is not None:
             object.__setattr__(self, "image_size", self.known_card.view.crop)
 
     @property
@@ -48,7 +49,16 @@ class Classifier:
         return self.known_card
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return the probabilities of images of the input's size, uint8 [n, H, W, 3]."""
+        """Return the probabilities of images of the input's size, uint8 [n, H, W, 3].
+
+        Raises:
+            UserError: of a committee whose networks see images in different views.
+        """
+        if self.predict_images is None:
+            raise UserError(
+                "the networks of this committee see images in different views, so it has no one input size; give it "
+                "encoded images, through predict."
+            )
         return self.predict_images(images)
 
     def predict(self, encoded: Sequence[bytes]) -> np.ndarray:
@@ -59,7 +69,7 @@ class Classifier:
         """
         if self.predict_encoded is not None:
             return self.predict_encoded(encoded)
-        return self.predict_images(view_encoded(encoded, self.card))
+        return self(view_encoded(encoded, self.card))
 
     def top_k(self, encoded: Sequence[bytes], k: int = 5) -> list[list[tuple[str, float]]]:
         """Return for each encoded image its k likeliest classes with their probabilities, likeliest first."""

@@ -29,4 +29,5 @@ def filled_card():
         git_revision="f" * 40,
         class_ids=("n1", "n2"),
         export={"onnx": 1e-7},
+        members=(ModelCard("VGG11", {}, ("猫", "dog"), Preprocessing((1.0, 2.0, 3.0)), View(9, (8, 8))),),
     )

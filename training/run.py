@@ -174,10 +174,10 @@ class Run:
         return ModelCard.read(self.path)
 
     def model(self) -> keras.Model:
-        """Return the best network, compiled for nothing; `evaluate` brings images to it by the view of its card."""
-        view = self.card().view
+        """Return the best network, compiled for nothing; `evaluate` takes view and classes from its card."""
+        card = self.card()
         model = load_keras(self.path / BEST)
-        model.evaluation_view = view
+        model.evaluation_view, model.evaluation_classes = card.view, card
         return model
 
     def add_evaluation(self, result: Evaluation) -> None:

@@ -61,17 +61,23 @@ class Job:
     """What is to be written.
 
     Attributes:
-        network: an inference network: `images` [batch, H, W, 3] -> a dictionary with "probabilities" [batch, classes]
-            and maybe "features" [batch, d].
+        networks: an inference network: `images` [batch, H, W, 3] -> a dictionary with "probabilities" [batch, classes]
+            and maybe "features" [batch, d]. Of a committee whose members have different views, one for each member.
         card: its class names and view.
         layout: of the ONNX files' input: "nhwc" or "nchw".
         calibration: uint8 [n, H, W, 3], RGB, what int8 is calibrated on; None where nothing is quantised.
     """
 
-    network: keras.Model
+    networks: tuple[keras.Model, ...]
     card: ModelCard
     layout: str
     calibration: np.ndarray | None
+
+    @property
+    def network(self) -> keras.Model:
+        """The one inference network."""
+        (network,) = self.networks
+        return network
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from keras_convnets.images.view import View
+
 TOP_K = 5
 # Every signature takes in every variable, several times over while it is written and read: some 10 kB each. With more
 # than this, which only ResNet-1202 has, one variable holds all weights, and each call splits it.
@@ -52,19 +54,69 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
     # The weights stay variables. As constants they gain nothing measurable on a folded network, whose convolution,
     # bias, sum and ReLU are fused into one operation either way, and every signature has its own copies:
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
-    module.weights, infer = _weights_and_inference(network)
-    pixels = tf.TensorSpec([None, *card.view.crop, 3], tf.uint8, name="images")
+    module.weights, infer = _weights_and_inference(network, len(network.weights) > MOST_VARIABLES)
     # Both are separate functions, so that the signatures share their traces.
-    module.infer = tf.function(infer, input_signature=[pixels], autograph=False)
+    module.infer = tf.function(infer, input_signature=[_pixels(card.view)], autograph=False)
     module.view = encoded_views(card.view)
-    tf.saved_model.save(module, str(folder), signatures=_signatures(module.infer, module.view, card))
+
+    def infer_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        return module.infer(module.view(image_bytes))
+
+    tf.saved_model.save(module, str(folder), signatures=_signatures(card, infer_encoded, module.infer))
 
 
-def _weights_and_inference(network: keras.Model) -> tuple[list[tf.Variable], Callable[[tf.Tensor], dict]]:
-    """Return the variables to store, and the network as a function that reads them."""
+def write_committee(networks: Sequence[keras.Model], card: ModelCard, folder: Path) -> None:
+    """Write a SavedModel of several networks that see an image each in its own view, and average their probabilities.
+
+    Its signatures are those of `write_saved_model` that take encoded images or tf.Examples. An image is decoded once,
+    and brought once to each different view.
+
+    Args:
+        networks: inference networks, as `write_saved_model` takes one.
+        card: the committee's; its members' cards have the views, in the order of the networks.
+        folder: where `saved_model.pb` and `variables/` go.
+    """
     import tensorflow as tf
 
-    if len(network.weights) <= MOST_VARIABLES:
+    from keras_convnets.images.resizing import encoded_in_each
+
+    module, views = tf.Module(), [member.view for member in card.members]
+    different = list(dict.fromkeys(views))
+    packed = sum(len(network.weights) for network in networks) > MOST_VARIABLES
+    parts = [_weights_and_inference(network, packed) for network in networks]
+    module.weights = [weights for weights, _ in parts]
+    module.members = [
+        tf.function(infer, input_signature=[_pixels(view)], autograph=False)
+        for view, (_, infer) in zip(views, parts, strict=True)
+    ]
+    module.view = encoded_in_each(different)
+
+    def infer_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        seen = dict(zip(different, module.view(image_bytes), strict=True))
+        answers = [member(seen[view])["probabilities"] for view, member in zip(views, module.members, strict=True)]
+        return {"probabilities": tf.add_n(answers) / len(answers)}
+
+    module.infer_encoded = tf.function(infer_encoded, input_signature=[_encoded()], autograph=False)
+    tf.saved_model.save(module, str(folder), signatures=_signatures(card, module.infer_encoded))
+
+
+def _pixels(view: View) -> tf.TensorSpec:
+    import tensorflow as tf
+
+    return tf.TensorSpec([None, *view.crop, 3], tf.uint8, name="images")
+
+
+def _encoded() -> tf.TensorSpec:
+    import tensorflow as tf
+
+    return tf.TensorSpec([None], tf.string, name="image_bytes")
+
+
+def _weights_and_inference(network: keras.Model, packed: bool) -> tuple[list[tf.Variable], Callable[[tf.Tensor], dict]]:
+    """Return the variables to store, all weights in one where they are packed, and the network reading them."""
+    import tensorflow as tf
+
+    if not packed:
         return [weight.value for weight in network.weights], lambda images: network(images, training=False)
     shapes = [weight.shape for weight in network.weights]
     sizes = [int(np.prod(shape)) for shape in shapes]
@@ -82,15 +134,20 @@ def _weights_and_inference(network: keras.Model) -> tuple[list[tf.Variable], Cal
 
 
 def _signatures(
-    infer: tf.types.experimental.PolymorphicFunction, view: Callable[[tf.Tensor], tf.Tensor], card: ModelCard
+    card: ModelCard,
+    infer_encoded: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    infer: tf.types.experimental.PolymorphicFunction | None = None,
 ) -> dict[str, Callable]:
-    """Return the signatures by name, all of which call the same functions for decoding and for inference."""
+    """Return the signatures by name, all of which call the same functions for decoding and for inference.
+
+    Args:
+        card: class names.
+        infer_encoded: from encoded images to what the network gives.
+        infer: from images of the input's size to the same, where there is one size.
+    """
     import tensorflow as tf
 
     names, k = tf.constant(card.class_names), min(TOP_K, len(card.class_names))
-
-    def infer_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return infer(view(image_bytes))
 
     def likeliest(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         scores, indices = tf.math.top_k(infer_encoded(image_bytes)["probabilities"], k)
@@ -100,6 +157,7 @@ def _signatures(
         return {"probabilities": infer_encoded(image_bytes)["probabilities"]}
 
     def predict_images(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        assert infer is not None
         return {"probabilities": infer(images)["probabilities"]}
 
     def top_k(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -112,15 +170,15 @@ def _signatures(
     def features(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"features": infer_encoded(image_bytes)["features"]}
 
-    encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
     given = {
-        serving_default: encoded,
-        predict_images: infer.input_signature[0],
-        top_k: encoded,
+        serving_default: _encoded(),
+        top_k: _encoded(),
         classify: tf.TensorSpec([None], tf.string, name="inputs"),
     }
-    if "features" in infer.get_concrete_function().structured_outputs:
-        given[features] = encoded
+    if infer is not None:
+        given[predict_images] = infer.input_signature[0]
+        if "features" in infer.get_concrete_function().structured_outputs:
+            given[features] = _encoded()
     return {call.__name__: tf.function(call, input_signature=[spec], autograph=False) for call, spec in given.items()}
 
 
@@ -134,7 +192,7 @@ def load_saved_model(folder: Path, card: ModelCard | None) -> Classifier:
     from keras_convnets.tensorflow_errors import plain_reason, unless_cancelled
 
     loaded = tf.saved_model.load(str(folder))
-    by_bytes, by_images = loaded.signatures["serving_default"], loaded.signatures["predict_images"]
+    by_bytes, by_images = loaded.signatures["serving_default"], loaded.signatures.get("predict_images")
 
     def predict_encoded(encoded: Sequence[bytes]) -> np.ndarray:
         image_bytes = tf.constant(list(encoded), tf.string)
@@ -146,11 +204,15 @@ def load_saved_model(folder: Path, card: ModelCard | None) -> Classifier:
     def predict_images(images: np.ndarray) -> np.ndarray:
         return by_images(images=tf.constant(images, tf.uint8))["probabilities"].numpy()
 
-    return Classifier(card, predict_images, predict_encoded)
+    # A committee whose members see images in different views takes encoded images alone.
+    return Classifier(card, predict_images if by_images is not None else None, predict_encoded)
 
 
 def _write(job: Job, artifact: Artifact, folder: Path) -> None:
-    write_saved_model(job.network, job.card, folder / artifact.file)
+    if len(job.networks) > 1:
+        write_committee(job.networks, job.card, folder / artifact.file)
+    else:
+        write_saved_model(job.network, job.card, folder / artifact.file)
 
 
 FORMAT = Format(

@@ -77,10 +77,11 @@ def _stats(args: argparse.Namespace) -> None:
 def _surveyed(place: str) -> Survey | None:
     """Return the survey of an image folder that training refuses, or None for data that can be loaded."""
     from keras_convnets.training.data.folder import survey, without_listed
+    from keras_convnets.training.data.imagenet_validation import holds_validation
     from keras_convnets.training.data.shards import holds_shards
 
     folder = Path(place)
-    if place == "digits" or not folder.is_dir() or holds_shards(folder):
+    if place == "digits" or not folder.is_dir() or holds_shards(folder) or holds_validation(folder):
         return None
     found = survey(folder)
     if not found.splits:

@@ -26,9 +26,10 @@ from keras_convnets.extras import require
 
 if TYPE_CHECKING:
     from keras_convnets.card import ModelCard
+    from keras_convnets.export import Client
     from keras_convnets.training import Evaluation, Run
     from keras_convnets.training.data import DataSet, Split
-    from keras_convnets.training.evaluation import Comparison, Predictions
+    from keras_convnets.training.evaluation import ClassMap, Comparison, Predictions
 
 # Number of images classified to compare the names of an endpoint's classes.
 CLASS_CHECK_IMAGES, MOST_CLASS_CHECK_IMAGES = 64, 1000
@@ -48,6 +49,13 @@ def add_flags(parser: Parser) -> None:
         "trained on, all"
     )
     parser.add_argument("--split", help=what)
+    what = (
+        "where the data's classes are among the network's 1,000, say: names (each is understood by its own name), a "
+        "list with commas or a file of WordNet ids, names or indices; default: found where they are WordNet ids"
+    )
+    parser.add_argument("--classes", metavar="MAP", help=what)
+    what = "all: every class of the network is an answer; subset: the data's classes alone; default: %(default)s"
+    parser.add_argument("--answers", default="all", help=what)
     parser.add_argument("--batch_size", type=positive, default=128, help="default: %(default)s")
     what = "keep what is answered for each image, as .npz or .csv, and resume from it; of several sources: a folder"
     parser.add_argument("--predictions", metavar="FILE", help=what)
@@ -185,12 +193,15 @@ def _evaluate_one(source: str, args: argparse.Namespace, file: Path | None) -> _
             # Same order as in training: images left out change which ones are held out.
             data = data.without_broken(recipe.get("broken_images", 1.0))[0]
             data = data.with_holdout(recipe["holdout"]) if trained_on and "train" in data.splits else data
-        _check_classes(source, classifier.card, data)
+        class_map = _class_map(source, classifier.card, data, args)
         split = _measured_split(data, args)
-        others = {name: other for name, other in data.splits.items() if name != split}
-        images, data = data.split(split).originals, data.in_view(classifier.card.view, leaving=others)
+        images = data.split(split).originals
+        if classifier.predict_images is not None:
+            others = {name: other for name, other in data.splits.items() if name != split}
+            # The images are read once: nothing is gained by holding them.
+            data = data.in_view(classifier.card.view, memory_limit=0, leaving=others)
         weights = _weights_text(source, classifier.card, run) if file else None
-        result = _measure(source, classifier, data, split, args, file, weights)
+        result = _measure(source, classifier, data, split, args, class_map, file, weights)
     if run is not None:
         run.add_evaluation(result)
     return _Measured(result, images)
@@ -234,20 +245,55 @@ def _weights_text(source: str, card: ModelCard, run: Run | None) -> str:
 
 def _evaluate_endpoint(source: str, args: argparse.Namespace, file: Path | None) -> _Measured:
     """Measure an endpoint with images as the data hold them: it brings them to its size by itself."""
-    from keras_convnets.classes import imagenet_classes
-
     data = _data_of(source, None, None, args)
     split = _measured_split(data, args)
     measured = dataclasses.replace(data, splits={split: data.split(split)}).without_broken()[0]
     data = dataclasses.replace(measured, splits={**data.splits, **measured.splits})
-    names = dict(zip(imagenet_classes().ids, imagenet_classes().names, strict=True))
     with open_client(source, args) as client:
-        expected = [names.get(name, name) for name in data.class_names]
-        if not client.check_classes(expected, _some_of_each_class(data.split(split), len(expected))):
+        class_map, spellings = _endpoint_classes(client, data, args)
+        if not _know_classes(client, spellings, _some_of_each_class(data.split(split), len(data.class_names))):
             log.warning("%s reports no class names, so only their number was compared.", source)
         weights = f"{source} {json.dumps(client.metadata(), sort_keys=True)}" if file else None
-        result = _measure(source, client.predict, data, split, args, file, weights, encoded=True)
+        result = _measure(source, client.predict, data, split, args, class_map, file, weights, encoded=True)
     return _Measured(result, data.split(split))
+
+
+def _endpoint_classes(
+    client: Client, data: DataSet, args: argparse.Namespace
+) -> tuple[ClassMap | None, list[tuple[str, ...]]]:
+    """Return where the data's classes are among an endpoint's, and how the endpoint may spell all of its classes.
+
+    An endpoint of 1,000 classes is taken to have those of ImageNet, if the data have others; of one with another number
+    only the indices are known.
+    """
+    from keras_convnets.classes import imagenet_classes, names_and_ids
+    from keras_convnets.training.evaluation.class_map import OWN_NAMES, KnownClasses, map_classes
+
+    imagenet, count = imagenet_classes(), client.class_count()
+    own_names = args.classes == OWN_NAMES and count == len(data.class_names)
+    if args.classes and not own_names and count not in (None, len(imagenet.ids)):
+        numbered = KnownClasses(tuple(map(str, range(count or 0))))
+        return map_classes(args.classes, numbered, data, args.answers), []
+    known = own = KnownClasses(data.class_names)
+    if count == len(imagenet.ids) and data.class_names not in (imagenet.names, imagenet.ids):
+        known = KnownClasses(imagenet.names)
+    class_map = map_classes(args.classes, known, data, args.answers)
+    names, ids = names_and_ids(known if class_map is not None else own)
+    return class_map, [names, *([ids] if ids not in ((), names) else [])]
+
+
+def _know_classes(client: Client, spellings: Sequence[tuple[str, ...]], images: Sequence[bytes]) -> bool:
+    """Return whether an endpoint tells its classes' names; refuse one that has none of the spellings.
+
+    A network that was trained on folders named by WordNet ids answers with those.
+    """
+    for number, names in enumerate(spellings, 1):
+        try:
+            return client.check_classes(names, images)
+        except UserError:
+            if number == len(spellings):
+                raise
+    return False
 
 
 def _some_of_each_class(split: Split, classes: int) -> list[bytes]:
@@ -267,20 +313,23 @@ def _measure(
     data: DataSet,
     split: str,
     args: argparse.Namespace,
+    class_map: ClassMap | None,
     file: Path | None,
     weights: str | None,
     encoded: bool = False,
 ) -> Evaluation:
     from keras_convnets import training
 
-    with image_progress(f"evaluating {source}", hidden=bool(args.json)) as progress:
+    with image_progress(f"evaluating {source}", hidden=bool(args.json)) as show:
         return training.evaluate(
             predictor,
             data,
             split=split,
             batch_size=args.batch_size,
-            progress=progress,
+            progress=show,
             encoded=encoded,
+            classes=class_map,
+            answers=args.answers,
             source=source,
             predictions=file,
             weights=weights,
@@ -301,6 +350,7 @@ def _data_of(source: str, card: ModelCard | None, run: Run | None, args: argpars
     """
     from keras_convnets import training
     from keras_convnets.training.data.folder import TEST_EVERY, WHOLE, holds_one_level, load_undivided
+    from keras_convnets.training.data.imagenet_validation import holds_validation
     from keras_convnets.training.data.shards import holds_shards
 
     kept = run.config()["source"] if run is not None else {}
@@ -309,7 +359,8 @@ def _data_of(source: str, card: ModelCard | None, run: Run | None, args: argpars
         raise UserError(f"{source} does not say which data it was trained on; name some with --dataset.")
     data = training.load_dataset(place, args.data_dir or (None if args.dataset else kept.get("data_dir")))
     folder = Path(place)
-    one_level = folder.is_dir() and not holds_shards(folder) and holds_one_level(folder)
+    known = holds_shards(folder) or holds_validation(folder)
+    one_level = folder.is_dir() and not known and holds_one_level(folder)
     if one_level and (args.split == WHOLE or (args.split is None and not _maybe_trained_on(card, data))):
         return load_undivided(folder)
     if one_level and args.split is None and args.dataset:
@@ -323,17 +374,26 @@ def _data_of(source: str, card: ModelCard | None, run: Run | None, args: argpars
 
 def _maybe_trained_on(card: ModelCard | None, data: DataSet) -> bool:
     """Whether a network may have been trained on these data: as its card says by name or number, or does not say."""
+    if card is not None and card.members:
+        return any(_maybe_trained_on(member, data) for member in card.members)
     facts = card.data if card is not None else {}
     images = sum(facts.get("images", {}).values()) + facts.get("left_out", 0)
     return not facts or facts.get("name") == data.name or images == sum(split.size for split in data.splits.values())
 
 
-def _check_classes(source: str, card: ModelCard, data: DataSet) -> None:
-    if data.class_names not in (card.class_names, card.class_ids):
+def _class_map(source: str, card: ModelCard, data: DataSet, args: argparse.Namespace) -> ClassMap | None:
+    """Return where the data's classes are among a network's, or None where they are the same; refuse others."""
+    from keras_convnets.classes import names_and_ids
+    from keras_convnets.training.evaluation.class_map import map_classes
+
+    class_map = map_classes(args.classes, card, data, args.answers)
+    if class_map is None and data.class_names not in (card.class_names, names_and_ids(card)[1]):
         raise UserError(
             f"{source} knows the classes {_shortened(card.class_names)}, and {data.name} has "
-            f"{_shortened(data.class_names)}; evaluate on data with the model's classes."
+            f"{_shortened(data.class_names)}; evaluate on data with the model's classes, or say with --classes "
+            "which of them these are."
         )
+    return class_map
 
 
 def _shortened(names: Sequence[str], most: int = 5) -> str:

@@ -16,6 +16,7 @@ RADIUS = {"bilinear": 1.0, "bicubic": 2.0}
 NEAR = 8
 # Single precision resolves positions up to this many pixels to a sixteenth of a pixel.
 SINGLE_PRECISION_PIXELS = 2.0**20
+_ENCODED = [tf.TensorSpec([None], tf.string, name="image_bytes")]
 
 
 @tf.autograph.experimental.do_not_convert
@@ -174,12 +175,25 @@ def _rows_of_kernel(
 
 def encoded_views(view: View) -> tf.types.experimental.PolymorphicFunction:
     """Return the function from encoded images, string [batch], to a network's input, uint8 [batch, H, W, 3]."""
+    views = _views_of([view])
+    return tf.function(lambda image_bytes: views(image_bytes)[0], input_signature=_ENCODED, autograph=False)
 
-    def viewed(data: tf.Tensor) -> tf.Tensor:
-        return apply_view(decode_image(data), view)
 
-    def views(image_bytes: tf.Tensor) -> tf.Tensor:
-        pixels = tf.TensorSpec([*view.crop, 3], tf.uint8)
+def encoded_in_each(given: Sequence[View]) -> tf.types.experimental.PolymorphicFunction:
+    """Return the function from encoded images, string [batch], to a tuple of uint8 [batch, H, W, 3], one for each view.
+
+    Each image is decoded once.
+    """
+    return tf.function(_views_of(given), input_signature=_ENCODED, autograph=False)
+
+
+def _views_of(given: Sequence[View]) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    def viewed(data: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        image = decode_image(data)
+        return tuple(apply_view(image, view) for view in given)
+
+    def views(image_bytes: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        pixels = tuple(tf.TensorSpec([*view.crop, 3], tf.uint8) for view in given)
         return tf.map_fn(viewed, image_bytes, fn_output_signature=pixels, parallel_iterations=DECODED_AT_ONCE)
 
-    return tf.function(views, input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
+    return views

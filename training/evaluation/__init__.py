@@ -7,6 +7,7 @@ Example:
 """
 
 from keras_convnets.training.evaluation.calibration import Calibration, calibrate
+from keras_convnets.training.evaluation.class_map import ClassMap
 from keras_convnets.training.evaluation.comparison import Comparison, compare
 from keras_convnets.training.evaluation.ensembles import Ensemble, ensemble
 from keras_convnets.training.evaluation.evaluator import evaluate
@@ -19,6 +20,7 @@ __all__ = [
     "CENTER",
     "PROTOCOLS",
     "Calibration",
+    "ClassMap",
     "Comparison",
     "Ensemble",
     "Evaluation",

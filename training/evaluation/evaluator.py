@@ -11,12 +11,15 @@ import keras
 import numpy as np
 
 from keras_convnets.card import view_of_model
+from keras_convnets.classes import HasClassNames, imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.images.view import View
 from keras_convnets.networks.functional import weights_digest
 from keras_convnets.networks.outputs import main_output
 from keras_convnets.numbers import whole_number
+from keras_convnets.prediction import Classifier
 from keras_convnets.training.data import DataSet, SizedSplit, Split
+from keras_convnets.training.evaluation.class_map import ALL, Asked, ClassMap, KnownClasses, map_classes
 from keras_convnets.training.evaluation.kept_parts import collected, fingerprint_of, finished, kept_parts
 from keras_convnets.training.evaluation.prediction import Predictor, split_answers, view_answers
 from keras_convnets.training.evaluation.predictions import Predictions, predictions_path
@@ -39,6 +42,8 @@ def evaluate(
     source: str | None = None,
     predictions: str | os.PathLike | None = None,
     weights: str | None = None,
+    classes: Asked | None = None,
+    answers: str = ALL,
 ) -> Evaluation:
     """Measure a classifier on a split; by default each image is resized and its centre cropped.
 
@@ -65,14 +70,21 @@ def evaluate(
             .npz that holds the same predictions already is read instead.
         weights: a text that changes with the weights of a predictor that is a function, such as their sha256: without
             it nothing can be resumed. A Keras model tells its own.
+        classes: where the data's classes are among the classifier's, if they are some of them or in another order:
+            "names" to understand each by its own name, as WordNet id, name or index; a class of the classifier for each
+            of the data, as a sequence, a text with commas or a map from the data's; or a file's path
+            (`class_map.read_classes`). Classes named by WordNet ids that the classifier has need no such argument. A
+            classifier whose classes are not known is taken to have the 1,000 of ImageNet here.
+        answers: "all" where every class of the classifier is an answer, as published figures have it; "subset" where
+            the likeliest of the data's classes is.
 
     Returns:
         The figures, with what was answered for each image as `predictions`.
 
     Raises:
-        UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, or
-            the number of classes differs, none of a model's several outputs is called "probabilities", or the protocol
-            is unknown or needs views that an encoded image is not brought to.
+        UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, a
+            class is unknown or ambiguous, the number of classes differs, none of a model's several outputs is called
+            "probabilities", or the protocol is unknown or needs views that an encoded image is not brought to.
 
     Example:
         >>> evaluate(run.model(), load_dataset("digits")).top1
@@ -87,23 +99,26 @@ def evaluate(
     name, shown = split or dataset.evaluation_split, get_protocol(protocol)
     if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
+    class_map = _class_map(predictor, classes, dataset, answers)
     answers_of, sound = _answering(predictor, dataset, name, shown, batch_size, encoded)
     images, file = sound.split(name), None if predictions is None else predictions_path(predictions)
     known = _weights_text(predictor) if weights is None else weights
-    facts = (shown.name, str(_view_of(predictor)), *dataset.class_names)
+    facts = (shown.name, str(_view_of(predictor)), *dataset.class_names, str(class_map))
     fingerprint = fingerprint_of(known, images, *facts) if file and known else ""
     found = finished(file, fingerprint) if file and fingerprint else None
     if found is None:
         with kept_parts(file, fingerprint) if file and fingerprint else contextlib.nullcontext() as parts:
+            checked = _checked(answers_of, dataset, name, images.labels, class_map)
+            probabilities = collected(checked, images, progress, parts)
             found = Predictions(
                 source=source if source is not None else getattr(predictor, "name", "classifier"),
                 data=dataset.name,
                 split=name,
-                protocol=shown.name,
-                class_names=dataset.class_names,
+                protocol=shown.name if answers == ALL else f"{shown.name}/{answers}",
+                class_names=dataset.class_names if class_map is None else class_map.class_names,
                 ids=tuple(images.ids()),
-                labels=images.labels,
-                probabilities=collected(_checked(answers_of, dataset, name, images.labels), images, progress, parts),
+                labels=images.labels if class_map is None else class_map.labels(images.labels),
+                probabilities=probabilities if class_map is None else class_map.probabilities(probabilities),
                 left_out=tuple(image for image in sound.left_out if image.split == name),
                 fingerprint=fingerprint,
             )
@@ -124,6 +139,10 @@ def _answering(
 
     Arguments as of `evaluate`.
     """
+    if protocol.views is None and isinstance(predictor, Classifier) and predictor.predict_images is None:
+        # A committee whose networks see an image in different views resizes and crops by itself.
+        sound = _sound(dataset, name)
+        return lambda images: split_answers(predictor.predict, images, batch_size, encoded=True), sound
     if protocol.views is None:
         shown = dataset if encoded else _at_input_size(predictor, dataset, name)
         return lambda images: split_answers(predictor, images, batch_size, encoded), shown
@@ -133,7 +152,7 @@ def _answering(
             f"protocol {protocol.name} makes its own views of each image, for which the classifier's own view must be "
             f"known, and its input must be images; evaluate by {CENTER.name}."
         )
-    sound, _ = dataclasses.replace(dataset, splits={name: dataset.split(name).originals}).without_broken()
+    sound = _sound(dataset, name)
     return lambda images: view_answers(predictor, images, view, protocol, batch_size), sound
 
 
@@ -142,24 +161,50 @@ def _weights_text(predictor: Predictor | keras.Model) -> str:
     return f"{predictor.name} {weights_digest(predictor)}" if isinstance(predictor, keras.Model) else ""
 
 
-def _checked(answers_of: Answers, dataset: DataSet, name: str, labels: np.ndarray) -> Answers:
-    """Return the same with a check of the classes, before any answer is taken."""
+def _checked(
+    answers_of: Answers, dataset: DataSet, name: str, labels: np.ndarray, class_map: ClassMap | None
+) -> Answers:
+    """Return the answers with a check of the classes, before any answer is taken."""
 
     def checked(images: Split) -> Iterator[np.ndarray]:
         for rows in answers_of(images):
-            _check_classes(dataset, name, rows.shape[1], labels)
+            _check_classes(dataset, name, rows.shape[1], labels, class_map)
             yield rows
 
     return checked
 
 
-def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray) -> None:
-    """Refuse answers of another number of classes than the data have, and labels beyond their classes."""
+def _sound(dataset: DataSet, name: str) -> DataSet:
+    """Return the data with one split, its images as the data hold them, without those that do not decode."""
+    return dataclasses.replace(dataset, splits={name: dataset.split(name).originals}).without_broken()[0]
+
+
+def _class_map(
+    predictor: Predictor | keras.Model, classes: Asked | None, dataset: DataSet, answers: str
+) -> ClassMap | None:
+    """Return where the data's classes are among the classifier's, or None where they are the same."""
+    known: HasClassNames | None = getattr(predictor, "card", None) or getattr(predictor, "evaluation_classes", None)
+    if known is None and isinstance(predictor, keras.Model):
+        weights = getattr(predictor, "published_weights", None)
+        is_imagenet = weights is not None and weights.in_imagenet_order
+        known = KnownClasses(imagenet_classes().names) if is_imagenet else None
+    if known is None and classes is not None:
+        known = KnownClasses(imagenet_classes().names)
+    return None if known is None else map_classes(classes, known, dataset, answers)
+
+
+def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray, class_map: ClassMap | None) -> None:
+    """Refuse answers of another number of classes than expected, and labels beyond the data's classes."""
     classes = len(dataset.class_names)
-    if given != classes:
+    if class_map is None and given != classes:
         raise UserError(
             f"the model gives {given} classes and {dataset.name} has {classes}; evaluate on data with the model's "
-            "classes."
+            "classes, or say which of them the data's are with classes (--classes)."
+        )
+    if class_map is not None and given != len(class_map.model_names):
+        raise UserError(
+            f"the model gives {given} classes and {len(class_map.model_names)} are known by name; give a classifier "
+            "with its model card, or data with the model's classes."
         )
     if labels.max() >= classes:
         raise UserError(
@@ -193,5 +238,5 @@ def _view_of(predictor: Predictor | keras.Model) -> View | None:
     """Return how an image becomes a classifier's input, or None where that is not known."""
     card = getattr(predictor, "card", None)
     if card is not None:
-        return card.view
+        return card.view if card.has_one_view else None
     return view_of_model(predictor) if isinstance(predictor, keras.Model) else None

@@ -26,6 +26,7 @@ class Evaluation:
         confusion: int [classes, classes]: row the truth, column the answer.
         of: number of images in all splits of the data set.
         predictions: what was answered for each image; None of figures alone.
+        answers: "all" where every class of the network was an answer, "subset" where only the data's classes were.
     """
 
     data: str
@@ -38,6 +39,7 @@ class Evaluation:
     confusion: np.ndarray
     of: int | None = None
     predictions: Predictions | None = None
+    answers: str = "all"
 
     @classmethod
     def of_predictions(cls, predictions: Predictions, of: int | None = None) -> Evaluation:
@@ -47,11 +49,12 @@ class Evaluation:
             predictions: of a split.
             of: number of images in all splits of the data set, where that is known.
         """
+        protocol, _, answers = predictions.protocol.partition("/")
         probabilities, labels, classes = predictions.probabilities, predictions.labels, len(predictions.class_names)
         return cls(
             data=predictions.data,
             split=predictions.split,
-            protocol=predictions.protocol,
+            protocol=protocol,
             n=len(labels),
             top1=top_k_accuracy(probabilities, labels, 1),
             top5=top_k_accuracy(probabilities, labels, 5) if classes > 5 else None,
@@ -59,6 +62,7 @@ class Evaluation:
             confusion=confusion_matrix(labels, probabilities.argmax(axis=1), classes),
             of=of,
             predictions=predictions,
+            answers=answers or "all",
         )
 
     @property
@@ -104,7 +108,8 @@ class Evaluation:
     @property
     def key(self) -> str:
         """The key under which a model card keeps these figures."""
-        return f"{self.data}/{self.split}/{self.protocol}"
+        among = "" if self.answers == "all" else f"/{self.answers}"
+        return f"{self.data}/{self.split}/{self.protocol}{among}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -112,6 +117,7 @@ class Evaluation:
             "data": self.data,
             "split": self.split,
             "protocol": self.protocol,
+            "answers": self.answers,
             "n": self.n,
             "of": self.of,
             "top1": self.top1,
