@@ -29,12 +29,14 @@ class Classifier:
         predict_images: images of the input's size, uint8 [n, H, W, 3], to probabilities, float32 [n, classes].
         predict_encoded: encoded images to probabilities, where the thing decodes by itself; else it is done here.
         image_size: (height, width) of the input; by default the card's.
+        model: the Keras model that answers, where it is one.
     """
 
     known_card: ModelCard | None
     predict_images: Callable[[np.ndarray], np.ndarray]
     predict_encoded: Callable[[Sequence[bytes]], np.ndarray] | None = None
     image_size: tuple[int, int] | None = None
+    model: keras.Model | None = None
 
     def __post_init__(self) -> None:
         if self.image_size is None and self.known_card is not None:
@@ -135,4 +137,4 @@ def keras_classifier(model: keras.Model, card: ModelCard) -> Classifier:
         check_probabilities(probabilities, model.name)
         return probabilities
 
-    return Classifier(card, predict_images)
+    return Classifier(card, predict_images, model=model)

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keras_convnets.commands.arguments import Command, Parser, add_data_flags, positive
 from keras_convnets.commands.endpoints import add_endpoint_flags, check_endpoint_flags, open_client
@@ -21,6 +21,7 @@ from keras_convnets.extras import require
 
 if TYPE_CHECKING:
     from keras_convnets.card import ModelCard
+    from keras_convnets.prediction import Classifier
     from keras_convnets.training import Evaluation, Run
     from keras_convnets.training.data import DataSet, Split
 
@@ -39,6 +40,14 @@ def add_flags(parser: Parser) -> None:
         "trained on, all"
     )
     parser.add_argument("--split", help=what)
+    what = (
+        "center, ten_crop, crops144, dense or cifar, or several with commas; with fields where they differ, such as "
+        "'dense(scales=256:384, mirror=false)'; default: that of the recipe's or the weights' published figure, where "
+        "it fits"
+    )
+    parser.add_argument("--protocol", metavar="NAME[,NAME]", help=what)
+    what = "of an image's views: mean of the probabilities (the papers'), max, geometric or logits; default: mean"
+    parser.add_argument("--average", help=what)
     parser.add_argument("--batch_size", type=positive, default=128, help="default: %(default)s")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
     add_endpoint_flags(parser)
@@ -52,15 +61,17 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from keras_convnets.training.data.cached_passes import reporting
+    from keras_convnets.training.evaluation.protocols import get_protocol, split_protocols
     from keras_convnets.training.progress import PassProgress
 
-    results = {}
+    for protocol in split_protocols(args.protocol or "center"):
+        get_protocol(protocol, args.average)
+    results: dict[str, Any] = {}
     for source in args.source:
         with reporting(PassProgress(Console(stderr=True))):
-            result = _evaluate_one(source, args)
-        results[source] = result.to_dict()
-        if not args.json:
-            _print_evaluation(source, result)
+            found = _evaluate_one(source, args)
+        plain = {result.protocol: result.to_dict() for result in found}
+        results[source] = plain if len(plain) > 1 else found[0].to_dict()
     if args.json == "-":
         print_json(results)
     elif args.json:
@@ -69,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, results)
 
 
-def _evaluate_one(source: str, args: argparse.Namespace) -> Evaluation:
+def _evaluate_one(source: str, args: argparse.Namespace) -> list[Evaluation]:
     if is_url(source):
         return _evaluate_endpoint(source, args)
     with opened(source) as (classifier, run):
@@ -82,16 +93,51 @@ def _evaluate_one(source: str, args: argparse.Namespace) -> Evaluation:
             data = data.with_holdout(recipe["holdout"]) if trained_on and "train" in data.splits else data
         _check_classes(source, classifier.card, data)
         split = _measured_split(data, args)
-        others = {name: other for name, other in data.splits.items() if name != split}
-        result = _measure(source, classifier, data.in_view(classifier.card.view, leaving=others), split, args)
-    if run is not None:
-        run.add_evaluation(result)
-    return result
+        results = []
+        for protocol, reason in _protocols(classifier, data, split, args):
+            results.append(_measure(source, classifier, data, split, args, protocol, reason))
+            if run is not None:
+                run.add_evaluation(results[-1])
+    return results
 
 
-def _evaluate_endpoint(source: str, args: argparse.Namespace) -> Evaluation:
-    """Measure an endpoint with images as the data hold them: it brings them to its size by itself."""
+def _protocols(classifier: Classifier, data: DataSet, split: str, args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return the protocols to measure by and why each: the flag's, else that of the published figure where it fits."""
+    from keras_convnets.training.evaluation.evaluator import check_fits
+    from keras_convnets.training.evaluation.protocols import get_protocol, split_protocols
+
+    if args.protocol:
+        return [(protocol, "") for protocol in split_protocols(args.protocol)]
+    named, by = _named_protocol(classifier)
+    protocol = get_protocol(named)
+    try:
+        check_fits(classifier, data, split, protocol)
+    except UserError:
+        # Of a single view there is nothing else to say: center is one too.
+        return [("center", "" if protocol.is_one_view else f"; {named}, the protocol of {by}, does not fit")]
+    return [(named, f"; the protocol of {by}" if by else "")]
+
+
+def _named_protocol(classifier: Classifier) -> tuple[str, str]:
+    """Return the protocol of the published figure that a network is compared with, and whose figure that is."""
+    from keras_convnets.training.recipes import RECIPES, get_recipe
+
+    weights = getattr(classifier.model, "published_weights", None)
+    if weights is not None and weights.record is not None:
+        return weights.record.protocol, f"the weights {weights.record}"
+    name = classifier.card.recipe.get("name")
+    protocol = get_recipe(name).protocol if name in RECIPES else "center"
+    return protocol, "" if protocol == "center" else f"recipe {name}"
+
+
+def _evaluate_endpoint(source: str, args: argparse.Namespace) -> list[Evaluation]:
+    """Measure an endpoint: by center with images as the data hold them, which it brings to its size by itself.
+
+    By other protocols it gets their views, through the signature `predict_images`.
+    """
     from keras_convnets.classes import imagenet_classes
+    from keras_convnets.prediction import Classifier
+    from keras_convnets.training.evaluation.protocols import CENTER, get_protocol, split_protocols
 
     data = _data_of(source, None, None, args)
     split = _measured_split(data, args)
@@ -102,7 +148,13 @@ def _evaluate_endpoint(source: str, args: argparse.Namespace) -> Evaluation:
         expected = [names.get(name, name) for name in data.class_names]
         if not client.check_classes(expected, _some_of_each_class(data.split(split), len(expected))):
             log.warning("%s tells no class names, so only their number was compared.", source)
-        return _measure(source, client.predict, data, split, args, encoded=True)
+        pixels = Classifier(None, client.predict_images, image_size=client.image_size())
+        results = []
+        for protocol in split_protocols(args.protocol or CENTER.name):
+            encoded = get_protocol(protocol, args.average) is CENTER
+            answering = client.predict if encoded else pixels
+            results.append(_measure(source, answering, data, split, args, protocol, encoded=encoded))
+        return results
 
 
 def _some_of_each_class(split: Split, classes: int) -> list[bytes]:
@@ -117,22 +169,35 @@ def _some_of_each_class(split: Split, classes: int) -> list[bytes]:
 
 
 def _measure(
-    source: str, predictor: Callable, data: DataSet, split: str, args: argparse.Namespace, encoded: bool = False
+    source: str,
+    predictor: Callable,
+    data: DataSet,
+    split: str,
+    args: argparse.Namespace,
+    protocol: str,
+    reason: str = "",
+    encoded: bool = False,
 ) -> Evaluation:
+    """Measure by one protocol and print the figures, unless they become JSON."""
     from rich.progress import Progress
 
     from keras_convnets import training
 
     with Progress(transient=True, disable=bool(args.json) or not sys.stdout.isatty()) as progress:
-        task = progress.add_task(escaped(f"evaluating {source}"), total=None)
-        return training.evaluate(
+        task = progress.add_task(escaped(f"evaluating {source} by {protocol}"), total=None)
+        result = training.evaluate(
             predictor,
             data,
             split=split,
+            protocol=protocol,
+            average=args.average,
             batch_size=args.batch_size,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
             encoded=encoded,
         )
+    if not args.json:
+        _print_evaluation(source, result, reason)
+    return result
 
 
 def _measured_split(data: DataSet, args: argparse.Namespace) -> str:
@@ -188,10 +253,10 @@ def _shortened(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _print_evaluation(source: str, result: Evaluation) -> None:
+def _print_evaluation(source: str, result: Evaluation, reason: str = "") -> None:
     top5 = "" if result.top5 is None else f"  top-5 {result.top5:.2%}"
     figures = f"top-1 {result.top1:.2%} (+- {result.standard_error:.2%}){top5}"
-    print(printable(f"{source}: {figures}  on {result.key}, n={result.n} of {result.of} images"))
+    print(printable(f"{source}: {figures}  on {result.key}, n={result.n} of {result.of} images{reason}"))
     names = [printable(name) for name in result.class_names]
     width = max(map(len, names))
     print(f"  {'class':<{width}}  {'n':>6}  {'top-1':>7}  most often taken for")
