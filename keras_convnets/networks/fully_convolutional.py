@@ -103,15 +103,18 @@ def _classifier(model: keras.Model) -> tuple[keras.layers.Layer, list[keras.laye
     tensor, head = main_output(model), []
     while tensor is not None:
         operation = tensor._keras_history.operation
-        is_flat = isinstance(operation, (layers.Flatten, layers.Reshape))
-        if isinstance(operation, tuple(POOLINGS)) or (is_flat and len(operation.input.shape) == 4):
+        if isinstance(operation, tuple(POOLINGS)):
             break
+        is_flat = isinstance(operation, (layers.Flatten, layers.Reshape))
         if not is_flat and not isinstance(operation, (*PLACEWISE, layers.Dense)):
             tensor = None
             break
+        tensor = operation._inbound_nodes[tensor._keras_history.node_index].input_tensors[0]
+        pooled = isinstance(tensor._keras_history.operation, tuple(POOLINGS))
+        if is_flat and len(tensor.shape) == 4 and not pooled:
+            break
         if not is_flat:  # what flattens a vector changes nothing
             head.insert(0, operation)
-        tensor = operation._inbound_nodes[tensor._keras_history.node_index].input_tensors[0]
     if tensor is None or not any(isinstance(layer, layers.Dense) for layer in head):
         raise UserError(
             f"{model.name} has no classifier to turn into convolutions, which is a global pooling or a flattening and "
