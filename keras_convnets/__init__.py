@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from keras_convnets.images.preprocessing import preprocess_input as preprocess_input
     from keras_convnets.networks.features import Stage as Stage
     from keras_convnets.networks.features import features as features
-    from keras_convnets.networks.features import fully_convolutional as fully_convolutional
     from keras_convnets.networks.features import stages as stages
+    from keras_convnets.networks.fully_convolutional import fully_convolutional as fully_convolutional
     from keras_convnets.networks.profile import ModelInfo as ModelInfo
     from keras_convnets.networks.profile import model_info as model_info
     from keras_convnets.networks.spec import ModelSpec as ModelSpec
@@ -49,7 +49,7 @@ _HOMES = {
     "WeightsRecord": "keras_convnets.weights.pretrained",
     "decode_predictions": "keras_convnets.classes",
     "features": "keras_convnets.networks.features",
-    "fully_convolutional": "keras_convnets.networks.features",
+    "fully_convolutional": "keras_convnets.networks.fully_convolutional",
     "get_record": "keras_convnets.weights.pretrained",
     "imagenet_classes": "keras_convnets.classes",
     "list_weights": "keras_convnets.weights.pretrained",

@@ -30,12 +30,14 @@ class Classifier:
             a committee whose networks see images in different views, which takes encoded images alone.
         predict_encoded: encoded images to probabilities, if the model decodes them itself; else they are decoded here.
         image_size: (height, width) of the input; by default the card's.
+        model: the Keras model that answers, where it is one.
     """
 
     known_card: ModelCard | None
     predict_images: Callable[[np.ndarray], np.ndarray] | None
     predict_encoded: Callable[[Sequence[bytes]], np.ndarray] | None = None
     image_size: tuple[int, int] | None = None
+    model: keras.Model | None = None
 
     def __post_init__(self) -> None:
         if self.image_size is None and self.known_card is not None and self.predict_images is not None:
@@ -145,4 +147,4 @@ def keras_classifier(model: keras.Model, card: ModelCard) -> Classifier:
         check_probabilities(probabilities, model.name)
         return probabilities
 
-    return Classifier(card, predict_images)
+    return Classifier(card, predict_images, model=model)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 NAMES_SHOWN, SUBSETS_SHOWN = 5, 10
 
 
-def print_evaluation(source: str, result: Evaluation) -> None:
-    """Print the figures of one classifier, what was left out, and a line a class."""
+def print_evaluation(source: str, result: Evaluation, reason: str = "") -> None:
+    """Print the figures of one classifier, with why its protocol was chosen, what was left out, and a line a class."""
     of = f" of {result.of}" if result.of is not None else ""
     top5 = f", {_error('top-5', result.top5_wrong, result.n)}" if result.top5_wrong is not None else ""
     figures = f"{_error('top-1', result.top1_wrong, result.n)}{top5}"
-    print(printable(f"{source}: {figures}  on {result.key}, n={result.n}{of} images (95 % intervals)"))
+    print(printable(f"{source}: {figures}  on {result.key}, n={result.n}{of} images (95 % intervals){reason}"))
     _print_left_out(result)
     names = [printable(name) for name in result.class_names]
     width = max(map(len, names))

@@ -74,12 +74,32 @@ def scaled_size(height_width: tf.Tensor, shorter: tf.Tensor | float) -> tf.Tenso
     return tf.cast(scaled, tf.int64)
 
 
+def resized(image: tf.Tensor, shorter: int, kernel: str = "bilinear", antialias: bool = True) -> tf.Tensor:
+    """Resize a whole image, its shorter side to a length; the aspect ratio stays.
+
+    Every number is that of `tf.image.resize`, rounded.
+
+    Args:
+        image: uint8 [H, W, 3].
+        shorter: the length of the shorter side, in pixels.
+        kernel: one of `keras_convnets.images.view.KERNELS`.
+        antialias: whether bilinear and bicubic are widened where the image shrinks.
+
+    Returns:
+        uint8 [h, w, 3].
+    """
+    height_width = tf.shape(image)[:2]
+    scaled = scaled_size(height_width, shorter)
+    whole, first = tf.cast(scaled, tf.int32), tf.zeros([2], tf.int64)
+    return crop_of_resized(height_width, lambda window: image, scaled, first, whole, kernel, antialias)
+
+
 def crop_of_resized(
     height_width: tf.Tensor,
     read: Callable[[tf.Tensor], tf.Tensor],
     scaled: tf.Tensor,
     corner: tf.Tensor,
-    crop: Sequence[int],
+    crop: Sequence[int] | tf.Tensor,
     kernel: str = "bilinear",
     antialias: bool = True,
     from_first: int = 0,
@@ -94,7 +114,7 @@ def crop_of_resized(
         read: from a window of the image, int32 [4] (top, left, height, width), to its pixels, uint8 [h, w, 3].
         scaled: height and width after resizing, int64 [2].
         corner: top and left of the rectangle in the resized image, int64 [2].
-        crop: height and width of the rectangle.
+        crop: height and width of the rectangle; int32 [2] where they are not known before.
         kernel: one of `keras_convnets.images.view.KERNELS`.
         antialias: whether bilinear and bicubic are widened where the image shrinks.
         from_first: a rectangle that begins at most so many pixels from the first is resampled with all that lies
@@ -105,10 +125,11 @@ def crop_of_resized(
         uint8 [*crop, 3].
     """
     side, corner = tf.cast(height_width, tf.float64), tf.cast(corner, tf.float64)
+    extent = tf.cast(crop, tf.float64)
     scale = tf.cast(scaled, tf.float64) / side
     reach = tf.maximum(1.0 / scale, 1.0) * RADIUS.get(kernel, 1.0) + 1.0
     begin = tf.maximum(tf.floor(corner / scale - reach), 0.0)
-    end = tf.minimum(tf.math.ceil((corner + crop) / scale + reach), side)
+    end = tf.minimum(tf.math.ceil((corner + extent) / scale + reach), side)
     before = tf.where(corner <= from_first, corner, tf.zeros_like(corner))
     begin = tf.where(before > 0.0, tf.zeros_like(begin), begin)
     window = tf.cast(tf.concat([begin, end - begin], 0), tf.int32)
@@ -123,7 +144,7 @@ def crop_of_resized(
     turned = tf.reshape(tf.transpose(tf.reshape(rows, [crop[0], width * 3])), [width, 3, crop[0]])
     pixels = resample_rows(turned, size[1], scale[1], translation[1], kernel, antialias)[-crop[1] :]
     pixels = tf.cast(tf.clip_by_value(tf.round(pixels), 0, 255), tf.uint8)
-    return tf.reshape(tf.transpose(tf.reshape(pixels, [crop[1] * 3, crop[0]])), [*crop, 3])
+    return tf.reshape(tf.transpose(tf.reshape(pixels, [crop[1] * 3, crop[0]])), [crop[0], crop[1], 3])
 
 
 def resample_rows(

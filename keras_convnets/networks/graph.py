@@ -43,3 +43,19 @@ def along_paths(model: keras.Model, value: Callable[[Any], int], start: int, joi
             for tensor in node.output_tensors:
                 values[id(tensor)] = max(join(max(before), own), values.get(id(tensor), start))
     return values
+
+
+def output_of(model: keras.Model, layer: keras.layers.Layer) -> Any:
+    """Return a layer's output in this model: a layer that two models share has a node in each."""
+    tensors = {
+        id(tensor)
+        for operation in model.operations
+        for node in operation._inbound_nodes
+        for tensor in node.input_tensors
+    }
+    tensors |= {id(tensor) for tensor in model.outputs}
+    for node in layer._inbound_nodes:
+        for tensor in node.output_tensors:
+            if id(tensor) in tensors:
+                return tensor
+    return layer.output

@@ -60,6 +60,7 @@ class WeightsRecord:
         resize: shorter side, in pixels, before the centre is cropped.
         data: what they were trained on.
         accuracies: measured by others.
+        protocol: the evaluation protocol that they were measured with, as `evaluate` takes it.
         license: of the weights.
         obtained: how they came about.
         same_weights: sha256 of other files that hold the very same numbers.
@@ -83,6 +84,7 @@ class WeightsRecord:
     arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     input_shape: tuple[int, int, int] = (224, 224, 3)
     resize: int = 256
+    protocol: str = "center"
     data: str = "ImageNet 2012"
     same_weights: tuple[str, ...] = ()
 

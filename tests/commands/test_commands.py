@@ -103,6 +103,8 @@ TRAIN = "train --model ResNet20 --dataset digits --run r"
     ("evaluate ./nowhere", r"./nowhere does not exist"),
     ("evaluate .", r"\. is not an exported version"),
     ("evaluate ResNet20", r"name some with --dataset"),
+    ("evaluate r --protocol ten_crops", r"unknown protocol 'ten_crops'; the nearest valid names? (is|are) ten_crop"),
+    ("evaluate r --average median", r"unknown average 'median'; the nearest valid name is mean"),
     ("export .", r"\. is not a run directory"),
     ("train --model ResNet20: --dataset digits --run r", r"weights is empty; it takes None, the name"),
     ("train --model ResNet20 --dataset http://host/x --run r", r"dataset is 'http://host/x', a URL"),
@@ -288,6 +290,14 @@ def test_predict_and_evaluate_over_the_wire(cli, trained_run, measured_run, publ
         local = json.loads(cli("evaluate", measured_run, "--json")[1])[str(measured_run)]
         remote = json.loads(cli("evaluate", rest, "--dataset", "digits", "--json")[1])[rest]
         assert remote["confusion"] == local["confusion"]
+        # Views of their own go through the signature that takes pixels.
+        several = ("--protocol", "center,ten_crop(side=10, mirror=false)", "--dataset", "digits", "--json")
+        here, there = (json.loads(cli("evaluate", source, *several)[1])[str(source)] for source in (measured_run, rest))
+        assert list(here) == list(there) == ["center", "ten_crop(side=10, mirror=false)"]
+        assert all(here[protocol]["confusion"] == there[protocol]["confusion"] for protocol in here)
+        assert here["center"]["confusion"] == local["confusion"]
+        status, _, err = cli("evaluate", rest, "--protocol", "dense(scales=10, mirror=false)", "--dataset", "digits")
+        assert status == 2 and "made of a Keras model" in err
         # Images of another size than the input's are brought to the size that the endpoint's metadata tells.
         with Client(rest) as client:
             assert client.image_size() == (8, 8)

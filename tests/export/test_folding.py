@@ -12,7 +12,7 @@ from keras_convnets import CIFARResNet, GoogLeNet, Preprocessing, ResNet18, ResN
 from keras_convnets.errors import UserError
 from keras_convnets.export.folding import IDENTITIES, inference_network
 from keras_convnets.networks import resnet_cifar
-from keras_convnets.networks.features import fully_convolutional
+from keras_convnets.networks.fully_convolutional import fully_convolutional
 from keras_convnets.networks.layers import GroupedConv2D, ImageNormalization
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

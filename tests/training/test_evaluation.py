@@ -136,7 +136,7 @@ def test_the_center_is_the_default_and_other_names_are_refused(data):
     assert (
         training.evaluate(guess, data).key == training.evaluate(guess, data, protocol=CENTER).key == "made/test/center"
     )
-    with pytest.raises(UserError, match="unknown protocol 'centre'; the nearest valid name is center"):
+    with pytest.raises(UserError, match="unknown protocol 'centre'; the nearest valid names are center, dense"):
         training.evaluate(guess, data, protocol="centre")
     with pytest.raises(UserError, match="protocol mirrored makes its own views .* evaluate by center"):
         training.evaluate(guess, data, protocol=Protocol("mirrored", mirrored))

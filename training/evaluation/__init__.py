@@ -12,11 +12,12 @@ from keras_convnets.training.evaluation.comparison import Comparison, compare
 from keras_convnets.training.evaluation.ensembles import Ensemble, ensemble
 from keras_convnets.training.evaluation.evaluator import evaluate
 from keras_convnets.training.evaluation.predictions import Predictions
-from keras_convnets.training.evaluation.protocols import CENTER, PROTOCOLS, Protocol
+from keras_convnets.training.evaluation.protocols import AVERAGES, CENTER, PROTOCOLS, Protocol, get_protocol
 from keras_convnets.training.evaluation.report_page import report
 from keras_convnets.training.evaluation.result import Evaluation
 
 __all__ = [
+    "AVERAGES",
     "CENTER",
     "PROTOCOLS",
     "Calibration",
@@ -30,5 +31,6 @@ __all__ = [
     "compare",
     "ensemble",
     "evaluate",
+    "get_protocol",
     "report",
 ]

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_convnets.card import view_of_model
 from keras_convnets.classes import HasClassNames, imagenet_classes
 from keras_convnets.errors import UserError
+from keras_convnets.images.decoding import decode_image
 from keras_convnets.images.view import View
 from keras_convnets.networks.functional import weights_digest
 from keras_convnets.networks.outputs import main_output
@@ -21,12 +23,21 @@ from keras_convnets.prediction import Classifier
 from keras_convnets.training.data import DataSet, SizedSplit, Split
 from keras_convnets.training.evaluation.class_map import ALL, Asked, ClassMap, KnownClasses, map_classes
 from keras_convnets.training.evaluation.kept_parts import collected, fingerprint_of, finished, kept_parts
-from keras_convnets.training.evaluation.prediction import Predictor, split_answers, view_answers
+from keras_convnets.training.evaluation.prediction import (
+    Predictor,
+    check_sees_whole_images,
+    model_of,
+    split_answers,
+    view_answers,
+    whole_image_answers,
+)
 from keras_convnets.training.evaluation.predictions import Predictions, predictions_path
-from keras_convnets.training.evaluation.protocols import CENTER, Protocol, get_protocol
+from keras_convnets.training.evaluation.protocols import CENTER, Protocol, get_protocol, without_mirror
 from keras_convnets.training.evaluation.result import Evaluation
 
-# Gives the probabilities of a split's images in their order, in parts [b, classes].
+# So many images are tried for one that decodes, to see the size that images are stored at.
+FIRST_IMAGES = 16
+# From the images of a split to the probabilities of their classes, in parts [b, classes].
 Answers = Callable[[Split], Iterator[np.ndarray]]
 
 
@@ -36,6 +47,7 @@ def evaluate(
     *,
     split: str | None = None,
     protocol: str | Protocol = CENTER.name,
+    average: str | None = None,
     batch_size: int = 128,
     progress: Callable[[int, int], None] | None = None,
     encoded: bool = False,
@@ -59,7 +71,11 @@ def evaluate(
             the input size is not known: then the images must have one size.
         dataset: as `load_dataset` gives it, or brought to the classifier's input size.
         split: the split's name; by default the data set's evaluation split.
-        protocol: which views of an image the classifier sees, and how its answers are averaged: a name, or a protocol.
+        protocol: which views of an image the classifier sees, and how its answers are averaged: "center", "ten_crop",
+            "crops144", "dense", which needs a Keras model, or "cifar", with fields where they differ, such as
+            "ten_crop(side=288)" or "dense(scales=256:384, mirror=false)"; or a protocol of one's own.
+        average: of an image's views: "mean" of the probabilities, "max", "geometric" or "logits"; by default what the
+            protocol says, which is the mean.
         batch_size: images, or views, at a time.
         progress: called with (images done, images in all).
         encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
@@ -84,7 +100,7 @@ def evaluate(
     Raises:
         UserError: if the split is missing or has no labels, the images can't be brought to the classifier's input, a
             class is unknown or ambiguous, the number of classes differs, none of a model's several outputs is called
-            "probabilities", or the protocol is unknown or needs views that an encoded image is not brought to.
+            "probabilities", or the protocol is unknown or does not fit the classifier or the data.
 
     Example:
         >>> evaluate(run.model(), load_dataset("digits")).top1
@@ -96,7 +112,7 @@ def evaluate(
             f"{predictor.name} has {len(predictor.outputs)} outputs; evaluation needs one, or one that the model's "
             'dictionary calls "probabilities": make it with keras.Model(model.input, THE_OUTPUT).'
         )
-    name, shown = split or dataset.evaluation_split, get_protocol(protocol)
+    name, shown = split or dataset.evaluation_split, get_protocol(protocol, average)
     if not dataset.split(name).labelled:
         raise UserError(f"split {name} of {dataset.name} has no labels; evaluate on another with --split.")
     class_map = _class_map(predictor, classes, dataset, answers)
@@ -139,21 +155,75 @@ def _answering(
 
     Arguments as of `evaluate`.
     """
-    if protocol.views is None and isinstance(predictor, Classifier) and predictor.predict_images is None:
+    check_fits(predictor, dataset, name, protocol, encoded)
+    if protocol.is_one_view and isinstance(predictor, Classifier) and predictor.predict_images is None:
         # A committee whose networks see an image in different views resizes and crops by itself.
-        sound = _sound(dataset, name)
-        return lambda images: split_answers(predictor.predict, images, batch_size, encoded=True), sound
-    if protocol.views is None:
-        shown = dataset if encoded else _at_input_size(predictor, dataset, name)
+        return lambda images: split_answers(predictor.predict, images, batch_size, encoded=True), _sound(dataset, name)
+    if protocol.is_one_view:
+        shown = dataset if encoded else _at_input_size(predictor, dataset, name, protocol)
         return lambda images: split_answers(predictor, images, batch_size, encoded), shown
+    known = _view_of(predictor)
+    assert known is not None, "check_fits refuses it"
+    view, answers = protocol.view_from(known), whole_image_answers if protocol.whole_images else view_answers
+    return lambda images: answers(predictor, images, view, protocol, batch_size), _sound(dataset, name)
+
+
+def check_fits(
+    predictor: Predictor | keras.Model, dataset: DataSet, name: str, protocol: Protocol, encoded: bool = False
+) -> None:
+    """Refuse a protocol by which this classifier can't be measured on a split of these data.
+
+    Args:
+        predictor: as of `evaluate`.
+        dataset: as of `evaluate`.
+        name: the split's.
+        protocol: what it would be evaluated by.
+        encoded: as of `evaluate`.
+
+    Raises:
+        UserError: with the reason, and what to do.
+    """
     view = _view_of(predictor)
+    if protocol is CENTER or (protocol.is_one_view and view is None and not encoded):
+        return
     if encoded or view is None:
         raise UserError(
             f"protocol {protocol.name} makes its own views of each image, for which the classifier's own view must be "
             f"known, and its input must be images; evaluate by {CENTER.name}."
         )
-    sound = _sound(dataset, name)
-    return lambda images: view_answers(predictor, images, view, protocol, batch_size), sound
+    view = protocol.view_from(view)
+    stored = protocol.stored_size
+    size = _first_size(dataset.split(name)) if stored is not None else None
+    if stored is not None and size is not None and not stored == view.crop == size:
+        raise UserError(
+            f"protocol {protocol.name} shows images of {stored[0]} x {stored[1]} pixels as they are stored; the "
+            f"classifier takes {view.crop[0]} x {view.crop[1]} and the first image of {dataset.name} has {size[0]} x "
+            f"{size[1]}: evaluate by {CENTER.name}."
+        )
+    if protocol.sides is not None:
+        protocol.sides(view)
+    if protocol.mirror and not dataset.flips_keep_labels:
+        raise UserError(
+            f"protocol {protocol.name} shows mirror images too, and a mirrored image of {dataset.name} has another "
+            f"label or none; leave them out with {without_mirror(protocol)}."
+        )
+    if protocol.whole_images:
+        model = model_of(predictor)
+        if model is None:
+            raise UserError(
+                f"protocol {protocol.name} shows whole images to a fully convolutional network, which is made of a "
+                "Keras model; give a run, a .keras file or MODEL:WEIGHTS, or evaluate by ten_crop or crops144."
+            )
+        check_sees_whole_images(model)
+
+
+def _first_size(split: Split) -> tuple[int, int]:
+    """Return (height, width) of a split's first image that decodes, as it is stored; (0, 0) where none does."""
+    for encoded, *_ in split.originals.encoded_in_order().take(FIRST_IMAGES):
+        with contextlib.suppress(tf.errors.OpError):
+            height, width, _ = decode_image(encoded).shape
+            return height, width
+    return 0, 0
 
 
 def _weights_text(predictor: Predictor | keras.Model) -> str:
@@ -213,9 +283,11 @@ def _check_classes(dataset: DataSet, name: str, given: int, labels: np.ndarray, 
         )
 
 
-def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str) -> DataSet:
+def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: str, protocol: Protocol) -> DataSet:
     """Return the data with a split at a classifier's input size, by the rule that `evaluate` states."""
     images, view = dataset.split(name), _view_of(predictor)
+    if view is not None and protocol.view_from(view) != view:
+        images, view = images.originals, protocol.view_from(view)
     if isinstance(images, SizedSplit) and (images.view is not None or view is None):
         if view is not None and images.image_size != view.crop:
             height, width = images.image_size
@@ -223,7 +295,7 @@ def _at_input_size(predictor: Predictor | keras.Model, dataset: DataSet, name: s
                 f"split {name} of {dataset.name} was brought to {height} x {width} pixels and the classifier takes "
                 f"{view.crop[0]} x {view.crop[1]}; give the data as load_dataset returns them."
             )
-        return dataset
+        return dataclasses.replace(dataset, splits={**dataset.splits, name: images})
     if view is None:
         raise UserError(
             f"the input size of the classifier is not known, and the images of {dataset.name} are not of one size; "
@@ -239,4 +311,8 @@ def _view_of(predictor: Predictor | keras.Model) -> View | None:
     card = getattr(predictor, "card", None)
     if card is not None:
         return card.view if card.has_one_view else None
-    return view_of_model(predictor) if isinstance(predictor, keras.Model) else None
+    if isinstance(predictor, keras.Model):
+        return view_of_model(predictor)
+    # An endpoint tells its input's size and nothing else.
+    size = getattr(predictor, "image_size", None)
+    return None if size is None else View.of_size(*size)

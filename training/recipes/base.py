@@ -204,6 +204,11 @@ class Recipe:
         return {"predictions": 1.0}
 
     @property
+    def protocol(self) -> str:
+        """The evaluation protocol that the expected result was measured with."""
+        return "center"
+
+    @property
     def resize(self) -> int | None:
         """The shorter side, in pixels, to which evaluation brings an image before cropping; None: the input's."""
         return None

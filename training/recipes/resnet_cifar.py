@@ -72,6 +72,11 @@ class ResNetCIFAR(Recipe):
         """Whether the paper's warm-up is the only rise of the learning rate."""
         return self.schedule == "paper" and not self.warmup_share
 
+    @property
+    def protocol(self) -> str:
+        """The evaluation protocol of the expected result: the single view of the 32x32 image."""
+        return "cifar"
+
     def base_learning_rate(self) -> float:
         """Return the field, or 0.1 for 128 images and in proportion for others."""
         return self.learning_rate if self.learning_rate is not None else 0.1 * self.batch_size / 128

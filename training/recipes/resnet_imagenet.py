@@ -41,6 +41,11 @@ class ResNetImageNet(Photographs, DividedOnPlateaus):
     holdout: float = option(0.04, "training images held out to see the plateau: a number, or a fraction below 1", low=0)
     colour_shift: float = option(0.1, "standard deviation of the shift along the colours' principal components", low=0)
 
+    @property
+    def protocol(self) -> str:
+        """The evaluation protocol of the expected result: ten crops."""
+        return "ten_crop"
+
     def base_learning_rate(self) -> float:
         """Return the field, or 0.1 for 256 images and in proportion for others."""
         return self.learning_rate if self.learning_rate is not None else 0.1 * self.batch_size / 256

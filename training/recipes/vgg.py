@@ -43,6 +43,11 @@ class VGG(Photographs, DividedOnPlateaus):
     holdout: float = option(0.04, "training images held out to see the plateau: a number, or a fraction below 1", low=0)
     colour_shift: float = option(0.1, "standard deviation of the shift along the colours' principal components", low=0)
 
+    @property
+    def protocol(self) -> str:
+        """The evaluation protocol of the expected result: fully convolutional at one scale."""
+        return "dense(scales=384)"
+
     def base_learning_rate(self) -> float:
         """Return the field, or 0.01 for 256 images and in proportion for others."""
         return self.learning_rate if self.learning_rate is not None else 0.01 * self.batch_size / 256
