@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from keras_convnets.commands.arguments import Command, Parser, add_data_flags, p
 from keras_convnets.commands.endpoints import add_endpoint_flags, check_endpoint_flags, open_client
 from keras_convnets.commands.sources import check_has_weights, is_url, opened
 from keras_convnets.commands.startup import load_tensorflow
-from keras_convnets.commands.terminal import image_progress, print_json
+from keras_convnets.commands.terminal import escaped, image_progress, print_json
 from keras_convnets.display import printable
 from keras_convnets.errors import UserError
 from keras_convnets.extras import require
@@ -172,9 +173,19 @@ def _measure(
     class_map: ClassMap | None,
     encoded: bool = False,
 ) -> Evaluation:
-    from keras_convnets import training
+    from rich.console import Console
 
-    with image_progress(f"evaluating {source}", hidden=bool(args.json)) as show:
+    from keras_convnets import training
+    from keras_convnets.training.progress import PassProgress
+
+    doing, is_live = f"evaluating {source}", sys.stdout.isatty() and not args.json
+    lines = PassProgress(None if is_live else Console(stderr=True))
+    with image_progress(doing, hidden=not is_live) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar(done, total)
+            lines(escaped(doing), done, total)
+
         return training.evaluate(
             predictor,
             data,
