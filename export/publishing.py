@@ -76,6 +76,8 @@ def publish(
     if images is not None and not Path(images).is_dir():
         raise UserError(f"there is no folder of images {images}; give an existing one.")
     if isinstance(source, (list, tuple)):
+        if card is not None:
+            raise UserError("a card came with several networks, each of which has its own; leave card out.")
         members = [_member(one, None) for one in source]
         card = committee.committee_card(members)
         chosen = _of_committee(chosen, formats, card)

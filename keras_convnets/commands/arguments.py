@@ -78,7 +78,7 @@ def add_debug_flag(parser: Parser, default: Any = False) -> None:
 
 def add_data_flags(parser: Parser, required: bool = False) -> None:
     """Add the flags that name a data set."""
-    what = "digits, a folder of images, or a name of TensorFlow Datasets such as cifar10"
+    what = "digits, a folder of images, ImageNet's validation folder, or a name of TensorFlow Datasets such as cifar10"
     parser.add_argument("--dataset", required=required, metavar="DATA", help=what)
     parser.add_argument("--data_dir", metavar="DIR", help="where prepared TFDS directories are (else TFDS_DATA_DIR)")
 

@@ -7,13 +7,14 @@ import dataclasses
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from keras_convnets.commands.endpoints import open_client
 from keras_convnets.commands.sources import check_has_weights, is_folder, is_predictions, is_url, opened
-from keras_convnets.commands.terminal import image_progress
+from keras_convnets.commands.terminal import escaped, image_progress
 from keras_convnets.errors import UserError
 
 if TYPE_CHECKING:
@@ -267,10 +268,20 @@ def _measure(
     weights: str | None,
     encoded: bool = False,
 ) -> Evaluation:
-    from keras_convnets import training
+    from rich.console import Console
 
-    by = f" by {protocol}" if args.protocol else ""
-    with image_progress(f"evaluating {source}{by}", hidden=bool(args.json)) as show:
+    from keras_convnets import training
+    from keras_convnets.training.progress import PassProgress
+
+    doing = f"evaluating {source}" + (f" by {protocol}" if args.protocol else "")
+    is_live = sys.stdout.isatty() and not args.json
+    lines = PassProgress(None if is_live else Console(stderr=True))
+    with image_progress(doing, hidden=not is_live) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar(done, total)
+            lines(escaped(doing), done, total)
+
         return training.evaluate(
             predictor,
             data,

@@ -193,6 +193,7 @@ def test_members_of_other_classes_are_refused(tmp_path, classes, sentence):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (lambda: {"source": [small(1)]}, "a committee got 1 network; give at least two"),
+    (lambda: {"source": [small(1), small(2)], "card": card_of_model(small(1))}, "a card came with several networks"),
     (lambda: {"source": [small(1), 3]}, "source is 3, of type int"),
 ])  # fmt: skip
 def test_what_makes_no_committee_is_refused(tmp_path, arguments, sentence):

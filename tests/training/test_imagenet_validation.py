@@ -85,6 +85,14 @@ def test_every_ground_truth_gives_the_same_labels(folder, truth, place):
     assert [path.name.partition(".")[0][:23] for path in split.paths] == NAMES
 
 
+def test_tensorflow_datasets_has_the_classes_in_our_order():
+    """`imagenet2012`, `imagenet_v2` and others name their labels by this file; `imagenet_resized` has its own order."""
+    names = imagenet_validation._installed_lines("datasets/imagenet2012/labels.txt")
+    assert tuple(names) == imagenet_classes().ids
+    own = imagenet_validation._installed_lines(imagenet_validation.TFDS_IDS)
+    assert sorted(own) == names != own and (own[0], own[-1]) == ("n02119789", "n03255030")
+
+
 def test_some_of_the_images_keep_their_numbers(folder):
     devkit(folder)
     for name in NAMES[::2]:

@@ -17,8 +17,12 @@ def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> flo
         labels: integers [n].
         k: how many answers count.
     """
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    return float((order == labels[:, None]).any(axis=1).mean())
+    # Counted and not sorted: the indices of 50,000 rows of 1,000 classes alone take 400 MB.
+    own = probabilities[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(probabilities.shape[1]) < labels[:, None]
+    # What is not a number is no answer: it has all others before it.
+    before = ~(probabilities <= own) | ((probabilities == own) & earlier)
+    return float((before.sum(axis=1) < k).mean())
 
 
 def mean_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
