@@ -13,6 +13,7 @@ from PIL import Image
 
 from keras_convnets import training
 from keras_convnets.commands import evaluate as command
+from keras_convnets.commands.evaluation_sources import predictions_places
 from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
 from keras_convnets.training.evaluation import Predictions, compare, ensemble, kept_parts
@@ -111,13 +112,23 @@ def test_mistakes_are_told_in_a_sentence(cli, tmp_path, monkeypatch, arguments, 
     (["runs/a"], None, [None]),
 ])  # fmt: skip
 def test_each_source_has_a_file_of_a_safe_name(sources, place, expected):
-    assert [file and file.as_posix() for file in command._prediction_files(sources, place)] == expected
+    place_of = predictions_places(sources, [], place)
+    files = [place_of(source, "center") for source in sources]
+    assert [file and file.as_posix() for file in files] == expected
+
+
+def test_each_protocol_has_a_file_of_a_safe_name():
+    place_of = predictions_places(["runs/a"], ["center", "dense(scales=64:96)"], "out")
+    files = [place_of("runs/a", protocol).name for protocol in ("center", "dense(scales=64:96)")]
+    assert files == ["a-center.npz", "a-dense(scales=64%3A96).npz"]
+    with pytest.raises(UserError, match="c.npz is a file, and 2 protocols came; name a folder"):
+        predictions_places(["runs/a"], ["center", "ten_crop"], "c.npz")
 
 
 def test_a_file_of_another_kind_is_no_place_for_predictions(tmp_path):
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(UserError, match="x.txt is a file; it must end in .npz or .csv"):
-        command._prediction_files(["a"], str(tmp_path / "x.txt"))
+        predictions_places(["a"], [], str(tmp_path / "x.txt"))
 
 
 def test_an_interrupted_command_resumes(cli, trained_run, published, tmp_path, monkeypatch, caplog):

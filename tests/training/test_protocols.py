@@ -201,10 +201,7 @@ def predict(model, images):
 
 def answers(predictor, data, protocol, **arguments):
     """The probabilities that the figures are made of."""
-    from keras_convnets.training.evaluation.evaluator import _answers
-
-    given = {"batch_size": 128, "progress": None, "encoded": False, **arguments}
-    return _answers(predictor, data, "test", get_protocol(protocol), *given.values())[0]
+    return training.evaluate(predictor, data, protocol=protocol, **arguments).predictions.probabilities
 
 
 @pytest.mark.parametrize("average, batch_size", [("mean", 1), ("mean", 7), ("max", 128), ("geometric", 30)])
