@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each want every core only take turns.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+
+
+def pytest_collection_finish():
+    """What the test modules imported stays: no garbage collection need look through TensorFlow's million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -122,14 +130,29 @@ def no_pictures(monkeypatch):
 
 
 @pytest.fixture
-def verified_here(monkeypatch):
+def verified_here():
     """Exports are verified in the test's own process: starting two with TensorFlow takes longer than all the rest."""
+    with verification_in_this_process():
+        yield
+
+
+@contextlib.contextmanager
+def verification_in_this_process() -> Iterator[None]:
     from keras_convnets.export import verification
 
     def answer(folder, artifacts, exchange):
         verification._answer(folder, exchange, [artifact.key for artifact in artifacts])
 
-    monkeypatch.setattr(verification, "_run_runtimes", answer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "_run_runtimes", answer)
+        yield
+
+
+def publish_quickly(run: Path, name: str, to: Path) -> Path:
+    from keras_convnets import export
+
+    with verification_in_this_process():
+        return export.publish(run, name=name, to=to)
 
 
 @pytest.fixture(scope="session")
@@ -144,9 +167,7 @@ def trained_run(made_once) -> Path:
 @pytest.fixture(scope="session")
 def published(trained_run, made_once) -> Path:
     """The run's exported version, `<repository>/digits/1`."""
-    from keras_convnets import export
-
-    return made_once("repository", lambda to: export.publish(trained_run, name="digits", to=to)) / "digits" / "1"
+    return made_once("repository", lambda to: publish_quickly(trained_run, "digits", to)) / "digits" / "1"
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +202,4 @@ def photograph_run(photograph_folder, made_once) -> Path:
 @pytest.fixture(scope="session")
 def photograph_version(photograph_run, made_once) -> Path:
     """The exported version of `photograph_run`."""
-    from keras_convnets import export
-
-    made = made_once("scenes_repository", lambda to: export.publish(photograph_run, name="scenes", to=to))
-    return made / "scenes" / "1"
+    return made_once("scenes_repository", lambda to: publish_quickly(photograph_run, "scenes", to)) / "scenes" / "1"
