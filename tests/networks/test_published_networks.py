@@ -64,7 +64,8 @@ def facts(name):
         counted=model.count_params(),
         name=model.name,
         input_name=model.input.name,
-        output_names=model.output_names,
+        # A plain list: Keras' own knows the model's layers, and with them the weights stay.
+        output_names=list(model.output_names),
         layers=layers,
         built_as=model.built_as,
     )
