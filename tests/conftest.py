@@ -50,13 +50,20 @@ def unoptimized_graphs(request):
     It stays on where the tests of `UNOPTIMIZED` start processes of their own, and in the heavy tests.
     """
     quick = request.path.parent.name in UNOPTIMIZED and "not heavy" in request.config.option.markexpr
-    if not quick or "tensorflow" not in sys.modules:
+    with graphs_as_traced() if quick and "tensorflow" in sys.modules else contextlib.nullcontext():
         yield
-        return
-    optimizer = sys.modules["tensorflow"].config.optimizer
-    optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
+@contextlib.contextmanager
+def graphs_as_traced() -> Iterator[None]:
+    from tensorflow import config
+
+    before = config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,6 +125,16 @@ def run_python():
 
 
 @pytest.fixture
+def eager_functions():
+    """`tf.function`s run eagerly: tracing a network takes longer than a step or two."""
+    from tensorflow import config
+
+    config.run_functions_eagerly(True)
+    yield
+    config.run_functions_eagerly(False)
+
+
+@pytest.fixture
 def no_pictures(monkeypatch):
     """Runs end without drawing their learning curves, which takes a sixth of a training so small: an empty file."""
     from keras_convnets.training import results
@@ -148,6 +165,13 @@ def verification_in_this_process() -> Iterator[None]:
         yield
 
 
+def fit_quickly(*arguments, **more) -> None:
+    from keras_convnets import training
+
+    with graphs_as_traced():
+        training.fit(*arguments, **more)
+
+
 def publish_quickly(run: Path, name: str, to: Path) -> Path:
     from keras_convnets import export
 
@@ -158,10 +182,8 @@ def publish_quickly(run: Path, name: str, to: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(made_once) -> Path:
     """A finished run: ResNet-20 on the digits for a few epochs, good enough to tell most digits."""
-    from keras_convnets import training
-
     overrides = {"epochs": 6, "holdout": 0.1, "batch_size": 64}
-    return made_once("digits", lambda path: training.fit("ResNet20", "digits", run=path, overrides=overrides))
+    return made_once("digits", lambda path: fit_quickly("ResNet20", "digits", run=path, overrides=overrides))
 
 
 @pytest.fixture(scope="session")
@@ -190,13 +212,9 @@ def write_scenes(root: Path) -> None:
 @pytest.fixture(scope="session")
 def photograph_run(photograph_folder, made_once) -> Path:
     """A run of two steps on `photograph_folder`, six images held out: resized to 37 pixels, cropped to 32."""
-    from keras_convnets import training
-
     overrides = {"iterations": 2, "batch_size": 4, "holdout": 6, "image_size": 32}
     arguments = {"recipe": "resnet_imagenet", "overrides": overrides}
-    return made_once(
-        "scenes_run", lambda path: training.fit("CIFARResNet(8)", photograph_folder, run=path, **arguments)
-    )
+    return made_once("scenes_run", lambda path: fit_quickly("CIFARResNet(8)", photograph_folder, run=path, **arguments))
 
 
 @pytest.fixture(scope="session")

@@ -102,9 +102,12 @@ ALEXNET_VARIANTS = {
 }
 
 
-# The padding at 224 is the same code in all three.
+# The padding is the same code in all three.
 @ALEXNET_SIZES
-@pytest.mark.parametrize("name", ALEXNET_VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    ["AlexNet", *(pytest.param(name, marks=pytest.mark.heavy) for name in ALEXNET_VARIANTS if name != "AlexNet")],
+)
 def test_alexnet(name, size, pad):
     model = logits_of(name, size, bias=3)
     compare(model, images_of(*size, 60), functools.partial(alexnet, pad=pad, **ALEXNET_VARIANTS[name]))

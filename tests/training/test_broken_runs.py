@@ -251,9 +251,14 @@ def weights(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["from scratch", "from weights"])
+# Whole runs from scratch are in test_photograph_recipes.py.
+@pytest.mark.parametrize(
+    "given", [pytest.param(False, marks=pytest.mark.heavy, id="from scratch"), pytest.param(True, id="from weights")]
+)
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_takes_a_step_with_and_without_weights(name, given, weights, monkeypatch, tmp_path):
+def test_every_recipe_takes_a_step_with_and_without_weights(
+    name, given, weights, monkeypatch, tmp_path, eager_functions
+):
     monkeypatch.setattr(trainer, "get_model", tiny.network)
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
     split = training.data.ArraySplit(images, np.arange(12) % 3)
@@ -263,11 +268,7 @@ def test_every_recipe_takes_a_step_with_and_without_weights(name, given, weights
     made = training.Trainer(plan, training.Run(tmp_path))
     assert (made.preprocessing.order == "BGR") == given and (not given or made.preprocessing.mean == (1, 2, 3))
     batch = next(made.batches())
-    tf.config.run_functions_eagerly(True)
-    try:
-        loss, _ = made.train_step(batch)
-    finally:
-        tf.config.run_functions_eagerly(False)
+    loss, _ = made.train_step(batch)
     assert np.isfinite(float(loss))
 
 

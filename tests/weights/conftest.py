@@ -8,9 +8,10 @@ import shutil
 import pytest
 import zoo
 from reference import randomise
-from weights_files import CLASSES, SIDE, once, write_legacy
+from weights_files import CLASSES, HIDDEN, SIDE, once, write_legacy
 
 import keras_convnets
+from keras_convnets.networks import alexnet, vgg
 
 
 @pytest.fixture
@@ -32,7 +33,14 @@ def resnet18(folder):
 
 
 @pytest.fixture
-def small_alexnet(folder):
+def few_hidden(monkeypatch):
+    """AlexNet and VGG of few units in the fully connected layers, in files and built."""
+    for module in (zoo, alexnet, vgg):
+        monkeypatch.setattr(module, "HIDDEN", HIDDEN)
+
+
+@pytest.fixture
+def small_alexnet(folder, few_hidden):
     return once(folder, "alexnet.onnx", lambda path: zoo.alexnet(path, SIDE, CLASSES, linear="transB=1"))
 
 

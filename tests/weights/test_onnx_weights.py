@@ -12,6 +12,7 @@ from PIL import Image
 from reference import as_numpy
 from weights_files import (
     CLASSES,
+    HIDDEN,
     SIDE,
     SMALL,
     SMALL_ALEXNET,
@@ -33,7 +34,7 @@ from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.prediction import keras_classifier
 from keras_convnets.weights import pretrained
 
-pytestmark = pytest.mark.usefixtures("info_log")
+pytestmark = pytest.mark.usefixtures("info_log", "few_hidden")
 
 
 def centred_log(probabilities):
@@ -71,11 +72,13 @@ def test_vgg16_and_its_other_sizes(tmp_path, side):
         del model
         small = keras_convnets.VGG16(input_shape=(32, 32, 3), classes=CLASSES)
         # Five poolings halve the sides; fc1 sees 512 maps.
-        refused(small, path, "fc1.*" + both((512, 4096), (512 * (side // 32) ** 2, 4096)))
+        refused(small, path, "fc1.*" + both((512, HIDDEN), (512 * (side // 32) ** 2, HIDDEN)))
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-@pytest.mark.parametrize("downsample_first", [True, False])
+@pytest.mark.parametrize("depth, downsample_first", [
+    (18, True), (50, False),
+    pytest.param(18, False, marks=pytest.mark.heavy), pytest.param(50, True, marks=pytest.mark.heavy),
+])  # fmt: skip
 def test_resnets_wherever_the_file_has_the_projections(folder, depth, downsample_first):
     def write(path):
         return zoo.resnet(path, depth, 64, CLASSES, downsample_first=downsample_first)
