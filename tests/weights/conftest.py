@@ -33,14 +33,16 @@ def resnet18(folder):
 
 
 @pytest.fixture
-def few_hidden(monkeypatch):
-    """AlexNet and VGG of few units in the fully connected layers, in files and built."""
+def hidden(request, monkeypatch):
+    """The units of AlexNet's and VGG's fully connected layers, in files and built: few, or as many as parametrized."""
+    units = getattr(request, "param", HIDDEN)
     for module in (zoo, alexnet, vgg):
-        monkeypatch.setattr(module, "HIDDEN", HIDDEN)
+        monkeypatch.setattr(module, "HIDDEN", units)
+    return units
 
 
 @pytest.fixture
-def small_alexnet(folder, few_hidden):
+def small_alexnet(folder, hidden):
     return once(folder, "alexnet.onnx", lambda path: zoo.alexnet(path, SIDE, CLASSES, linear="transB=1"))
 
 
