@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each want every core only take turns.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+
+
+def pytest_collection_finish():
+    """What the test modules imported stays: no garbage collection need look through TensorFlow's million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,13 +50,20 @@ def unoptimized_graphs(request):
     It stays on where the tests of `UNOPTIMIZED` start processes of their own, and in the heavy tests.
     """
     quick = request.path.parent.name in UNOPTIMIZED and "not heavy" in request.config.option.markexpr
-    if not quick or "tensorflow" not in sys.modules:
+    with graphs_as_traced() if quick and "tensorflow" in sys.modules else contextlib.nullcontext():
         yield
-        return
-    optimizer = sys.modules["tensorflow"].config.optimizer
-    optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
+@contextlib.contextmanager
+def graphs_as_traced() -> Iterator[None]:
+    from tensorflow import config
+
+    before = config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,6 +125,16 @@ def run_python():
 
 
 @pytest.fixture
+def eager_functions():
+    """`tf.function`s run eagerly: tracing a network takes longer than a step or two."""
+    from tensorflow import config
+
+    config.run_functions_eagerly(True)
+    yield
+    config.run_functions_eagerly(False)
+
+
+@pytest.fixture
 def no_pictures(monkeypatch):
     """Runs end without drawing their learning curves, which takes a sixth of a training so small: an empty file."""
     from keras_convnets.training import results
@@ -122,31 +147,49 @@ def no_pictures(monkeypatch):
 
 
 @pytest.fixture
-def verified_here(monkeypatch):
+def verified_here():
     """Exports are verified in the test's own process: starting two with TensorFlow takes longer than all the rest."""
+    with verification_in_this_process():
+        yield
+
+
+@contextlib.contextmanager
+def verification_in_this_process() -> Iterator[None]:
     from keras_convnets.export import verification
 
     def answer(folder, artifacts, exchange):
         verification._answer(folder, exchange, [artifact.key for artifact in artifacts])
 
-    monkeypatch.setattr(verification, "_run_runtimes", answer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "_run_runtimes", answer)
+        yield
+
+
+def fit_quickly(*arguments, **more) -> None:
+    from keras_convnets import training
+
+    with graphs_as_traced():
+        training.fit(*arguments, **more)
+
+
+def publish_quickly(run: Path, name: str, to: Path) -> Path:
+    from keras_convnets import export
+
+    with verification_in_this_process():
+        return export.publish(run, name=name, to=to)
 
 
 @pytest.fixture(scope="session")
 def trained_run(made_once) -> Path:
     """A finished run: ResNet-20 on the digits for a few epochs, good enough to recognise most digits."""
-    from keras_convnets import training
-
     overrides = {"epochs": 6, "holdout": 0.1, "batch_size": 64}
-    return made_once("digits", lambda path: training.fit("ResNet20", "digits", run=path, overrides=overrides))
+    return made_once("digits", lambda path: fit_quickly("ResNet20", "digits", run=path, overrides=overrides))
 
 
 @pytest.fixture(scope="session")
 def published(trained_run, made_once) -> Path:
     """The run's exported version, `<repository>/digits/1`."""
-    from keras_convnets import export
-
-    return made_once("repository", lambda to: export.publish(trained_run, name="digits", to=to)) / "digits" / "1"
+    return made_once("repository", lambda to: publish_quickly(trained_run, "digits", to)) / "digits" / "1"
 
 
 @pytest.fixture(scope="session")
@@ -169,19 +212,12 @@ def write_scenes(root: Path) -> None:
 @pytest.fixture(scope="session")
 def photograph_run(photograph_folder, made_once) -> Path:
     """A run of two steps on `photograph_folder`, six images held out: resized to 37 pixels, cropped to 32."""
-    from keras_convnets import training
-
     overrides = {"iterations": 2, "batch_size": 4, "holdout": 6, "image_size": 32}
     arguments = {"recipe": "resnet_imagenet", "overrides": overrides}
-    return made_once(
-        "scenes_run", lambda path: training.fit("CIFARResNet(8)", photograph_folder, run=path, **arguments)
-    )
+    return made_once("scenes_run", lambda path: fit_quickly("CIFARResNet(8)", photograph_folder, run=path, **arguments))
 
 
 @pytest.fixture(scope="session")
 def photograph_version(photograph_run, made_once) -> Path:
     """The exported version of `photograph_run`."""
-    from keras_convnets import export
-
-    made = made_once("scenes_repository", lambda to: export.publish(photograph_run, name="scenes", to=to))
-    return made / "scenes" / "1"
+    return made_once("scenes_repository", lambda to: publish_quickly(photograph_run, "scenes", to)) / "scenes" / "1"

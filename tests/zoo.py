@@ -12,6 +12,8 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+# Units of each of the fully connected layers of AlexNet and VGG.
+HIDDEN = 4096
 # VGG configuration D (Simonyan and Zisserman 2014, table 1); "M" is the pooling.
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 # He et al. 2015, table 1: blocks in conv2_x to conv5_x.
@@ -160,7 +162,7 @@ def alexnet(path, side=227, classes=1000, pool_pads=(0, 0, 0, 0), lrn_bias=1.0, 
     x = net.node("Transpose", x, perm=[0, 2, 3, 1]) if channels_last else x
     x = net.node("Reshape", x, net.array(np.array([-1, size], np.int64)), shape=(size,))
     for _ in range(2):
-        x = net.node("Dropout", net.relu(net.linear(x, 4096)), extra=("_mask",))
+        x = net.node("Dropout", net.relu(net.linear(x, HIDDEN)), extra=("_mask",))
     # A small gain: the images are of some 100 a pixel, and a saturated softmax would show nothing.
     return net.save(path, net.node("Softmax", net.linear(x, classes, gain=1e-3), axis=1))
 
@@ -172,7 +174,7 @@ def vgg16(path, side=224, classes=1000, **how):
     for row in VGG16:
         x = net.pool(x, 2, 2) if row == "M" else net.relu(net.conv(x, row, 3, pad=1))
     for _ in range(2):
-        x = net.node("Dropout", net.relu(net.linear(net.flat(x), 4096)), ratio=0.5)
+        x = net.node("Dropout", net.relu(net.linear(net.flat(x), HIDDEN)), ratio=0.5)
     return net.save(path, net.linear(net.flat(x), classes))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from PIL import Image
 from keras_convnets.commands.main import COMMANDS, main
 from keras_convnets.export import Client
 from keras_convnets.export.serving import ModelServer
-from keras_convnets.training import trainer
+from keras_convnets.training import dry_run, trainer
 from keras_convnets.weights.pretrained import get_record
 
 
@@ -351,6 +352,7 @@ def test_weights_that_cannot_be_had_say_where_to_put_them(cli, samples, tmp_path
 def test_a_dry_run_says_what_a_training_would_be_and_writes_nothing(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trainer, "get_model", tiny.network)
+    monkeypatch.setattr(dry_run, "measure", functools.partial(dry_run.measure, seconds=0.2))
     given = ("train", "--model", "ResNet20", "--dataset", "digits", "--set", "epochs=2", "--set", "batch_size=64")
     status, out, err = cli(*given, "--dry-run")
     rows = dict(line.split("  ", 1) for line in out.splitlines() if not line.startswith("  "))

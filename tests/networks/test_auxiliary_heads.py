@@ -54,6 +54,7 @@ def test_auxiliary_heads_train_with_the_papers_weights(auxiliary):
         keras.optimizers.SGD(1e-3),
         loss=dict.fromkeys(HEADS, "sparse_categorical_crossentropy"),
         loss_weights=HEADS,
+        run_eagerly=True,  # tracing takes longer than the two steps
     )
     images, labels = images_of(79, 79), np.array([0, 2])
     before = {head: model.get_layer(f"{head}_fc").kernel.numpy() for head in ("aux1", "aux2")}

@@ -29,37 +29,19 @@ from keras_convnets import (
 )
 from keras_convnets.errors import UserError
 
+# Files of a hundred megabytes, but for one with groups of convolutions, are for the heavy run.
+FILES = [*FEW, "AlexNet", "GoogLeNet", "ResNet18"]
+OTHERS = [[name for name in QUICK if name not in FEW], *([name] for name in IMAGENET if name not in FILES)]
+
 
 @pytest.mark.parametrize(
-    "names", [FEW, pytest.param([name for name in QUICK if name not in FEW], marks=pytest.mark.heavy)], ids="-".join
+    "names", [FILES, *(pytest.param(names, marks=pytest.mark.heavy) for names in OTHERS)], ids="-".join
 )
 def test_keras_files_in_a_fresh_process(names, tmp_path):
     """Networks with random weights, saved and loaded in a process that knows nothing of them."""
-    images, paths = images_of(32, 32), [tmp_path / f"{name}.keras" for name in names]
-    for seed, path in enumerate(paths):
-        randomise(built(path.stem), seed)
-        built(path.stem).save(path)
-    found, _ = load_in_a_fresh_process(images, paths)
-    for path in paths:
-        model, (weights, outputs, structure) = built(path.stem), found[str(path)]
-        assert weights == digest(model)
-        assert structure == hashlib.sha256(model.to_json().encode()).hexdigest()
-        np.testing.assert_allclose(outputs, as_numpy(model(images)), rtol=1e-4, atol=1e-6)
-
-
-# Files of a hundred megabytes, but for one with groups of convolutions, are for the heavy run.
-FILES = ["AlexNet", "GoogLeNet", "ResNet18"]
-
-
-@pytest.mark.parametrize(
-    "names",
-    [FILES, *(pytest.param([name], marks=pytest.mark.heavy) for name in IMAGENET if name not in FILES)],
-    ids="-".join,
-)
-def test_keras_files_of_imagenet_networks_in_a_fresh_process(names, tmp_path):
     images, expected = images_of(64, 64), {}
     for name in names:
-        side = smallest(name)
+        side = 32 if name in QUICK else smallest(name)
         model = get_model(name, input_shape=(side, side, 3), classes=3)
         randomise(model)
         unsaturate(model)

@@ -184,9 +184,10 @@ WRITERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("owner, name", WRITERS, ids=[name for _, name in WRITERS])
-def test_a_disk_that_fills_at_the_end_leaves_nothing_out(monkeypatch, tmp_path, owner, name):
+def test_a_disk_that_fills_at_the_end_leaves_nothing_out(monkeypatch, tmp_path):
+    """The same command again and again, each time with no space left for another of the results."""
     make_quick(monkeypatch, pictures=True)
+    writers = iter(WRITERS)
 
     def full(*arguments, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -195,16 +196,18 @@ def test_a_disk_that_fills_at_the_end_leaves_nothing_out(monkeypatch, tmp_path, 
 
     def finish_on_a_full_disk(self):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, full)
+            patch.setattr(*next(writers), full)
             finish(self)
 
     run = training.Run(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "finish", finish_on_a_full_disk)
         sentence = r"run can't be written to \(No space left on device\); fix that, and the same command resumes"
-        with pytest.raises(UserError, match=sentence):
-            fit(run.path, iterations=2, holdout=0)
-    assert not run.finished
+        for _ in WRITERS:
+            with pytest.raises(UserError, match=sentence):
+                fit(run.path, iterations=2, holdout=0)
+            assert not run.finished
+    assert next(writers, None) is None
     fit(run.path, iterations=2, holdout=0)
     names = {path.name for path in run.path.iterdir()}
     whole = {"model.json", "config.json", "metrics.jsonl", "best.keras", "final.keras", "plots", "events", "samples"}
@@ -251,9 +254,14 @@ def weights(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["from scratch", "from weights"])
+# Whole runs from scratch are in test_photograph_recipes.py.
+@pytest.mark.parametrize(
+    "given", [pytest.param(False, marks=pytest.mark.heavy, id="from scratch"), pytest.param(True, id="from weights")]
+)
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_takes_a_step_with_and_without_weights(name, given, weights, monkeypatch, tmp_path):
+def test_every_recipe_takes_a_step_with_and_without_weights(
+    name, given, weights, monkeypatch, tmp_path, eager_functions
+):
     monkeypatch.setattr(trainer, "get_model", tiny.network)
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
     split = training.data.ArraySplit(images, np.arange(12) % 3)
@@ -263,11 +271,7 @@ def test_every_recipe_takes_a_step_with_and_without_weights(name, given, weights
     made = training.Trainer(plan, training.Run(tmp_path))
     assert (made.preprocessing.order == "BGR") == given and (not given or made.preprocessing.mean == (1, 2, 3))
     batch = next(made.batches())
-    tf.config.run_functions_eagerly(True)
-    try:
-        loss, _ = made.train_step(batch)
-    finally:
-        tf.config.run_functions_eagerly(False)
+    loss, _ = made.train_step(batch)
     assert np.isfinite(float(loss))
 
 

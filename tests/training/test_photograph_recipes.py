@@ -20,6 +20,8 @@ from keras_convnets.training.plan import make_plan
 from keras_convnets.training.recipes import RECIPES, default_recipe, get_recipe
 from keras_convnets.training.train_step import make_optimizer, make_step
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
@@ -222,14 +224,14 @@ def test_a_network_that_overflows_on_the_holdout_is_never_the_best():
 
 def test_a_plateau_divides_the_rate(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "get_model", tiny.network)
-    overrides = {"image_size": 32, "batch_size": 6, "epochs": 6, "holdout": 6, "learning_rate": 0, "iterations": None}
+    overrides = {"image_size": 32, "batch_size": 6, "epochs": 3, "holdout": 6, "learning_rate": 0, "iterations": None}
     run = training.fit(
         "ResNet18",
         photographs,
         run=tmp_path / "run",
         overrides={**overrides, "plateau_patience": 0.1, "plateau_drops": 2},
     )
-    assert [record["learning_rate"] for record in run.metrics()] == [0] * 6
+    assert [record["learning_rate"] for record in run.metrics()] == [0] * 3
     recipe = get_recipe("resnet_imagenet", {"iterations": 100, "learning_rate": 1.0, "plateau_patience": 0.1})
     # A report every 5 steps; two without a better one are a tenth of the run.
     figures = [0.5, 0.5, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, *[0.7] * 9]
@@ -335,7 +337,7 @@ def test_lower_precision_trains_and_exports_in_float32(tmp_path, precision):
     assert keras.config.dtype_policy().name == "float32" and np.isfinite(run.metrics()[-1]["loss"])
 
 
-def test_the_auxiliary_losses_weigh_three_tenths():
+def test_the_auxiliary_losses_weigh_three_tenths(eager_functions):
     keras.utils.set_random_seed(0)
     model = GoogLeNet(auxiliary=True, input_shape=(79, 79, 3), classes=3)
     recipe = get_recipe("googlenet", {"batch_size": 2, "weight_decay": 0})

@@ -43,8 +43,8 @@ def encoded() -> list[bytes]:
     """Photographs of several sizes and chroma resolutions, with one that is grey; two of scikit-learn without data."""
     folder = os.environ.get(DATA_VARIABLE)
     if folder:
-        paths = sorted((Path(folder) / "datasets" / "imagenet_samples").glob("*.JPEG"))[::12]
-        paths += sorted((Path(folder) / "datasets" / "ants_bees" / "val").rglob("*.jpg"))[::40]
+        paths = sorted((Path(folder) / "datasets" / "imagenet_samples").glob("*.JPEG"))[::25]
+        paths += sorted((Path(folder) / "datasets" / "ants_bees" / "val").rglob("*.jpg"))[::80]
     else:
         datasets = pytest.importorskip("sklearn.datasets")
         paths = [Path(name) for name in datasets.load_sample_images().filenames]

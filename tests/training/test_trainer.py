@@ -20,6 +20,8 @@ from keras_convnets.files import exclusive_lock
 from keras_convnets.training import trainer
 from keras_convnets.training.recipes import get_recipe
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TESTS = Path(__file__).parent.parent  # where scripts find the module `tiny`
 
 
@@ -135,7 +137,8 @@ import os, signal, sys
 import tiny
 from keras_convnets.training import trainer
 trainer.get_model = tiny.network
-path, kill_at = sys.argv[1], int(sys.argv[2])
+kill_at, *paths = sys.argv[1:]
+kill_at = int(kill_at)
 trainer.CHECKPOINT_SECONDS = trainer.CHECKPOINT_SECONDS_AT_REPORTS = -1.0 if kill_at else 3600.0
 advance = trainer.TrainingProgress.advance
 def killing(self, step):
@@ -143,22 +146,21 @@ def killing(self, step):
         os.kill(os.getpid(), signal.SIGKILL)
     advance(self, step)
 trainer.TrainingProgress.advance = killing
-trainer.fit("ResNet20", "digits", run=path, overrides=dict(iterations=24, holdout=0.1, batch_size=64, warmup=True,
-            ema=0.9))
+overrides = dict(iterations=24, holdout=0.1, batch_size=64, warmup=True, ema=0.9)
+for path in paths:
+    trainer.fit("ResNet20", "digits", run=path, overrides=overrides)
 """
 
 
 def test_a_killed_run_that_goes_on_equals_the_unbroken_one(run_python, tmp_path):
     """To the bit: one inter-op thread makes this machine's arithmetic repeatable; order and crops are the seed's."""
     once = {"TF_NUM_INTEROP_THREADS": "1"}
-    arguments = {"unbroken": "0", "broken": "14"}
-    for name, kill_at in arguments.items():
-        process = run_python("-c", KILLED, str(tmp_path / name), kill_at, cwd=TESTS, env=once)
-        assert process.returncode == (-signal.SIGKILL if name == "broken" else 0), process.stderr[-3000:]
-    assert not training.Run(tmp_path / "broken").finished
-    process = run_python("-c", KILLED, str(tmp_path / "broken"), "0", cwd=TESTS, env=once)
+    unbroken, broken = (training.Run(tmp_path / name) for name in ("unbroken", "broken"))
+    process = run_python("-c", KILLED, "14", str(broken.path), cwd=TESTS, env=once)
+    assert process.returncode == -signal.SIGKILL, process.stderr[-3000:]
+    assert not broken.finished
+    process = run_python("-c", KILLED, "0", str(broken.path), str(unbroken.path), cwd=TESTS, env=once)
     assert process.returncode == 0, process.stderr[-3000:]
-    unbroken, broken = (training.Run(tmp_path / name) for name in arguments)
     assert broken.metrics() == unbroken.metrics()
     for file in ("final.keras", "best.keras"):
         one, other = (keras.saving.load_model(run.path / file).get_weights() for run in (unbroken, broken))
@@ -244,7 +246,8 @@ def test_two_trainings_do_not_share_a_directory(tmp_path):
         training.fit("ResNet20", "digits", run=tmp_path / "run", overrides={"iterations": 1})
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
     with pytest.raises(FloatingPointError, match="try a lower learning_rate"):
         training.fit("ResNet20", "digits", run=tmp_path / "run", overrides={"iterations": 4, "learning_rate": 1e30})
     assert not training.Run(tmp_path / "run").finished

@@ -8,9 +8,10 @@ import shutil
 import pytest
 import zoo
 from reference import randomise
-from weights_files import CLASSES, SIDE, once, write_legacy
+from weights_files import CLASSES, HIDDEN, SIDE, once, write_legacy
 
 import keras_convnets
+from keras_convnets.networks import alexnet, vgg
 
 
 @pytest.fixture
@@ -32,7 +33,16 @@ def resnet18(folder):
 
 
 @pytest.fixture
-def small_alexnet(folder):
+def hidden(request, monkeypatch):
+    """The units of AlexNet's and VGG's fully connected layers, in files and built: few, or as many as parametrized."""
+    units = getattr(request, "param", HIDDEN)
+    for module in (zoo, alexnet, vgg):
+        monkeypatch.setattr(module, "HIDDEN", units)
+    return units
+
+
+@pytest.fixture
+def small_alexnet(folder, hidden):
     return once(folder, "alexnet.onnx", lambda path: zoo.alexnet(path, SIDE, CLASSES, linear="transB=1"))
 
 

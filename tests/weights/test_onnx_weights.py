@@ -12,6 +12,7 @@ from PIL import Image
 from reference import as_numpy
 from weights_files import (
     CLASSES,
+    HIDDEN,
     SIDE,
     SMALL,
     SMALL_ALEXNET,
@@ -33,7 +34,7 @@ from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.prediction import keras_classifier
 from keras_convnets.weights import pretrained
 
-pytestmark = pytest.mark.usefixtures("info_log")
+pytestmark = pytest.mark.usefixtures("info_log", "hidden")
 
 
 def centred_log(probabilities):
@@ -45,7 +46,8 @@ def centred(logits):
     return logits - logits.mean(-1, keepdims=True)
 
 
-def test_caffes_alexnet(tmp_path):
+@pytest.mark.parametrize("hidden", [HIDDEN, pytest.param(4096, marks=pytest.mark.heavy)], indirect=True)
+def test_caffes_alexnet(tmp_path, hidden):
     with zoo.removed_after(zoo.alexnet(tmp_path / "alexnet.onnx")) as path:
         model = keras_convnets.AlexNet(weights=path)
         assert model.input_shape == (None, 227, 227, 3)
@@ -57,8 +59,10 @@ def test_caffes_alexnet(tmp_path):
     same_logits(centred_log(as_numpy(model(images))), centred_log(reference))
 
 
-@pytest.mark.parametrize("side", [64, pytest.param(224, marks=pytest.mark.heavy)])
-def test_vgg16_and_its_other_sizes(tmp_path, side):
+@pytest.mark.parametrize(
+    "side, hidden", [(64, HIDDEN), pytest.param(224, 4096, marks=pytest.mark.heavy)], indirect=["hidden"]
+)
+def test_vgg16_and_its_other_sizes(tmp_path, side, hidden):
     arguments = {"input_shape": (side, side, 3), "classes": CLASSES}
     with zoo.removed_after(zoo.vgg16(tmp_path / "vgg16.onnx", side, CLASSES)) as path:
         model = keras_convnets.VGG16(weights=path, **arguments, classifier_activation=None)
@@ -71,11 +75,13 @@ def test_vgg16_and_its_other_sizes(tmp_path, side):
         del model
         small = keras_convnets.VGG16(input_shape=(32, 32, 3), classes=CLASSES)
         # Five poolings halve the sides; fc1 sees 512 maps.
-        refused(small, path, "fc1.*" + both((512, 4096), (512 * (side // 32) ** 2, 4096)))
+        refused(small, path, "fc1.*" + both((512, hidden), (512 * (side // 32) ** 2, hidden)))
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-@pytest.mark.parametrize("downsample_first", [True, False])
+@pytest.mark.parametrize("depth, downsample_first", [
+    (18, True), (50, False),
+    pytest.param(18, False, marks=pytest.mark.heavy), pytest.param(50, True, marks=pytest.mark.heavy),
+])  # fmt: skip
 def test_resnets_wherever_the_file_has_the_projections(folder, depth, downsample_first):
     def write(path):
         return zoo.resnet(path, depth, 64, CLASSES, downsample_first=downsample_first)

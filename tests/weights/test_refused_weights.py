@@ -13,6 +13,7 @@ from reference import as_numpy
 from weights_files import (
     CLASSES,
     FORMATS,
+    HIDDEN,
     SMALL,
     SMALL_ALEXNET,
     both,
@@ -81,7 +82,7 @@ def test_an_onnx_file_of_other_strides(resnet50, folder):
 def test_an_onnx_file_of_another_input_size(small_alexnet):
     # 131 pixels leave conv5 maps of 3x3, 9 * 256 numbers instead of 4 * 256.
     model = keras_convnets.AlexNet(input_shape=(131, 131, 3), classes=CLASSES)
-    refused(model, small_alexnet, "fc6.*" + both((2304, 4096), (1024, 4096)))
+    refused(model, small_alexnet, "fc6.*" + both((2304, HIDDEN), (1024, HIDDEN)))
 
 
 def test_an_onnx_file_without_groups(small_alexnet):
