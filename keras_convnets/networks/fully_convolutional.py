@@ -100,7 +100,8 @@ def fully_convolutional(model: keras.Model) -> keras.Model:
 
 def _classifier(model: keras.Model) -> tuple[keras.layers.Layer, list[keras.layers.Layer]]:
     """Return the layer that ends the feature maps, and those behind it up to the class scores, in order."""
-    tensor, head = main_output(model), []
+    tensor = main_output(model)
+    head: list[keras.layers.Layer] = []
     while tensor is not None:
         operation = tensor._keras_history.operation
         if isinstance(operation, tuple(POOLINGS)):
