@@ -76,7 +76,7 @@ def evaluate(
             "ten_crop(side=288)" or "dense(scales=256:384, mirror=false)"; or a protocol of one's own.
         average: of an image's views: "mean" of the probabilities, "max", "geometric" or "logits"; by default what the
             protocol says, which is the mean.
-        batch_size: images, or views, at a time.
+        batch_size: images at a time, or views, of which no more than 64 of 224 x 224 pixels or as many pixels.
         progress: called with (images done, images in all).
         encoded: whether the predictor takes a list of encoded images, as the data set holds them, and brings them to
             its size by itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,8 @@ from keras_convnets.training.evaluation.views import whole_images
 Predictor = Callable[[Any], np.ndarray]
 # So many images are looked at together for those of the same size, which a fully convolutional network sees together.
 WHOLE_TOGETHER = 16
+# In pixels, 64 of 224 x 224: of several views an image so many are seen together, whose maps need a gigabyte.
+VIEW_PIXELS = 64 * 224 * 224
 
 
 def predict_split(predictor: Predictor | keras.Model, split: Split, batch_size: int) -> np.ndarray:
@@ -68,14 +71,14 @@ def view_answers(
         split: the images, which must decode.
         view: of the classifier's card, from which the protocol makes its own.
         protocol: one that has `views`, equally many of one size of every image.
-        batch_size: views at a time.
+        batch_size: views at a time, at most `VIEW_PIXELS`; of whole images as many as have the pixels of so many views.
     """
     views_of = protocol.views
     assert views_of is not None, f"protocol {protocol.name} shows the card's own view"
-    shown = _mapped(split, lambda image: views_of(image, view))
+    shown = _mapped(split, _viewing(views_of, view))
     views = shown.element_spec.shape[0]
     assert views is not None, f"protocol {protocol.name} gives an unknown number of views"
-    batch_size = even_batches(split.size * views, batch_size)
+    batch_size = even_batches(split.size * views, min(batch_size, max(1, VIEW_PIXELS // math.prod(view.crop))))
     predict, left = _callable(predictor, batch_size), None
     for batch in shown.rebatch(batch_size).prefetch(1).as_numpy_iterator():
         answers = np.asarray(predict(batch))
@@ -103,7 +106,7 @@ def whole_image_answers(
     assert model is not None, f"protocol {protocol.name} needs a Keras model"
     scores = _score_maps(model)
     pixels, orders = batch_size * math.prod(view.crop), (1, -1) if protocol.mirror else (1,)
-    shown = _mapped(split, lambda image: whole_images(image, view, sides))
+    shown = _mapped(split, _viewing(whole_images, view, sides))
     for window in _windows(shown.prefetch(1).as_numpy_iterator(), WHOLE_TOGETHER):
         answers: list[list[np.ndarray]] = [[] for _ in window]
         for scale in range(len(sides)):
@@ -127,11 +130,17 @@ def even_batches(total: int, most: int) -> int:
     return max(1, math.ceil(total / max(1, math.ceil(total / most))))
 
 
-def _mapped(split: Split, shown: Callable[[tf.Tensor], Any]) -> tf.data.Dataset:
+def _mapped(split: Split, viewed: Callable[[tf.Tensor], Any]) -> tf.data.Dataset:
     return split.encoded_in_order().map(
-        lambda encoded, label, position: shown(decode_image(encoded)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
+        lambda encoded, label, position: viewed(encoded), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _viewing(shown: Callable[..., Any], *arguments: Any) -> Callable[[tf.Tensor], Any]:
+    """Return what turns an encoded image into views; its graph takes seconds to build, so it is kept."""
+    return tf.function(
+        lambda encoded: shown(decode_image(encoded), *arguments), input_signature=[tf.TensorSpec([], tf.string)]
     )
 
 
