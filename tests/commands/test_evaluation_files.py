@@ -16,6 +16,7 @@ from keras_convnets.commands import evaluate as command
 from keras_convnets.commands.evaluation_sources import predictions_places
 from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
+from keras_convnets.export.serving import ModelServer
 from keras_convnets.training.evaluation import Predictions, compare, ensemble, kept_parts
 
 
@@ -172,3 +173,20 @@ def test_images_left_out_are_counted_and_named(cli, photograph_run, photograph_f
     assert "left out, as they do not decode: 1 images: " in out and "china/3.png (empty: 0 bytes)" in out
     found = Predictions.load(tmp_path / "a.npz")
     assert len(found) == 23 and "china/3.png" not in found.ids and found.left_out[0].file.endswith("china/3.png")
+
+
+def test_an_endpoint_a_run_and_a_file_are_put_together(cli, trained_run, published, tmp_path):
+    run, out = shutil.copytree(trained_run, tmp_path / "run"), tmp_path / "out"
+    file = kept(tmp_path / "kept.npz", 0)
+    with ModelServer({"digits": published.parent}, port=0, rest_api_port=0) as server:
+        url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/digits"
+        arguments = ["--dataset", "digits", "--predictions", out, "--ensemble", "--json"]
+        status, text, err = cli("evaluate", run, url, file, *arguments)
+    assert status == 0, err
+    members = [Predictions.load(out / f"{name}.npz") for name in ("run", "digits", "kept")]
+    assert members[0].ids == members[1].ids == members[2].ids
+    np.testing.assert_allclose(members[0].probabilities, members[1].probabilities, atol=1e-5)
+    mean = np.mean([found.probabilities.astype(np.float64) for found in members], axis=0)
+    np.testing.assert_allclose(ensemble(members).mean().probabilities, mean, atol=1e-6)
+    wrong = int((mean.argmax(axis=1) != members[0].labels).sum())
+    assert json.loads(text)["ensemble"]["all"]["top1_error"] == pytest.approx(wrong / 360)
