@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from tiny import network
 
-from keras_convnets import training
+from keras_convnets import CIFARResNet, training
 from keras_convnets.errors import UserError
 from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.images.view import View
@@ -230,6 +230,14 @@ def test_dense_at_the_networks_own_size_is_the_centre(model):
     dense = answers(model, data, f"dense(scales={SIDE}, mirror=false)")
     np.testing.assert_allclose(dense, answers(model, data, "center"), rtol=1e-5)
     np.testing.assert_allclose(dense, predict(model, images), rtol=1e-5)
+
+
+def test_dense_of_a_residual_network_at_its_own_size_is_the_centre():
+    resnet = CIFARResNet(8, input_shape=(16, 16, 3), classes=CLASSES)
+    images = np.random.default_rng(2).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    data = DataSet("own", tuple("abc"), True, {"test": ArraySplit(images, np.arange(5) % 3)}, (16, 16))
+    found = answers(resnet, data, "dense(scales=16, mirror=false)")
+    np.testing.assert_allclose(found, answers(resnet, data, "center"), rtol=1e-4)
 
 
 @pytest.mark.parametrize("average", ["mean", "max", "geometric"])
