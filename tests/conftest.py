@@ -147,6 +147,20 @@ def no_pictures(monkeypatch):
 
 
 @pytest.fixture
+def cli(capsys):
+    """Run a command in this process; returns (status, standard output, standard error)."""
+
+    def run(*arguments: object):
+        from keras_convnets.commands.main import main
+
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
 def verified_here():
     """Exports are verified in the test's own process: starting two with TensorFlow takes longer than all the rest."""
     with verification_in_this_process():

@@ -268,12 +268,12 @@ def test_pictures_show_names_as_they_are(tmp_path):
 
 
 def test_errors_and_evaluations_send_no_escape_sequences_to_the_terminal(tmp_path, capsys):
-    from keras_convnets.commands.evaluate import _print_evaluation
+    from keras_convnets.commands.evaluation_text import print_evaluation
 
     assert main(["data", "verify", f"{tmp_path}/no\x1b[2Jthing"]) == 2
     assert r"no\x1b[2Jthing" in capsys.readouterr().err
     result = Evaluation("d\x1b", "test", "center", 2, 0.5, None, ("\u202eant", "bee"), np.array([[0, 1], [0, 1]]))
-    _print_evaluation("runs/[/x]\x1b", result)
+    print_evaluation("runs/[/x]\x1b", result)
     shown = capsys.readouterr().out
     assert shown.replace("\n", "").isprintable() and r"\u202eant" in shown and "[/x]" in shown
 

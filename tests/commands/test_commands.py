@@ -25,18 +25,6 @@ from keras_convnets.weights.pretrained import get_record
 
 
 @pytest.fixture
-def cli(capsys):
-    """Run a command in this process; returns (status, standard output, standard error)."""
-
-    def run(*arguments: object):
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def samples(trained_run):
     return sorted((trained_run / "samples").glob("*/*.png"))
 

@@ -14,22 +14,9 @@ from PIL import Image
 from keras_convnets import training
 from keras_convnets.commands import evaluate as command
 from keras_convnets.commands.evaluation_sources import predictions_places
-from keras_convnets.commands.main import main
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving import ModelServer
 from keras_convnets.training.evaluation import Predictions, compare, ensemble, kept_parts
-
-
-@pytest.fixture
-def cli(capsys):
-    """Run a command in this process; returns (status, standard output, standard error)."""
-
-    def run(*arguments: object):
-        status = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 def kept(path, seed, strength=2.0, **fields):

@@ -25,6 +25,8 @@ _PREAMBLE = re.compile(
     r"^Graph execution error:\s*"
     r'(?:Detected at node [^\n]*\n(?:[ \t]*(?:File "[^\n]*|<stack traces unavailable>)?\n)*)*\s*'
 )
+# The functions that the failed operation is in, which are named where TensorFlow has not inlined them.
+_FUNCTIONS = re.compile(r"^(?:\{\{function_node [^}]*\}\}\s*)+")
 _SUFFIX = re.compile(r"\s*\[Op:[^\]]*\](?: name: \S*)?\s*$")
 
 
@@ -132,4 +134,4 @@ def run_error(error: Exception) -> ServingError:
 
 def _plain_text(error: Exception) -> str:
     text = str(getattr(error, "message", None) or error)
-    return _SUFFIX.sub("", _PREAMBLE.sub("", text)).strip() or type(error).__name__
+    return _SUFFIX.sub("", _FUNCTIONS.sub("", _PREAMBLE.sub("", text))).strip() or type(error).__name__
