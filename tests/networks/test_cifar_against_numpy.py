@@ -10,6 +10,7 @@ import pytest
 from network_checks import as_numpy, both_families, digest, images_of, leaves, own_preset, randomise
 
 from keras_convnets import (
+    CIFARPlainNet,
     CIFARResNet,
     model_info,
 )
@@ -110,7 +111,9 @@ def test_forward_pass_is_the_papers(family, depth, size, kind):
     assert_close([as_numpy(output) for output in probe(images)], references)
 
 
-@both_families
+@pytest.mark.parametrize(
+    "family", [CIFARResNet, pytest.param(CIFARPlainNet, marks=pytest.mark.heavy)], ids=["residual", "plain"]
+)
 def test_a_nested_network_computes_the_same(family, monkeypatch, tmp_path):
     # Five blocks a stage in inner models of two, two and one, as ResNet1202 has them by the fifty.
     monkeypatch.setattr(resnet_cifar, "DEEPEST_FLAT", 20)

@@ -75,6 +75,7 @@ def test_keras_layer_names_are_kept(pair):
     assert weighted(twin) == weighted(ours)
 
 
+@pytest.mark.heavy
 def test_the_same_feature_maps_as_the_twin_at_any_size():
     twin, ours = paired("ResNet50", include_top=False, input_shape=(None, None, 3))
     for size in ((32, 32), (64, 64), (65, 46)):
@@ -82,7 +83,9 @@ def test_the_same_feature_maps_as_the_twin_at_any_size():
         assert relative_difference(as_numpy(ours(images_of(*size))), reference) <= TOLERANCE, size
 
 
-@pytest.mark.parametrize("pooling", [None, "avg", "max"])
+@pytest.mark.parametrize(
+    "pooling", ["avg", *(pytest.param(pooling, marks=pytest.mark.heavy) for pooling in (None, "max"))]
+)
 def test_the_same_features_as_the_twin(pooling):
     twin, ours = paired("VGG16", include_top=False, input_shape=(*SIZE, 3), pooling=pooling)
     assert relative_difference(as_numpy(ours(images_of(*SIZE))), as_numpy(twin(images_of(*SIZE)))) <= TOLERANCE

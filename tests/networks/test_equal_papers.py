@@ -285,7 +285,7 @@ def test_residual_and_plain_networks(name, depth, options):
     compare(model, images_of(33, 48, 1), functools.partial(resnet, depth=depth, **options))
 
 
-@pytest.mark.parametrize("name, depth", [("ResNet18", 18), ("ResNet50", 50)])
+@pytest.mark.parametrize("name, depth", [("ResNet18", 18), pytest.param("ResNet50", 50, marks=pytest.mark.heavy)])
 def test_projections_where_the_dimensions_grow_are_the_default(name, depth):
     compare(logits_of(name, (47, 32)), images_of(47, 32, 1), functools.partial(resnet, depth=depth, shortcut="B"))
 

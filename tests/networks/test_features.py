@@ -36,7 +36,7 @@ STAGES = {
     "resnet_cifar": {"conv1": (16, 1), "conv2_x": (16, 1), "conv3_x": (32, 2), "conv4_x": (64, 4)},
 }
 # The others differ in depth alone; the deepest takes ten seconds to build.
-QUICK = ["AlexNet", "AlexNetSixConvs", "VGG11", "GoogLeNet", "ResNet18", "ResNet50", "PlainNet18", "ResNet20"]
+QUICK = ["AlexNet", "AlexNetSixConvs", "VGG11", "GoogLeNet", "ResNet18", "ResNet20"]
 over_all = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.heavy) for name in ARCHITECTURES]
 )
@@ -46,6 +46,13 @@ FAMILIES = ["AlexNet", "VGG11", "GoogLeNet", "ResNet18", "ResNet20"]
 HEAVY = [pytest.param(name, marks=pytest.mark.heavy) for name in ("VGG16", "ResNet50", "ResNet50v1_5", "PlainNet18")]
 # pytest runs the tests of one network together, so that only one is in memory.
 over_families = pytest.mark.parametrize("classifier", FAMILIES + HEAVY, indirect=True)
+# Where a larger image shows the same and more of every family.
+over_pooled = pytest.mark.parametrize(
+    "classifier",
+    [*(name if name in ("GoogLeNet", "ResNet20") else pytest.param(name, marks=pytest.mark.heavy) for name in FAMILIES)]
+    + HEAVY,
+    indirect=True,
+)
 
 
 def as_numpy(x):
@@ -215,7 +222,7 @@ def test_features_of_a_loaded_network(name, tmp_path):
         assert_close(as_numpy(found[stage]), as_numpy(expected[stage]))
 
 
-@pytest.mark.parametrize("reloaded", [False, True], ids=["built", "loaded"])
+@pytest.mark.parametrize("reloaded", [pytest.param(False, marks=pytest.mark.heavy), True], ids=["built", "loaded"])
 @pytest.mark.parametrize(
     "family", [CIFARResNet, pytest.param(CIFARPlainNet, marks=pytest.mark.heavy)], ids=["residual", "plain"]
 )
@@ -246,7 +253,7 @@ def test_an_unknown_stage_names_the_nearest():
 # Classifiers as convolutions.
 
 
-@over_families
+@over_pooled
 def test_fully_convolutional_equals_the_classifier_at_its_own_size(classifier):
     _, model = classifier
     side = model.input_shape[1]

@@ -189,7 +189,7 @@ def test_a_run_goes_on_with_its_own_spec_alone(run_of_depth_8, capsys):
 
 
 def test_a_run_of_any_depth_is_exported(run_of_depth_8, verified_here, tmp_path):
-    folder = export.publish(run_of_depth_8, name="eight", to=tmp_path, formats=("onnx",))
+    folder = export.publish(run_of_depth_8, name="eight", to=tmp_path, formats=("saved_model",))
     card = ModelCard.read(folder / "assets.extra")
     assert (card.architecture, card.arguments["depth"]) == ("CIFARResNet", 8)
     assert card.build().built_as == training.Run(run_of_depth_8).model().built_as

@@ -75,7 +75,9 @@ def test_1202_is_nested():
     assert len(model.layers) < 30
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [name if name == "ResNet110" else pytest.param(name, marks=pytest.mark.heavy) for name in QUICK]
+)
 def test_the_others_are_flat(name):
     assert not any(isinstance(layer, keras.Model) for layer in built(name).layers)
 

@@ -22,9 +22,14 @@ from keras_convnets.errors import UserError
 from keras_convnets.networks.registry import ARCHITECTURES
 
 deepest_is_heavy = (pytest.mark.heavy, pytest.mark.timeout(300))
-ALL_CIFAR = [*QUICK, pytest.param(DEEPEST, marks=deepest_is_heavy)]
-# Between ResNet50, its v1_5 and ResNet152; test_registry.py checks what the table says of them.
-BETWEEN = ("ResNet101", "ResNet101v1_5", "ResNet152v1_5")
+# The smallest of both families and the deepest that is not nested; the others differ from these in depth alone.
+ENDS = ("ResNet20", "ResNet110", "PlainNet20")
+ALL_CIFAR = [
+    *(name if name in ENDS else pytest.param(name, marks=pytest.mark.heavy) for name in QUICK),
+    pytest.param(DEEPEST, marks=deepest_is_heavy),
+]
+# Deeper than ResNet50 and its v1_5; test_registry.py checks what the table says of them.
+BETWEEN = ("ResNet101", "ResNet152", "ResNet101v1_5", "ResNet152v1_5")
 ALL_IMAGENET = [pytest.param(name, marks=pytest.mark.heavy) if name in BETWEEN else name for name in IMAGENET]
 
 
