@@ -134,8 +134,10 @@ def words(group, key):
     group[key] = ["a", "b"]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("change", [huge, huge_chunks, words])
+@pytest.mark.parametrize("change, suffix", [
+    *((change, suffix) for change in (huge, words) for suffix in SUFFIXES), (huge_chunks, ".keras"),
+    *(pytest.param(huge_chunks, suffix, marks=pytest.mark.heavy) for suffix in SUFFIXES[:2]),
+])  # fmt: skip
 def test_what_a_file_declares_is_checked_before_it_is_read(model, tmp_path, change, suffix):
     path = crafted(model, tmp_path / f"crafted{suffix}", change)
     tracemalloc.start()

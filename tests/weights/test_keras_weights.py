@@ -27,6 +27,13 @@ from keras_convnets.images.preprocessing import Preprocessing
 pytestmark = pytest.mark.usefixtures("info_log")
 
 
+# The ONNX file and one of Keras; the others of Keras' are for the heavy run.
+over_formats = pytest.mark.parametrize(
+    "suffix",
+    [suffix if suffix in (".onnx", ".keras") else pytest.param(suffix, marks=pytest.mark.heavy) for suffix in FORMATS],
+)
+
+
 def differing(model, other):
     """Names of the layers whose weights differ between two networks of the same layers."""
     first, second = weights_by_layer(model), weights_by_layer(other)
@@ -68,6 +75,7 @@ def test_keras_applications_resnet50_by_its_legacy_file(twin_resnet50):
     assert ours.get_layer("preprocessing").preprocessing == Preprocessing((103.939, 116.779, 123.68), order="BGR")
 
 
+@pytest.mark.heavy
 def test_keras_applications_vgg16_by_its_legacy_file(tmp_path):
     arguments = {"weights": None, "input_shape": (64, 64, 3), "classes": CLASSES}
     twin = keras.applications.VGG16(**arguments, classifier_activation=None)
@@ -90,7 +98,7 @@ def built(suffix, request, **arguments):
     )
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@over_formats
 def test_another_number_of_classes_leaves_the_head_untrained(suffix, request, caplog):
     whole = built(suffix, request)
     assert not untrained(caplog)
@@ -107,7 +115,7 @@ def test_another_number_of_classes_leaves_the_head_untrained(suffix, request, ca
     assert kernel.std() > 0 and not bias.any()
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@over_formats
 def test_a_file_with_a_head_into_a_network_without(suffix, request, caplog):
     whole = weights_by_layer(built(suffix, request))
     maps = weights_by_layer(built(suffix, request, include_top=False))
@@ -118,7 +126,7 @@ def test_a_file_with_a_head_into_a_network_without(suffix, request, caplog):
     assert not untrained(caplog)
 
 
-@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("suffix", [pytest.param(".weights.h5", marks=pytest.mark.heavy), ".keras"])
 def test_a_network_with_heads_dropout_and_an_optimizer(suffix, tmp_path, caplog):
     arguments = {"input_shape": (80, 80, 3), "classes": CLASSES}
     model = keras_convnets.GoogLeNet(**arguments, auxiliary=True)

@@ -79,8 +79,8 @@ def test_vgg16_and_its_other_sizes(tmp_path, side, hidden):
 
 
 @pytest.mark.parametrize("depth, downsample_first", [
-    (18, True), (50, False),
-    pytest.param(18, False, marks=pytest.mark.heavy), pytest.param(50, True, marks=pytest.mark.heavy),
+    (18, True), pytest.param(18, False, marks=pytest.mark.heavy),
+    pytest.param(50, True, marks=pytest.mark.heavy), pytest.param(50, False, marks=pytest.mark.heavy),
 ])  # fmt: skip
 def test_resnets_wherever_the_file_has_the_projections(folder, depth, downsample_first):
     def write(path):
@@ -96,7 +96,7 @@ def test_resnets_wherever_the_file_has_the_projections(folder, depth, downsample
     path.unlink()
 
 
-@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("backwards", [pytest.param(False, marks=pytest.mark.heavy), True])
 def test_googlenet_in_whatever_order_the_file_lists_its_branches(tmp_path, backwards):
     path = zoo.googlenet(tmp_path / "googlenet.onnx", 96, CLASSES, backwards=backwards)
     images = images_of(96)
@@ -154,7 +154,11 @@ def test_the_constants_of_the_response_normalisation_are_the_files(tmp_path):
 
 @pytest.mark.parametrize(
     "how",
-    [{"constants": True, "linear": "matmul"}, {"epsilon": 0.1, "linear": "behind constants"}, {"folded": True}],
+    [
+        pytest.param({"constants": True, "linear": "matmul"}, marks=pytest.mark.heavy),
+        {"epsilon": 0.1, "linear": "behind constants"},
+        {"folded": True},
+    ],
     ids=str,
 )
 def test_a_resnet_however_it_is_written(tmp_path, how, caplog):
@@ -186,7 +190,7 @@ def centre(file):
 
 def test_the_real_googlenet_equals_its_runtime_on_photographs(googlenet, photographs):
     (path, model), (files, _) = googlenet, photographs
-    pixels = np.stack([centre(file) for file in files[::4]])
+    pixels = np.stack([centre(file) for file in files[::10]])
     reference, ours = zoo.run(path, bgr(pixels)), as_numpy(model(pixels))
     np.testing.assert_array_equal(ours.argmax(1), reference.argmax(1))
     np.testing.assert_allclose(ours, reference, atol=1e-4)
@@ -195,9 +199,11 @@ def test_the_real_googlenet_equals_its_runtime_on_photographs(googlenet, photogr
 def test_the_real_googlenet_recognises_photographs(googlenet, photographs):
     (_, model), (files, truth) = googlenet, photographs
     classifier = keras_classifier(model, card_of_model(model))
+    files, truth = files[::2], truth[::2]
     ranked = np.argsort(-classifier.predict([file.read_bytes() for file in files]), axis=1)
-    assert (ranked[:, 0] == truth).sum() >= 74
-    assert (ranked[:, :5] == truth[:, None]).sum() >= 92
+    # Of these fifty it names 39, and 49 among its five first answers.
+    assert (ranked[:, 0] == truth).sum() >= 37
+    assert (ranked[:, :5] == truth[:, None]).sum() >= 46
 
 
 def test_the_real_file_is_that_of_the_record(googlenet, caplog):

@@ -29,12 +29,17 @@ from keras_convnets.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("info_log")
 
+over_files_of_keras = pytest.mark.parametrize(
+    "suffix", [*(pytest.param(suffix, marks=pytest.mark.heavy) for suffix in FORMATS[1:-1]), FORMATS[-1]]
+)
+
 
 @pytest.fixture
 def resnet50(folder):
     return once(folder, "resnet50.onnx", lambda path: zoo.resnet(path, 50, 64, CLASSES))
 
 
+@pytest.mark.heavy
 def test_an_onnx_file_of_another_depth(folder, resnet18):
     resnet34 = once(folder, "resnet34.onnx", lambda path: zoo.resnet(path, 34, 32, CLASSES))
     # ResNet-34 has a third block in conv2_x where ResNet-18 goes on to wider ones.
@@ -46,6 +51,7 @@ def test_an_onnx_file_of_another_depth(folder, resnet18):
     resnet34.unlink()
 
 
+@pytest.mark.heavy
 def test_an_onnx_file_that_goes_on_where_the_network_ends(tmp_path):
     path = zoo.resnet(tmp_path / "longer.onnx", 18, 32, CLASSES, blocks=(2, 2, 2, 3))
     refused(keras_convnets.ResNet18(**SMALL), path, r"predictions.*\b3(?:x|, )3(?:x|, )512(?:x|, )512\b")
@@ -63,6 +69,7 @@ def test_a_residual_network_from_the_plain_ones_layers(resnet18):
     refused(model, resnet18, r"conv2_block1_.*; ResNet18\(shortcut='B'\) takes it")
 
 
+@pytest.mark.heavy
 def test_an_onnx_file_of_other_strides(resnet50, folder):
     shape = {"input_shape": (64, 64, 3), "classes": CLASSES}
     strides = r"conv3_block1_1\w*.*(\D2\D.*\D1\D|\D1\D.*\D2\D)"
@@ -90,7 +97,7 @@ def test_an_onnx_file_without_groups(small_alexnet):
     refused(model, small_alexnet, "conv2.*" + both((5, 5, 96, 256), (5, 5, 48, 256)) + r".*; AlexNet\(\) takes it")
 
 
-@pytest.mark.parametrize("suffix", FORMATS[1:])
+@over_files_of_keras
 def test_keras_files_of_another_depth(suffix, resnet20):
     _, paths = resnet20
     words = r"(conv\d_block\d_\w+|another network).*; ResNet20\(\) takes it"
@@ -133,7 +140,7 @@ def _halve(file):
     file.create_dataset(kernels[-1], data=array)
 
 
-@pytest.mark.parametrize("suffix", FORMATS[1:])
+@over_files_of_keras
 def test_keras_files_of_one_other_shape(suffix, resnet20, tmp_path):
     _, paths = resnet20
     path = halved(paths[suffix], tmp_path / f"other{suffix}")

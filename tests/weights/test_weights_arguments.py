@@ -51,7 +51,8 @@ def test_files_that_hold_no_weights_are_named_in_one_sentence(tmp_path, resnet18
     before = model.get_weights()
     loads = (lambda path: keras_convnets.ResNet18(weights=path, **SMALL), lambda path: load_weights(model, path))
     for path in broken(tmp_path, [resnet18, *resnet20[1].values()]):
-        for load in loads:
+        # A builder of its own for the files of each kind that lost their second half.
+        for load in loads if path.name.startswith("truncated") else loads[1:]:
             with pytest.raises(UserError) as raised:
                 load(path)
             text = str(raised.value)
