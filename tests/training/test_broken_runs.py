@@ -89,7 +89,8 @@ def all_finite(run):
 
 
 @pytest.mark.parametrize("loss, spoilt", [
-    (NAN, {"weights": NAN}), (float("inf"), {}), (2.0, {"weights": float("inf")}), (NAN, {"stop": True, "weights": NAN})
+    (NAN, {"weights": NAN}), pytest.param(float("inf"), {}, marks=pytest.mark.heavy),
+    (2.0, {"weights": float("inf")}), pytest.param(NAN, {"stop": True, "weights": NAN}, marks=pytest.mark.heavy),
 ], ids=["nan", "loss alone", "weights alone", "asked to stop"])  # fmt: skip
 def test_nothing_that_is_not_finite_is_kept_and_the_mended_command_goes_on(quick, monkeypatch, tmp_path, loss, spoilt):
     run = training.Run(tmp_path / "run")
@@ -254,11 +255,16 @@ def weights(tmp_path_factory):
     return path
 
 
-# Whole runs from scratch are in test_photograph_recipes.py.
+# Whole quick runs of these, from scratch, are in test_photograph_recipes.py.
+WHOLE = ("resnet_imagenet", "googlenet", "resnet_cifar")
+
+
 @pytest.mark.parametrize(
     "given", [pytest.param(False, marks=pytest.mark.heavy, id="from scratch"), pytest.param(True, id="from weights")]
 )
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.heavy) if name in WHOLE else name for name in RECIPES]
+)
 def test_every_recipe_takes_a_step_with_and_without_weights(
     name, given, weights, monkeypatch, tmp_path, eager_functions
 ):

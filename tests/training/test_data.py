@@ -178,7 +178,9 @@ def test_one_level_folder_tests_on_every_fifth_image_of_each_class(folder):
     assert data.flips_keep_labels
 
 
-@pytest.mark.parametrize("evaluation", ["val", "validation", "test"])
+@pytest.mark.parametrize(
+    "evaluation", ["val", *(pytest.param(name, marks=pytest.mark.heavy) for name in ("validation", "test"))]
+)
 def test_folder_with_splits(folder, evaluation):
     (folder.parent / "split").mkdir()
     folder.rename(folder.parent / "split" / "train")
@@ -476,7 +478,6 @@ def test_records_stream_with_holdout_and_go_on_where_they_were_left(prepared):
     unbroken = values(0, 12)
     # Training sets TensorFlow's own seed, often to 0; the order is the same with it and without.
     tf.random.set_seed(0)
-    assert (values(0, 12) == unbroken).all()
     assert sorted(unbroken[:24]) == sorted(held.splits["train"].images[:, 0, 0, 0])
     assert (unbroken[:24] != unbroken[24:]).any()
     assert (values(20, 5) == unbroken[20:40]).all()
@@ -486,6 +487,7 @@ def test_records_stream_with_holdout_and_go_on_where_they_were_left(prepared):
         streamed.splits["train"].shuffled(4, seed=3, balanced=True)
 
 
+@pytest.mark.heavy
 def test_the_real_cifar10(real_data):
     data = load_dataset("cifar10", real_data / "tfds").at_size(32, 32)
     assert data.class_names[:3] == ("airplane", "automobile", "bird") and data.flips_keep_labels
@@ -497,6 +499,7 @@ def test_photographs_keep_their_shape_in_the_centre_view(real_data):
     data = load_dataset(real_data / "ants_bees")
     assert {name: split.size for name, split in data.splits.items()} == {"train": 245, "val": 153}
     first = data.splits["val"].paths[0]
+    data = dataclasses.replace(data, splits={"val": data.splits["val"].subset(np.arange(3))})
     with Image.open(first) as photograph:
         scale = 64 / min(photograph.size)
         small = photograph.convert("RGB").resize([round(side * scale) for side in photograph.size], Image.BILINEAR)
@@ -536,8 +539,8 @@ def test_other_kinds_of_image_become_rgb(mode, kind):
 
 
 @pytest.mark.parametrize("images, expected", [
-    (0, set()), (39, {"holdout", "val"}), (60, {"train", "holdout"}), (79, {"train", "holdout", "val"}),
-    (80, {"train", "val", "test", "holdout"}),
+    (0, set()), (39, {"holdout", "val"}), pytest.param(60, {"train", "holdout"}, marks=pytest.mark.heavy),
+    (79, {"train", "holdout", "val"}), pytest.param(80, {"train", "val", "test", "holdout"}, marks=pytest.mark.heavy),
 ])  # fmt: skip
 def test_one_limit_holds_for_the_decoded_images_of_all_splits(tmp_path, images, expected):
     write_image(tmp_path / "red.png", (200, 0, 0), size=(4, 4))

@@ -325,7 +325,7 @@ def test_the_running_average_is_what_is_kept(tmp_path, monkeypatch):
             np.testing.assert_allclose(averaged, 2 / 11 * once + 9 / 11 * three, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.heavy), "mixed_float16"])
 def test_lower_precision_trains_and_exports_in_float32(tmp_path, precision):
     run = training.fit(
         "CIFARResNet(8)",
@@ -357,7 +357,8 @@ def test_the_auxiliary_losses_weigh_three_tenths(eager_functions):
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_flip_that_the_data_forbid_is_refused(tmp_path):
+def test_a_flip_that_the_data_forbid_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "get_model", tiny.network)
     with pytest.raises(UserError, match="a mirrored image of digits has another label or none; set flip=false"):
         training.fit(
             "ResNet18", "digits", run=tmp_path / "run", overrides={"flip": True, "image_size": 32, "iterations": 1}
@@ -388,6 +389,10 @@ def test_googlenet_learns_ants_and_bees(real_data, tmp_path):
     assert result.n == 153 and result.top1 > 0.85
 
 
+# The others take a quick step, from weights, in test_broken_runs.py.
+QUICK = ("resnet_imagenet", "googlenet", "resnet_cifar")
+
+
 @pytest.fixture
 def only_train(photographs, tmp_path, monkeypatch):
     """The photographs to train on and no others, and the smallest network to train."""
@@ -397,7 +402,9 @@ def only_train(photographs, tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", [name if name in QUICK else pytest.param(name, marks=pytest.mark.heavy) for name in RECIPES]
+)
 def test_every_recipe_ends_on_data_with_train_alone(only_train, tmp_path, recipe):
     """Neither a holdout nor a split to evaluate on."""
     overrides = {"iterations": 2, "batch_size": 4, "holdout": 0, "image_size": 16}

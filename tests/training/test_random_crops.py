@@ -229,7 +229,9 @@ def test_only_the_window_is_decoded(encoded, monkeypatch):
         assert crop(tf.constant(encoded[0]), seeds(1)[0]).shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("name", CROPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.heavy) if name in ("scale", "square") else name for name in CROPS]
+)
 def test_a_seed_gives_the_same_crop_eagerly_and_in_a_pipeline(encoded, name):
     dataset = tf.data.Dataset.from_tensor_slices((encoded, seeds(len(encoded))))
     mapped = dataset.map(CROPS[name], num_parallel_calls=2)

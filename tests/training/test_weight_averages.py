@@ -36,7 +36,8 @@ def parts(precision, decay):
 
 
 @pytest.mark.parametrize("precision, decay", [
-    ("float32", 0.9999), ("float32", 0.5), ("mixed_float16", 0.9999), ("mixed_bfloat16", 0.5)
+    ("float32", 0.9999), pytest.param("float32", 0.5, marks=pytest.mark.heavy),
+    ("mixed_float16", 0.9999), ("mixed_bfloat16", 0.5),
 ])  # fmt: skip
 def test_averages_begin_to_remember_and_include_the_statistics(precision, decay, tmp_path):
     network, optimizer, averages, step = parts(precision, decay)
