@@ -82,6 +82,7 @@ serve_forever(server, lambda text: print(text, server.rest_api_port, flush=True)
 """
 
 
+@pytest.mark.heavy  # the command does so in test_serve_command.py
 def test_sigterm_answers_what_is_under_way(saved, tmp_path):
     shutil.copytree(saved / "colours1", tmp_path / "m" / "1")
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
