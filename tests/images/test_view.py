@@ -86,18 +86,10 @@ def test_far_from_the_first_pixel_the_place_is_right(size):
 NARROW = """
 import json, resource, sys
 import numpy as np, tensorflow as tf
-from keras_convnets.images.resizing import apply_view
-from keras_convnets.images.view import View
-from keras_convnets.training.random_crops import random_area_crop, random_scale_crop, random_square_crop
-serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-seed, crops = tf.constant([1, 2], tf.int64), (random_area_crop, random_scale_crop, random_square_crop)
+{use}
 def everywhere(height, width):
     image = np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
-    png = tf.io.encode_png(image)
-    assert apply_view(tf.constant(image), View(256, (224, 224))).shape == (224, 224, 3)
-    assert np.isfinite(serve(image_bytes=tf.stack([png, png]))["probabilities"]).all()
-    for crop in crops:
-        assert crop(png, seed, 224).shape == (224, 224, 3)
+    use(image, tf.io.encode_png(image))
 everywhere(300, 400)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for size in ((1, 1200), (1, 60000), (60000, 1), (2, 30000)):
@@ -106,8 +98,26 @@ print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) /
 """
 
 
-def test_narrow_images_cost_little_memory_everywhere(photograph_version, tmp_path, run_python):
-    (tmp_path / "narrow.py").write_text(NARROW)
+SERVED = """
+serve = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
+def use(image, png):
+    assert np.isfinite(serve(image_bytes=tf.stack([png, png]))["probabilities"]).all()
+"""
+CROPPED = """
+from keras_convnets.images.resizing import apply_view
+from keras_convnets.images.view import View
+from keras_convnets.training.random_crops import random_area_crop, random_scale_crop, random_square_crop
+seed, crops = tf.constant([1, 2], tf.int64), (random_area_crop, random_scale_crop, random_square_crop)
+def use(image, png):
+    assert apply_view(tf.constant(image), View(256, (224, 224))).shape == (224, 224, 3)
+    for crop in crops:
+        assert crop(png, seed, 224).shape == (224, 224, 3)
+"""
+
+
+@pytest.mark.parametrize("use", [SERVED, pytest.param(CROPPED, marks=pytest.mark.heavy)], ids=["served", "cropped"])
+def test_narrow_images_cost_little_memory_everywhere(photograph_version, tmp_path, run_python, use):
+    (tmp_path / "narrow.py").write_text(NARROW.replace("{use}", use))
     done = run_python(str(tmp_path / "narrow.py"), str(photograph_version), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) < 100
