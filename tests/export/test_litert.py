@@ -31,8 +31,8 @@ FAMILIES = {
 }
 
 
-# Grouped convolutions, response normalisation and shortcuts; the others are as many minutes more.
-QUICK = ("AlexNet", "ResNet20")
+# Grouped convolutions, response normalisation and fully connected layers; the others are as many minutes more.
+QUICK = ("AlexNet",)
 
 
 @pytest.fixture(

@@ -100,6 +100,7 @@ for arguments in (sys.argv[1].split("|"), sys.argv[2].split("|")):
 """
 
 
+@pytest.mark.heavy  # test_publishing.py shows the names without TensorFlow's tool
 def test_saved_model_cli_shows_our_names_and_runs(folder, tmp_path, run_python):
     np.save(tmp_path / "images.npy", np.zeros((2, SIDE, SIDE, 3), np.uint8))
     show = ["show", "--dir", str(folder), "--all"]

@@ -209,7 +209,7 @@ def test_features_of_a_classifier_share_its_weights(classifier):
     assert backbone.layers[-1].name == stages(model)[last].layer
 
 
-@pytest.mark.parametrize("name", ["AlexNet", "ResNet18"])
+@pytest.mark.parametrize("name", ["AlexNet", pytest.param("ResNet18", marks=pytest.mark.heavy)])
 def test_features_of_a_loaded_network(name, tmp_path):
     model = get_model(name, include_top=False, input_shape=(64, 64, 3))
     randomise(model)

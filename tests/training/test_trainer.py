@@ -288,6 +288,7 @@ def test_a_stopped_training_says_so(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000002"]
 
 
+@pytest.mark.heavy  # test_photograph_recipes.py trains on smaller folders
 def test_a_folder_of_photographs_trains_at_the_size_asked_for(real_data, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "get_model", tiny.network)
     overrides = {"epochs": 1, "image_size": 24, "batch_size": 32}
