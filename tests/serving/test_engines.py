@@ -562,7 +562,7 @@ def test_both_engines_agree_in_batches_of_many_clients(exported):
     from keras_convnets.export.serving.engines.onnx import OnnxEngine
     from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 
-    encoded = [*photographs(), b"no image"] * 4
+    encoded = [*photographs(), b"no image"] * 8
     parameters = BatchingParameters(max_batch_size=4, num_batch_threads=4, max_enqueued_batches=100)
 
     def answer(engine, data):
