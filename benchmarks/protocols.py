@@ -60,7 +60,7 @@ def ours(weights: str, paths: list[Path]) -> Callable[[str, list[int]], Iterator
             rows = prediction.predict_split(model, split.at_size(view, 0), BATCH)
             yield from reduced(rows[:, None], 1)
             return
-        several = prediction.whole_image_answers if name == "dense" else prediction.view_answers
+        several = prediction.predict_whole_images if name == "dense" else prediction.predict_views
         for part in several(model, split, view, protocol, BATCH):
             yield from part
 

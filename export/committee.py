@@ -1,4 +1,4 @@
-"""Committees: several networks of the same classes, whose probabilities are averaged."""
+"""Committees: ensembles of several networks with the same classes, exported as one version."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from keras_convnets.prediction import Classifier, keras_classifier
 if TYPE_CHECKING:
     import keras
 
-# What a committee's card calls its architecture, and its name in a repository where none is given.
+# Architecture in a committee's card, and default name in a repository.
 ARCHITECTURE, NAME = "Committee", "committee"
 
 
 @dataclass(frozen=True)
 class Member:
-    """A network with its card.
+    """A member of a committee: a network with its model card.
 
     Attributes:
         model: the network.
-        card: its card.
-        name: the model's, or that of the run or file it was opened from.
-        place: the run or file, or None of a network in memory.
+        card: its model card.
+        name: name of the model, or of the run or file it was loaded from.
+        place: path of the run or file; None for a model in memory.
     """
 
     model: keras.Model
@@ -42,20 +42,20 @@ class Member:
 
     @property
     def source(self) -> str:
-        """What messages call it."""
+        """Path or name of the member, for messages."""
         return self.name if self.place is None else str(self.place)
 
 
 def committee_card(members: Sequence[Member]) -> ModelCard:
-    """Return the card of a committee: the classes that its members share, and the members' own cards.
+    """Return the model card of a committee, with the shared classes and the cards of the members.
 
-    Of members with different views it has the first one's; each member's own is in its card.
+    Its view is that of the first member. If the members have different views, each one is in the member's card.
 
     Raises:
-        UserError: if there are fewer than two members, or their classes or the order of these differ.
+        UserError: if there are fewer than two members, or if their classes or the order of the classes differ.
     """
     if len(members) < 2:
-        raise UserError(f"a committee got {len(members)} network; give at least two, or export the one by itself.")
+        raise UserError(f"a committee got {len(members)} network; give at least two, or export the network alone.")
     first = members[0].card
     for member in members[1:]:
         _check_classes(members[0], member)
@@ -65,7 +65,7 @@ def committee_card(members: Sequence[Member]) -> ModelCard:
         architecture=ARCHITECTURE,
         arguments={},
         class_names=known.class_names,
-        # Each member does its own.
+        # The preprocessing is part of each member.
         preprocessing=Preprocessing(mean=(0.0, 0.0, 0.0)),
         view=first.view,
         trained=all(card.trained for card in cards),
@@ -78,11 +78,11 @@ def committee_card(members: Sequence[Member]) -> ModelCard:
 
 
 def committee_classifier(members: Sequence[Member], card: ModelCard) -> Classifier:
-    """Return the committee in Keras: each member sees the images in its own view, and NumPy averages.
+    """Return a classifier that predicts with each Keras member in its own view and averages with NumPy.
 
     Args:
-        members: the networks.
-        card: the committee's.
+        members: the members.
+        card: card of the committee.
     """
     classifiers = [keras_classifier(member.model, member.card) for member in members]
 
@@ -96,16 +96,16 @@ def committee_classifier(members: Sequence[Member], card: ModelCard) -> Classifi
 
 
 def committee_network(networks: Sequence[keras.Model], size: tuple[int, int]) -> keras.Model:
-    """Return one inference network of members that take the same images: `images` -> {"probabilities"}.
+    """Return an inference network, `images` -> {"probabilities"}, of members that share a view.
 
     Args:
-        networks: inference networks, whose outputs are dictionaries with "probabilities" [batch, classes].
+        networks: inference networks, whose outputs are dicts with "probabilities" [batch, classes].
         size: (height, width) of the images.
     """
     import keras
 
     images = keras.Input((*size, 3), name="images")
-    # Members may bear the same name, and each is a layer here.
+    # Each member becomes a layer; layer names must be unique.
     members = [
         keras.Model(network.inputs[0], network.output["probabilities"], name=f"member_{number}")
         for number, network in enumerate(networks, 1)
@@ -119,7 +119,7 @@ def _mean(answers: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _check_classes(first: Member, other: Member) -> None:
-    """Refuse a member of other classes, or of the same in another order: averages would mix them."""
+    """Check that a member has the same classes in the same order, so that the probabilities can be averaged."""
     ours, theirs = first.card, other.card
     ids = names_and_ids(ours)[1]
     if ours.class_names == theirs.class_names or (ids and ids == names_and_ids(theirs)[1]):
@@ -127,12 +127,12 @@ def _check_classes(first: Member, other: Member) -> None:
     if sorted(ours.class_names) == sorted(theirs.class_names):
         place = next(at for at, name in enumerate(ours.class_names) if name != theirs.class_names[at])
         what = (
-            f"has the classes of {first.source} in another order (class {place} is {theirs.class_names[place]} and "
+            f"has the classes of {first.source} in a different order (class {place} is {theirs.class_names[place]} and "
             f"{ours.class_names[place]})"
         )
     else:
-        what = f"knows {_shortened(theirs.class_names)}, and {first.source} knows {_shortened(ours.class_names)}"
-    raise UserError(f"{other.source} {what}; a committee needs networks of the same classes in the same order.")
+        what = f"has {_shortened(theirs.class_names)} and {first.source} has {_shortened(ours.class_names)}"
+    raise UserError(f"{other.source} {what}; a committee needs networks with the same classes in the same order.")
 
 
 def _shortened(names: Sequence[str], most: int = 3) -> str:
@@ -141,7 +141,7 @@ def _shortened(names: Sequence[str], most: int = 3) -> str:
 
 
 def _with_sha256(member: Member) -> ModelCard:
-    """Return a member's card with a sha256 of its weights: its file's, else that of the arrays in their order."""
+    """Return a member's card with a sha256 of its weights: that of the file if known, else that of the arrays."""
     if "sha256" in member.card.weights:
         return member.card
     import keras

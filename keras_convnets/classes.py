@@ -1,4 +1,4 @@
-"""The 1,000 classes of ILSVRC 2012-2017 with their WordNet ids, and predictions by name. NumPy only."""
+"""The 1,000 classes of ILSVRC 2012-2017 with their WordNet ids, class lookup and decoding. NumPy only."""
 
 from __future__ import annotations
 
@@ -15,57 +15,57 @@ import numpy as np
 
 from keras_convnets.errors import UserError
 
-# Class names are shown and written; a longer one is refused.
+# Maximum length of a class name.
 MOST_CHARACTERS = 1000
 
 
 class HasClassNames(Protocol):
-    """What knows its classes: a `ModelCard`, or a `WeightsRecord` of published weights."""
+    """An object with class names and ids: a `ModelCard`, or a `WeightsRecord` of published weights."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names, in the order of the network's outputs."""
+        """Class names, in the order of the network's outputs."""
 
     @property
     def class_ids(self) -> tuple[str, ...]:
-        """The ids in the same order, or none."""
+        """Class ids, in the order of the network's outputs; () if there are none."""
 
 
 def check_class_names(names: Sequence[Any], where: str) -> None:
-    """Refuse class names that can't be shown and written one per line.
+    """Check that class names can be displayed and written one per line.
 
-    Slashes and dots are allowed: where a name becomes a part of a path, `keras_convnets.files.safe_names` sees to it.
+    Slashes and dots are allowed; `keras_convnets.files.safe_names` converts class names to path components.
 
     Args:
-        names: the classes.
-        where: whose they are, for the error message, such as "data set cifar10".
+        names: the class names.
+        where: their origin, for the error message, such as "data set cifar10".
 
     Raises:
-        UserError: if one is no text, empty, longer than 1,000 characters, or holds control characters, line breaks or
-            parts of characters.
+        UserError: if a name is not a string, is empty or longer than 1,000 characters, or has control characters, line
+            breaks or lone surrogates.
     """
     for position, name in enumerate(names):
         if not isinstance(name, str) or not 0 < len(name) <= MOST_CHARACTERS or _UNFIT(name):
             raise UserError(
-                f"class {position} of {where} is named {_short(name)}; a class name is a text of 1 to "
-                f"{MOST_CHARACTERS} characters without control characters and line breaks: give it another."
+                f"class {position} of {where} is named {_short(name)}; a class name is a string of 1 to "
+                f"{MOST_CHARACTERS} characters without control characters and line breaks: rename the class."
             )
 
 
-# Control characters, lone surrogates (of file names that are no text), and line breaks.
+# Control characters, line breaks, and lone surrogates (from file names that are not valid UTF-8).
 _UNFIT = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]").search
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Names and ids of a data set's classes, in the order of a network's outputs.
+    """Ids and names of classes, in the order of a network's outputs.
 
     Attributes:
-        ids: such as "n01440764".
-        names: such as "tench".
+        ids: class ids, such as "n01440764".
+        names: class names, such as "tench".
 
     Raises:
-        UserError: if there are not as many ids as names.
+        UserError: if the numbers of ids and names differ.
     """
 
     ids: tuple[str, ...]
@@ -73,18 +73,18 @@ class Classes:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.names):
-            raise UserError(f"{len(self.ids)} class ids came with {len(self.names)} class names; give one for each.")
+            raise UserError(f"got {len(self.ids)} class ids and {len(self.names)} class names; give one id per name.")
 
 
 @functools.cache
 def imagenet_classes() -> Classes:
-    """Return the 1,000 ImageNet classes, in the order that all published weights share: by WordNet id.
+    """Return the 1,000 ImageNet classes sorted by WordNet id, the order of all published weights.
 
-    They are in the package; nothing is downloaded. Two names stand for two classes each, "crane" and "maillot"; ids
-    are unique.
+    They are included in the package; nothing is downloaded. The ids are unique, but two names, "crane" and "maillot",
+    are those of two classes each.
 
     Returns:
-        1,000 ids and 1,000 names.
+        The ids and names.
 
     Example:
         >>> imagenet_classes().names[:2]
@@ -96,10 +96,10 @@ def imagenet_classes() -> Classes:
 
 
 def names_and_ids(known: HasClassNames) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names and the ids of what knows its classes; no ids where there are none.
+    """Return the names and ids of a network's classes; the ids are () if there are none.
 
-    ImageNet classes have both, whether they are known by their names, as by published weights, or by their ids, as of
-    data in folders.
+    For ImageNet classes, both are returned, whether the class names are names, as for published weights, or WordNet
+    ids, as for data in folders.
 
     Args:
         known: a model card, or a record of published weights.
@@ -114,19 +114,18 @@ def names_and_ids(known: HasClassNames) -> tuple[tuple[str, ...], tuple[str, ...
 
 
 def find_classes(wanted: Sequence[str | int], names: Sequence[str], ids: Sequence[str] = ()) -> list[int]:
-    """Return the indices of classes that are given by name, by id or by index.
+    """Return the indices of classes given by name, id or index.
 
-    A text is looked for among the names, then the ids, then the names without regard to capital letters and with
-    underscores for spaces. A text that begins with an id, as in "n01440764_tench", stands for it, and digits for an
-    index.
+    A string is looked up, in this order, as a name, as an id, as a name with case ignored and underscores equal to
+    spaces, by the WordNet id that it begins with, as in "n01440764_tench", and as a decimal index.
 
     Args:
-        wanted: texts, or indices from 0 on.
-        names: of all classes.
-        ids: of all classes, where they have ids.
+        wanted: names, ids or 0-based indices.
+        names: names of all classes.
+        ids: ids of all classes; empty if they have none.
 
     Raises:
-        UserError: if there is no such class, or several have the name.
+        UserError: if a class does not exist, or a name is ambiguous.
 
     Example:
         >>> find_classes(["n01440764", "Goldfish", 217], imagenet_classes().names, imagenet_classes().ids)
@@ -151,7 +150,7 @@ def _find_class(
         found = next((table[key] for table, key in places if key in table), [])
         if len(found) > 1:
             several = " and ".join(f"{ids[index]} (index {index})" if ids else str(index) for index in found)
-            raise UserError(f"the class {text!r} is the name of {several}; give {'the id' if ids else 'an index'}.")
+            raise UserError(f"the class name {text!r} is ambiguous: {several}; give {'the id' if ids else 'an index'}.")
         if found:
             return found[0]
     if not re.fullmatch(r"\d+", text, re.ASCII):
@@ -160,7 +159,10 @@ def _find_class(
         allowed = f"a name{', an id' if ids else ''} or an index from 0 to {len(names) - 1}"
         raise UserError(f"unknown class of the model {text!r}; {hint}give {allowed}.")
     if int(text) >= len(names):
-        raise UserError(f"class {text} is beyond the model's {len(names)} classes; indices are 0 to {len(names) - 1}.")
+        raise UserError(
+            f"class index {text} is out of range for the model's {len(names)} classes; indices are 0 to "
+            f"{len(names) - 1}."
+        )
     return int(text)
 
 
@@ -171,20 +173,21 @@ def _folded(name: str) -> str:
 def decode_predictions(
     predictions: Any, top: int = 5, classes: Sequence[str] | Classes | HasClassNames | None = None
 ) -> list[list[tuple[str, str, float]]]:
-    """Name the likeliest classes of each image, as keras.applications' function does, but offline.
+    """Decode predictions into the most probable classes of each image, as in keras.applications, but offline.
 
     Args:
-        predictions: [n, classes], probabilities or logits, any dtype: an array, a tensor or nested lists.
-        top: how many classes to name; more than there are gives them all.
-        classes: the classes in the order of the outputs: their names, or a model card, a record of published weights
-            or `Classes`, which may have ids besides. By default the 1,000 of ImageNet. Without ids, a class's index
-            stands for it.
+        predictions: [n, classes], probabilities or logits of any dtype, as an array, a tensor or nested lists.
+        top: number of classes to return per image, at most all of them.
+        classes: the classes in the order of the outputs: class names, or a model card, a record of published weights
+            or `Classes`, which may also have ids. By default the 1,000 ImageNet classes. Without ids, the class index
+            is used as id.
 
     Returns:
-        For each row a list of (id, name, value), likeliest first; equal values by the lower index.
+        For each image, a list of (id, name, value) in descending order of the value; ties by lower class index.
 
     Raises:
-        UserError: if predictions are not [n, classes] or hold NaN, which has no order, or if `top` is below 1.
+        UserError: if predictions are not [n, classes], contain NaN, or do not match the classes, or if `top` is below
+            1.
 
     Example:
         >>> decode_predictions([[0.1, 0.7, 0.2]], top=2, classes=("cat", "dog", "bird"))
@@ -193,9 +196,9 @@ def decode_predictions(
     values = _rows(predictions)
     known = imagenet_classes() if classes is None else _classes_of(classes)
     if values.shape[1] != len(known.names):
-        whose = "ImageNet" if classes is None else "what came as classes"
+        what = "ImageNet has" if classes is None else "classes has"
         raise UserError(
-            f"predictions have {values.shape[1]} columns and {whose} has {len(known.names)} classes; "
+            f"predictions have {values.shape[1]} columns and {what} {len(known.names)} classes; "
             "pass classes=, one name for each column in the order of the network's outputs."
         )
     try:
@@ -210,17 +213,17 @@ def decode_predictions(
 
 
 def likeliest(probabilities: np.ndarray, k: int) -> np.ndarray:
-    """Return the indices of the k highest of one image's probabilities, highest first; ties to the lower index.
+    """Return the indices of the k most probable classes in descending order; ties by lower class index.
 
     Args:
-        probabilities: floating point, [classes].
-        k: how many; more than there are gives all.
+        probabilities: probabilities of one image, floating point [classes].
+        k: number of classes, at most all of them.
     """
     return np.argsort(-probabilities, kind="stable")[:k]
 
 
 def _rows(predictions: Any) -> np.ndarray:
-    """Return predictions as float64 [n, classes], in which every dtype's order and value is kept."""
+    """Return predictions as float64 [n, classes], which preserves the values and order of other dtypes."""
     advice = "give numbers of shape [n, classes], as model.predict returns them"
     try:
         values = np.asarray(predictions)
@@ -232,22 +235,22 @@ def _rows(predictions: Any) -> np.ndarray:
         raise UserError(f"predictions can't be read as an array of numbers ({reason}); {advice}.") from error
     if values.ndim == 1:
         raise UserError(
-            f"predictions have shape {values.shape}, which is one image's; add the batch dimension: predictions[None]."
+            f"predictions have shape {values.shape}, that of one image; add the batch dimension: predictions[None]."
         )
     if values.ndim != 2:
         raise UserError(f"predictions have shape {values.shape}; {advice}.")
     if np.isnan(values).any():
         row = int(np.isnan(values).any(axis=1).argmax())
-        raise UserError(f"predictions of image {row} hold NaN, which has no order; fix the network or its input.")
+        raise UserError(f"predictions of image {row} contain NaN; fix the network or its input.")
     return values
 
 
 def _classes_of(given: Any) -> Classes:
-    """Return names and ids of what `decode_predictions` takes as classes; indices where there are no ids."""
+    """Convert the `classes` argument of `decode_predictions` to ids and names; indices as ids if there are none."""
     if isinstance(given, Classes):
         return given
     names = getattr(given, "class_names", given)
-    # A string would pass for a sequence of one-letter names, and a set has no order.
+    # A string is a sequence of one-letter strings, and a set has no order; both are errors.
     unfit = isinstance(names, (str, bytes, Mapping, Set))
     try:
         names = None if unfit else tuple(names)
@@ -255,8 +258,8 @@ def _classes_of(given: Any) -> Classes:
         names = None
     if names is None or not all(isinstance(name, str) for name in names):
         raise UserError(
-            f"classes is {_short(given)}; give the names as a sequence of strings, a ModelCard or the record of "
-            "published weights."
+            f"classes is {_short(given)}; give a sequence of class names, a ModelCard, or a record of published "
+            "weights."
         )
     ids = getattr(given, "class_ids", ()) or map(str, range(len(names)))
     return Classes(tuple(ids), names)

@@ -112,7 +112,7 @@ def test_ids_of_a_card_and_of_a_record_are_used(predictions):
     assert decode_predictions([[0.25, 0.75]], 1, card) == [[("n2", "dog", 0.75)]]
     record = get_record("GoogLeNet", "imagenet")
     assert decode_predictions(predictions, classes=record) == decode_predictions(predictions)
-    with pytest.raises(UserError, match="1 class ids came with 2 class names"):
+    with pytest.raises(UserError, match="got 1 class ids and 2 class names"):
         decode_predictions([[0.25, 0.75]], 1, dataclasses.replace(card, class_ids=("n1",)))
 
 
@@ -149,7 +149,7 @@ ROW = [[0.5, 0.5]]
         ((np.zeros((1, 7, 7, 1000)),), r"shape \(1, 7, 7, 1000\); give numbers of shape \[n, classes\]"),
         ((0.5,), r"shape \(\); give numbers"),
         ((np.zeros((2, 10)),), r"have 10 columns and ImageNet has 1000 classes; pass classes="),
-        ((np.zeros((2, 10)), 5, ["a", "b"]), r"have 10 columns and what came as classes has 2 classes"),
+        ((np.zeros((2, 10)), 5, ["a", "b"]), r"have 10 columns and classes has 2 classes"),
         ((ROW, 0, ["a", "b"]), r"top is 0; give a whole number of at least 1"),
         ((ROW, -1, ["a", "b"]), r"top is -1"),
         ((ROW, 2.5, ["a", "b"]), r"top is 2.5"),
@@ -159,13 +159,13 @@ ROW = [[0.5, 0.5]]
         ((None,), r"can't be read as an array of numbers"),
         (([[0.5, 0.5], [1.0]],), r"can't be read as an array of numbers"),
         (([[1j, 2.0]],), r"their dtype is complex128"),
-        (([[0.5, 0.5], [np.nan, 1.0]], 1, ["a", "b"]), r"predictions of image 1 hold NaN"),
-        ((ROW, 5, "ab"), r"classes is 'ab'; give the names as a sequence of strings"),
-        ((ROW, 5, 2), r"classes is 2; give the names"),
-        ((ROW, 5, {"a", "b"}), r"classes is \{.*; give the names"),
-        ((ROW, 5, {0: "a", 1: "b"}), r"classes is \{0: 'a', 1: 'b'\}; give the names"),
-        ((ROW, 5, [0, 1]), r"classes is \[0, 1\]; give the names"),
-        ((ROW, 5, list(range(1000))), r"classes is \[0, 1, 2, .*\.\.\.; give the names"),
+        (([[0.5, 0.5], [np.nan, 1.0]], 1, ["a", "b"]), r"predictions of image 1 contain NaN"),
+        ((ROW, 5, "ab"), r"classes is 'ab'; give a sequence of class names"),
+        ((ROW, 5, 2), r"classes is 2; give a sequence of class names"),
+        ((ROW, 5, {"a", "b"}), r"classes is \{.*; give a sequence of class names"),
+        ((ROW, 5, {0: "a", 1: "b"}), r"classes is \{0: 'a', 1: 'b'\}; give a sequence of class names"),
+        ((ROW, 5, [0, 1]), r"classes is \[0, 1\]; give a sequence of class names"),
+        ((ROW, 5, list(range(1000))), r"classes is \[0, 1, 2, .*\.\.\.; give a sequence of class names"),
     ],
 )
 def test_mistakes_get_one_sentence(arguments, sentence):

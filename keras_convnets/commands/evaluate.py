@@ -1,4 +1,4 @@
-"""Measure runs, exported versions, ONNX files, endpoints or kept predictions on a data set."""
+"""Evaluate runs, exported versions, ONNX files, endpoints or saved predictions on a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from keras_convnets.commands import PROGRAM
 from keras_convnets.commands.arguments import Command, Parser, add_data_flags, positive
 from keras_convnets.commands.endpoints import add_endpoint_flags, check_endpoint_flags
-from keras_convnets.commands.evaluation_sources import Measured, measured, predictions_places
+from keras_convnets.commands.evaluation_sources import Measured, measured, predictions_paths
 from keras_convnets.commands.evaluation_text import print_comparisons, print_ensemble, print_evaluation
 from keras_convnets.commands.sources import is_url
 from keras_convnets.commands.startup import load_tensorflow
@@ -32,49 +32,50 @@ log = logging.getLogger("keras_convnets")
 def add_flags(parser: Parser) -> None:
     """Add the command's arguments."""
     what = (
-        "run directory, exported version, .keras, .onnx or .tflite file, an endpoint's URL, or predictions that were "
-        "kept as .npz or .csv"
+        "run directory, exported version, .keras, .onnx or .tflite file, URL of an endpoint, or .npz or .csv file of "
+        "predictions"
     )
     parser.add_argument("source", nargs="+", metavar="SOURCE", help=what)
     add_data_flags(parser)
     what = (
-        "default: test where there is one, else val or validation; of a folder of one level that the network was not "
-        "trained on, all"
+        "split to evaluate; default: test if it exists, else val or validation; all for a folder without splits that "
+        "the network was not trained on"
     )
     parser.add_argument("--split", help=what)
     what = (
-        "where the data's classes are among the network's 1,000, say: names (each is understood by its own name), a "
-        "list with commas or a file of WordNet ids, names or indices; default: found where they are WordNet ids"
+        "map from the data's classes to the network's, if they are a subset or in a different order: names (look up "
+        "each class by its name), or a comma-separated list or a file of WordNet ids, names or indices; default: by "
+        "WordNet ids, if the data's classes are named so"
     )
     parser.add_argument("--classes", metavar="MAP", help=what)
-    what = "all: every class of the network is an answer; subset: the data's classes alone; default: %(default)s"
+    what = "predict among all classes of the network (all) or the data's classes only (subset); default: %(default)s"
     parser.add_argument("--answers", default="all", help=what)
     what = (
-        "center, ten_crop, crops144, dense or cifar, or several with commas; with fields where they differ, such as "
-        "'dense(scales=256:384, mirror=false)'; default: that of the recipe's or the weights' published figure, where "
-        "it fits"
+        "test protocols: center, ten_crop, crops144, dense or cifar, comma-separated, optionally with fields, such as "
+        "'dense(scales=256:384, mirror=false)'; default: that of the published accuracy of the recipe or weights, if "
+        "applicable, else center"
     )
     parser.add_argument("--protocol", metavar="NAME[,NAME]", help=what)
-    what = "of an image's views: mean of the probabilities (the papers'), max, geometric or logits; default: mean"
+    what = "how the probabilities of an image's views are combined: mean, max, geometric or logits; default: mean"
     parser.add_argument("--average", help=what)
-    parser.add_argument("--batch_size", type=positive, default=128, help="default: %(default)s")
-    what = "keep what is answered for each image, as .npz or .csv, and resume from it; of several sources: a folder"
+    parser.add_argument("--batch_size", type=positive, default=128, help="images per batch; default: %(default)s")
+    what = "write the predictions to a .npz or .csv file and resume an interrupted evaluation; with several: a folder"
     parser.add_argument("--predictions", metavar="FILE", help=what)
-    what = "measure the mean of the sources' probabilities too, for every subset of them"
+    what = "also evaluate the mean probabilities of every subset of the sources"
     parser.add_argument("--ensemble", action="store_true", help=what)
-    parser.add_argument("--report", metavar="DIR", help="write one HTML page, DIR/index.html, with all of it")
+    parser.add_argument("--report", metavar="DIR", help="write an HTML report to DIR/index.html")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="print JSON, or write it to FILE")
     add_endpoint_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure one after the other; print tables or JSON, write the report."""
+    """Evaluate the sources one after another; print tables or JSON, and write the report."""
     require("train", "evaluation")
     check_endpoint_flags(args, list(filter(is_url, args.source)))
     if args.ensemble and len(args.source) < 2 and "," not in (args.protocol or ""):
-        raise UserError("--ensemble came with one SOURCE; give two or more.")
+        raise UserError("--ensemble needs at least two sources or protocols; give another SOURCE or --protocol.")
     if args.report and Path(args.report).is_file():
-        raise UserError(f"--report {args.report} is a file; it names a folder.")
+        raise UserError(f"--report {args.report} is a file; give a folder.")
     load_tensorflow()
     from rich.console import Console
 
@@ -86,10 +87,10 @@ def run(args: argparse.Namespace) -> None:
     for protocol in protocols or ["center"]:
         get_protocol(protocol, args.average)
     found: list[Measured] = []
-    place_of = predictions_places(args.source, protocols, args.predictions)
+    path_of = predictions_paths(args.source, protocols, args.predictions)
     for source in args.source:
         with reporting(PassProgress(Console(stderr=True))):
-            for one in measured(source, args, protocols, place_of):
+            for one in measured(source, args, protocols, path_of):
                 found.append(one)
                 if not args.json:
                     print_evaluation(source, one.result, one.reason)
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _finish(found: Sequence[Measured], args: argparse.Namespace) -> None:
-    """Compare the sources, and print or write what comes after each one's figures."""
+    """Compare the sources, and print or write comparisons, ensembles, report and JSON."""
     from keras_convnets.training.evaluation import ensemble, report
 
     results = [one.result for one in found]
@@ -123,7 +124,7 @@ def _finish(found: Sequence[Measured], args: argparse.Namespace) -> None:
 
 
 def _plain(found: Sequence[Measured], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Return the figures by source; of a source measured by several protocols, by source and protocol."""
+    """Return the metrics by source; for a source with several protocols, by source and protocol."""
     rows = [one.result.to_dict() for one in found]
     for (first, second), comparison in zip(itertools.combinations(rows, 2), comparisons, strict=False):
         for row in (first, second):
@@ -146,7 +147,7 @@ def _write_json(plain: dict[str, Any], to: str) -> None:
 
 
 def _comparisons(several: Sequence[Predictions]) -> list[Comparison]:
-    """Return the paired comparisons of sources on the same images; none of sources on others."""
+    """Return the comparisons of all pairs of sources; [] if they were not evaluated on the same images."""
     from keras_convnets.training.evaluation.comparison import compare_all
 
     if len(several) < 2 or len({(found.data, found.split) for found in several}) > 1:
@@ -159,7 +160,7 @@ def _comparisons(several: Sequence[Predictions]) -> list[Comparison]:
 
 
 def _command_text(given: Sequence[str]) -> str:
-    """Return the command as it was given, without what headers and URLs hold of secrets."""
+    """Return the command line, with credentials in headers and URLs replaced by "..."."""
     shown = []
     for at, arg in enumerate(given):
         if at and given[at - 1] == "--header":

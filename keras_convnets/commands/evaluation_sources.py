@@ -1,4 +1,4 @@
-"""What `evaluate` measures: each source, by each protocol, on the data that the flags or its run name."""
+"""The sources of `evaluate`: loading, choice of data, split and protocols, and evaluation."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from keras_convnets.training.data import DataSet, Split
     from keras_convnets.training.evaluation import ClassMap
 
-# Number of images classified to compare the names of an endpoint's classes.
+# Minimum and maximum number of images classified to check an endpoint's class names.
 CLASS_CHECK_IMAGES, MOST_CLASS_CHECK_IMAGES = 64, 1000
-# (source, protocol) -> the file for its predictions, or None.
-PlaceOf = Callable[[str, str], Path | None]
+# (source, protocol) -> file for the predictions, or None.
+PathOf = Callable[[str, str], Path | None]
 log = logging.getLogger("keras_convnets")
 
 
 class Measured(NamedTuple):
-    """A source's figures by one protocol.
+    """The evaluation of a source by one protocol.
 
     Attributes:
-        source: as the command names it.
-        result: the figures.
-        images: what they were measured on, as the data hold them, where they are at hand.
-        reason: why by this protocol, for the figures' line; "" where the command names it.
+        source: the source as given to the command.
+        result: the metrics.
+        images: the split with the original images; None if not available.
+        reason: why the protocol was chosen, to be appended to the printed metrics; "" if it was given by the user.
     """
 
     source: str
@@ -48,34 +48,34 @@ class Measured(NamedTuple):
     reason: str = ""
 
 
-def measured(source: str, args: argparse.Namespace, protocols: Sequence[str], place_of: PlaceOf) -> Iterator[Measured]:
-    """Give a source's figures by each protocol.
+def measured(source: str, args: argparse.Namespace, protocols: Sequence[str], path_of: PathOf) -> Iterator[Measured]:
+    """Evaluate a source by each protocol.
 
     Args:
-        source: a run, a network, a file, an endpoint's URL or predictions.
-        args: the command's.
-        protocols: those that the command names; by default that of the published figure where it fits.
-        place_of: where the predictions are written.
+        source: a run, network, file, URL of an endpoint, or file of predictions.
+        args: arguments of the command.
+        protocols: the given protocols; if empty, that of the published accuracy is used where applicable.
+        path_of: returns the file for the predictions.
     """
     if is_url(source):
-        yield from _endpoint_measured(source, args, protocols, place_of)
+        yield from _endpoint_measured(source, args, protocols, path_of)
         return
     if is_predictions(source):
-        yield _read_predictions(source, args, place_of)
+        yield _read_predictions(source, args, path_of)
         return
     with opened(source) as (classifier, run):
         data = _data_of(source, classifier.card, run, args)
         check_has_weights(source, "measure")
         if run is not None:
             recipe, trained_on = run.config()["recipe"], _maybe_trained_on(classifier.card, data)
-            # Same order as in training: images left out change which ones are held out.
+            # In the same order as in training, because leaving out images changes the holdout.
             data = data.without_broken(recipe.get("broken_images", 1.0))[0]
             data = data.with_holdout(recipe["holdout"]) if trained_on and "train" in data.splits else data
         class_map = _class_map(source, classifier.card, data, args)
-        split = _measured_split(data, args)
+        split = _evaluation_split(data, args)
         images, weights = data.split(split).originals, None
         for protocol, reason in _protocols(classifier, data, split, protocols):
-            file = place_of(source, protocol)
+            file = path_of(source, protocol)
             if file and weights is None:
                 weights = _weights_text(source, classifier.card, run)
             result = _measure(source, classifier, data, split, args, protocol, class_map, file, weights)
@@ -84,8 +84,8 @@ def measured(source: str, args: argparse.Namespace, protocols: Sequence[str], pl
             yield Measured(source, result, images, reason)
 
 
-def predictions_places(sources: Sequence[str], protocols: Sequence[str], place: str | None) -> PlaceOf:
-    """Return where the predictions of each source and protocol go: the flag's file, or one each in its folder."""
+def predictions_paths(sources: Sequence[str], protocols: Sequence[str], place: str | None) -> PathOf:
+    """Return the function to the predictions file of a source and protocol: the given file, or one in that folder."""
     from keras_convnets.files import safe_name, safe_names
     from keras_convnets.training.evaluation.predictions import SUFFIXES
 
@@ -99,30 +99,30 @@ def predictions_places(sources: Sequence[str], protocols: Sequence[str], place: 
         what = f"{len(sources)} sources" if len(sources) > 1 else f"{len(protocols)} protocols"
         raise UserError(
             f"--predictions {place} is a file"
-            + (f", and {what} came; name a folder." if is_file else "; it must end in .npz or .csv.")
+            + (f" and there are {what}; give a folder." if is_file else "; it must end in .npz or .csv.")
         )
-    # The last parts of paths and URLs, where they tell the sources apart.
+    # The last components of the paths and URLs, if they are unique.
     last = [
         re.split(r"[/\\]", source.rstrip("/\\"))[-1].removesuffix(".npz").removesuffix(".csv") for source in sources
     ]
     names = last if len({name.lower() for name in last}) == len(last) else sources
     parts = dict(zip(sources, safe_names(names), strict=True))
 
-    def place_of(source: str, protocol: str) -> Path:
+    def path_of(source: str, protocol: str) -> Path:
         return path / f"{parts[source]}{safe_name(f'-{protocol}') if len(protocols) > 1 else ''}.npz"
 
-    return place_of
+    return path_of
 
 
-def _read_predictions(source: str, args: argparse.Namespace, place_of: PlaceOf) -> Measured:
-    """Return the figures of predictions that were kept; with --dataset, and for a report alone, the images too."""
+def _read_predictions(source: str, args: argparse.Namespace, path_of: PathOf) -> Measured:
+    """Load a file of predictions; with --dataset and --report, also the images for the report."""
     from keras_convnets.training import Evaluation
     from keras_convnets.training.evaluation import Predictions
 
     found = dataclasses.replace(Predictions.load(source), source=source)
     if args.split not in (None, found.split):
-        raise UserError(f"{source} holds predictions of {found.data}/{found.split}; leave --split {args.split} out.")
-    file = place_of(source, found.protocol)
+        raise UserError(f"{source} has predictions of {found.data}/{found.split}; leave --split {args.split} out.")
+    file = path_of(source, found.protocol)
     if file:
         found.save(file)
     images = None
@@ -133,7 +133,7 @@ def _read_predictions(source: str, args: argparse.Namespace, place_of: PlaceOf) 
 
 
 def _weights_text(source: str, card: ModelCard, run: Run | None) -> str:
-    """Return a text that changes with the weights of a source that is no endpoint."""
+    """Return a string that identifies the weights of a source other than an endpoint."""
     from keras_convnets.export.repository import SAVED_MODEL, version_folders
     from keras_convnets.files import sha256
 
@@ -152,8 +152,8 @@ def _weights_text(source: str, card: ModelCard, run: Run | None) -> str:
 
 
 def _protocols(classifier: Classifier, data: DataSet, split: str, protocols: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the protocols to measure by and why each: those named, else that of the published figure where it fits."""
-    from keras_convnets.training.evaluation.evaluator import check_fits
+    """Return (protocol, reason) pairs: the given protocols, else that of the published accuracy if applicable."""
+    from keras_convnets.training.evaluation.evaluator import check_protocol
     from keras_convnets.training.evaluation.protocols import get_protocol
 
     if protocols:
@@ -161,15 +161,15 @@ def _protocols(classifier: Classifier, data: DataSet, split: str, protocols: Seq
     named, by = _named_protocol(classifier)
     protocol = get_protocol(named)
     try:
-        check_fits(classifier, data, split, protocol)
+        check_protocol(classifier, data, split, protocol)
     except UserError:
-        # Of a single view there is nothing else to say: center is one too.
-        return [("center", "" if protocol.is_one_view else f"; {named}, the protocol of {by}, does not fit")]
+        # No explanation is needed for a single-view protocol, because center has a single view too.
+        return [("center", "" if protocol.is_one_view else f"; {named}, the protocol of {by}, is not applicable")]
     return [(named, f"; the protocol of {by}" if by else "")]
 
 
 def _named_protocol(classifier: Classifier) -> tuple[str, str]:
-    """Return the protocol of the published figure that a network is compared with, and whose figure that is."""
+    """Return the protocol of the published accuracy of a network, and the weights or recipe that define it."""
     from keras_convnets.training.recipes import RECIPES, get_recipe
 
     weights = getattr(classifier.model, "published_weights", None)
@@ -181,39 +181,40 @@ def _named_protocol(classifier: Classifier) -> tuple[str, str]:
 
 
 def _endpoint_measured(
-    source: str, args: argparse.Namespace, protocols: Sequence[str], place_of: PlaceOf
+    source: str, args: argparse.Namespace, protocols: Sequence[str], path_of: PathOf
 ) -> Iterator[Measured]:
-    """Give an endpoint's figures: by center on the encoded images of the data, which it resizes and crops by itself.
+    """Evaluate an endpoint by each protocol.
 
-    By other protocols it gets their views, through the signature `predict_images`.
+    For center, the endpoint gets the encoded images and resizes and crops them. For other protocols, it gets the views
+    through the signature `predict_images`.
     """
     from keras_convnets.prediction import Classifier
     from keras_convnets.training.evaluation.protocols import CENTER, get_protocol
 
     data = _data_of(source, None, None, args)
-    split = _measured_split(data, args)
-    sound = dataclasses.replace(data, splits={split: data.split(split)}).without_broken()[0]
-    data = dataclasses.replace(sound, splits={**data.splits, **sound.splits})
+    split = _evaluation_split(data, args)
+    decodable = dataclasses.replace(data, splits={split: data.split(split)}).without_broken()[0]
+    data = dataclasses.replace(decodable, splits={**data.splits, **decodable.splits})
     with open_client(source, args) as client:
         class_map, spellings = _endpoint_classes(client, data, args)
-        if not _know_classes(client, spellings, _some_of_each_class(data.split(split), len(data.class_names))):
-            log.warning("%s reports no class names, so only their number was compared.", source)
+        if not _check_class_names(client, spellings, _class_check_images(data.split(split), len(data.class_names))):
+            log.warning("%s reports no class names, so only the number of classes was checked.", source)
         pixels = Classifier(None, client.predict_images, image_size=client.image_size())
         for protocol in protocols or [CENTER.name]:
-            encoded, file = get_protocol(protocol, args.average) is CENTER, place_of(source, protocol)
+            encoded, file = get_protocol(protocol, args.average) is CENTER, path_of(source, protocol)
             weights = f"{source} {json.dumps(client.metadata(), sort_keys=True)}" if file else None
-            answering = client.predict if encoded else pixels
-            result = _measure(source, answering, data, split, args, protocol, class_map, file, weights, encoded=encoded)
+            predictor = client.predict if encoded else pixels
+            result = _measure(source, predictor, data, split, args, protocol, class_map, file, weights, encoded=encoded)
             yield Measured(source, result, data.split(split))
 
 
 def _endpoint_classes(
     client: Client, data: DataSet, args: argparse.Namespace
 ) -> tuple[ClassMap | None, list[tuple[str, ...]]]:
-    """Return where the data's classes are among an endpoint's, and how the endpoint may spell all of its classes.
+    """Return the map from the data's classes to an endpoint's, and the class names that the endpoint may report.
 
-    An endpoint of 1,000 classes is taken to have those of ImageNet, if the data have others; of one with another number
-    only the indices are known.
+    An endpoint with 1,000 classes is assumed to have the ImageNet classes if the data's classes differ. For other
+    numbers of classes, only the indices are known.
     """
     from keras_convnets.classes import imagenet_classes, names_and_ids
     from keras_convnets.training.evaluation.class_map import OWN_NAMES, KnownClasses, map_classes
@@ -231,10 +232,10 @@ def _endpoint_classes(
     return class_map, [names, *([ids] if ids not in ((), names) else [])]
 
 
-def _know_classes(client: Client, spellings: Sequence[tuple[str, ...]], images: Sequence[bytes]) -> bool:
-    """Return whether an endpoint tells its classes' names; refuse one that has none of the spellings.
+def _check_class_names(client: Client, spellings: Sequence[tuple[str, ...]], images: Sequence[bytes]) -> bool:
+    """Check that an endpoint's class names match one of the `spellings`; return whether it reports names at all.
 
-    A network that was trained on folders named by WordNet ids answers with those.
+    A network trained on folders named by WordNet ids reports ids as class names.
     """
     for number, names in enumerate(spellings, 1):
         try:
@@ -245,13 +246,13 @@ def _know_classes(client: Client, spellings: Sequence[tuple[str, ...]], images: 
     return False
 
 
-def _some_of_each_class(split: Split, classes: int) -> list[bytes]:
-    """Return encoded images drawn from all classes, because data are often stored class by class."""
+def _class_check_images(split: Split, classes: int) -> list[bytes]:
+    """Return encoded images drawn from all classes, because data sets are often sorted by class."""
     count = min(split.size, max(CLASS_CHECK_IMAGES, min(classes, MOST_CLASS_CHECK_IMAGES)))
     try:
         stream = split.encoded_shuffled(0, balanced=True)
     except UserError:
-        # Records can only be read sequentially.
+        # Records support sequential reading only.
         stream = split.encoded_in_order()
     return [encoded for encoded, *_ in stream.take(count).as_numpy_iterator()]
 
@@ -299,17 +300,17 @@ def _measure(
         )
 
 
-def _measured_split(data: DataSet, args: argparse.Namespace) -> str:
-    """Return the name of the split to measure: the flag's, else the only one, else that of evaluation."""
+def _evaluation_split(data: DataSet, args: argparse.Namespace) -> str:
+    """Return the name of the split: that of --split, else "all" if it is the only one, else the evaluation split."""
     name = args.split or (next(iter(data.splits)) if list(data.splits) == ["all"] else data.evaluation_split)
     data.split(name)
     return name
 
 
 def _data_of(source: str, card: ModelCard | None, run: Run | None, args: argparse.Namespace) -> DataSet:
-    """Return the data to evaluate on: the flag's, else what the run was trained on.
+    """Return the data set of --dataset, else that of the run.
 
-    A folder of one level is taken whole where it is known not to be what was trained on, or --split asks for it.
+    A folder without splits is evaluated completely if the network was not trained on it, or with --split all.
     """
     from keras_convnets import training
     from keras_convnets.training.data.folder import TEST_EVERY, WHOLE, holds_one_level, load_undivided
@@ -319,7 +320,7 @@ def _data_of(source: str, card: ModelCard | None, run: Run | None, args: argpars
     kept = run.config()["source"] if run is not None else {}
     place = args.dataset or kept.get("dataset")
     if place is None:
-        raise UserError(f"{source} does not say which data it was trained on; name some with --dataset.")
+        raise UserError(f"{source} does not record its training data; give a data set with --dataset.")
     data = training.load_dataset(place, args.data_dir or (None if args.dataset else kept.get("data_dir")))
     folder = Path(place)
     known = holds_shards(folder) or holds_validation(folder)
@@ -328,15 +329,15 @@ def _data_of(source: str, card: ModelCard | None, run: Run | None, args: argpars
         return load_undivided(folder)
     if one_level and args.split is None and args.dataset:
         log.warning(
-            "%s may be what %s was trained on: measured is its test split, every %dth image of each class, which "
-            "training leaves out; --split %s measures all.",
+            "%s may be the training data of %s: only its test split is evaluated, every %dth image of each class, "
+            "which is not used in training; use --split %s to evaluate all images.",
             *(place, source, TEST_EVERY, WHOLE),
         )
     return data
 
 
 def _maybe_trained_on(card: ModelCard | None, data: DataSet) -> bool:
-    """Whether a network may have been trained on these data: as its card says by name or number, or does not say."""
+    """Whether a network may have been trained on a data set: equal name or number of images, or no data in its card."""
     if card is not None and card.members:
         return any(_maybe_trained_on(member, data) for member in card.members)
     facts = card.data if card is not None else {}
@@ -345,16 +346,16 @@ def _maybe_trained_on(card: ModelCard | None, data: DataSet) -> bool:
 
 
 def _class_map(source: str, card: ModelCard, data: DataSet, args: argparse.Namespace) -> ClassMap | None:
-    """Return where the data's classes are among a network's, or None where they are the same; refuse others."""
+    """Return the map from the data's classes to a network's, or None if they are equal; raise if they do not match."""
     from keras_convnets.classes import names_and_ids
     from keras_convnets.training.evaluation.class_map import map_classes
 
     class_map = map_classes(args.classes, card, data, args.answers)
     if class_map is None and data.class_names not in (card.class_names, names_and_ids(card)[1]):
         raise UserError(
-            f"{source} knows the classes {_shortened(card.class_names)}, and {data.name} has "
-            f"{_shortened(data.class_names)}; evaluate on data with the model's classes, or say with --classes "
-            "which of them these are."
+            f"{source} has the classes {_shortened(card.class_names)} and {data.name} has "
+            f"{_shortened(data.class_names)}; evaluate on data with the model's classes, or map the data's classes to "
+            "the model's with --classes."
         )
     return class_map
 

@@ -1,4 +1,4 @@
-"""What `evaluate` prints: figures with their intervals, classes, comparisons, ensembles."""
+"""Text output of `evaluate`: errors with confidence intervals, classes, comparisons and ensembles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES_SHOWN, SUBSETS_SHOWN = 5, 10
 
 
 def print_evaluation(source: str, result: Evaluation, reason: str = "") -> None:
-    """Print the figures of one classifier, with why its protocol was chosen, what was left out, and a line a class."""
+    """Print the errors of a classifier, the reason for its protocol, the images left out, and the error per class."""
     of = f" of {result.of}" if result.of is not None else ""
     top5 = f", {_error('top-5', result.top5_wrong, result.n)}" if result.top5_wrong is not None else ""
     figures = f"{_error('top-1', result.top1_wrong, result.n)}{top5}"
@@ -24,7 +24,7 @@ def print_evaluation(source: str, result: Evaluation, reason: str = "") -> None:
     _print_left_out(result)
     names = [printable(name) for name in result.class_names]
     width = max(map(len, names))
-    print(f"  {'class':<{width}}  {'n':>6}  {'error':>7}  most often taken for")
+    print(f"  {'class':<{width}}  {'n':>6}  {'error':>7}  most often predicted instead")
     for index, row in enumerate(result.per_class):
         if row["n"]:
             mistakes = result.confusion[index].copy()
@@ -46,29 +46,29 @@ def _print_left_out(result: Evaluation) -> None:
     if left_out:
         named = "; ".join(f"{image.file} ({image.reason})" for image in left_out[:NAMES_SHOWN])
         more = f" and {len(left_out) - NAMES_SHOWN} more" if len(left_out) > NAMES_SHOWN else ""
-        print(printable(f"  left out, as they do not decode: {len(left_out)} images: {named}{more}"))
+        print(printable(f"  {len(left_out)} images left out because they do not decode: {named}{more}"))
 
 
 def print_comparisons(found: Sequence[Comparison]) -> None:
-    """Print which of every two classifiers is better, and whether that is significant."""
-    print(f"\nPaired comparison on the same {found[0].n} images, by McNemar's exact test:")
+    """Print the paired comparison of each pair of classifiers."""
+    print(f"\nPaired comparisons on the same {found[0].n} images (McNemar's exact test):")
     for row in found:
         print(printable(f"  {row.sentence()}"))
 
 
 def print_ensemble(found: Ensemble) -> None:
-    """Print the errors of subsets, the best first, and what each member contributes."""
-    measured = "every subset" if found.complete else "a forward selection, each member alone, and all but one"
-    print(f"\nEnsembles, the mean of the members' probabilities, n={found.best.n}, for {measured}:")
+    """Print the errors of the best subsets and of the full ensemble, and the contribution of each member."""
+    evaluated = "all subsets" if found.complete else "single members, a forward selection, and all members but one"
+    print(f"\nEnsembles (mean of the members' probabilities), n={found.best.n}, {evaluated}, best first:")
     shown = list(found.subsets[:SUBSETS_SHOWN])
     for subset in shown + ([] if found.whole in shown else [found.whole]):
         print(printable(f"  {_subset_text(found, subset)}"))
     if len(found.subsets) > SUBSETS_SHOWN:
-        print(f"  ({len(found.subsets)} in all; --json and --report have more)")
-    print("  The first is the best on these images, by which it was chosen.")
+        print(f"  ({len(found.subsets)} subsets in total; --json and --report show more)")
+    print("  The best subset is selected on these images; expect a slightly higher error on new images.")
     for name, gain in zip(found.names, found.contributions, strict=True):
         if gain is not None:
-            print(printable(f"  without {name} the top-1 error of all changes by {gain:+.2%}"))
+            print(printable(f"  without {name}, the top-1 error of the full ensemble changes by {gain:+.2%}"))
 
 
 def _subset_text(found: Ensemble, subset: Subset) -> str:

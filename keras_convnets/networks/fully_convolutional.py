@@ -1,4 +1,4 @@
-"""Classifiers as convolutions: a network over images of any size, whose scores are a map."""
+"""Conversion of classifiers into fully convolutional networks, which map images of any size to score maps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from keras_convnets.networks.graph import leaves
 from keras_convnets.networks.layers import LRN, ImageNormalization, ShortcutA
 from keras_convnets.networks.outputs import main_output
 
-# What ends the feature maps: pooled over all places, or flattened before a fully connected layer.
+# Global poolings after the last feature map, and the poolings with a window that replace them.
 POOLINGS = {
     layers.GlobalAveragePooling2D: layers.AveragePooling2D,
     layers.GlobalMaxPooling2D: layers.MaxPooling2D,
 }
-# Behind it stands what computes each place by itself.
-PLACEWISE = (
+# Layers allowed in the classifier head besides Dense: they act on each position independently.
+POINTWISE = (
     layers.Activation,
     layers.BatchNormalization,
     layers.Dropout,
@@ -27,9 +27,9 @@ PLACEWISE = (
     layers.ReLU,
     layers.Softmax,
 )
-# Before it stands what has no fixed size: the same windows at every place, sums of maps, and borders.
+# Layers allowed before the head: they work on feature maps of any size.
 ANY_SIZE = (
-    *PLACEWISE,
+    *POINTWISE,
     layers.Add,
     layers.AveragePooling2D,
     layers.Concatenate,
@@ -49,31 +49,34 @@ ANY_SIZE = (
 
 
 def fully_convolutional(model: keras.Model) -> keras.Model:
-    """Return the network with its classifier as convolutions: a larger image gives a map of class scores.
+    """Return the fully convolutional form of a classifier, which gives a map of class scores for a larger image.
 
-    Fully connected layers become convolutions, the first with the size of the training feature map; the global average
-    pooling becomes average pooling with that window at stride 1 (He et al. 2015, section 3.4; Simonyan and Zisserman
-    2014, section 3.2). A softmax is over the classes of each place. Paddings and poolings stay as they are at the
-    network's own size. The weights are copies. Auxiliary heads are left out.
+    Fully connected layers become convolutions; the kernel of the first has the size of the last feature map at the
+    model's input size, and the others are 1 x 1. Global pooling becomes pooling with that window and stride 1 (He et
+    al. 2015, section 3.4; Simonyan and Zisserman 2014, section 3.2). The softmax is over the classes at each position.
+    Padding and pooling are the same as at the model's input size. The weights are copied. Auxiliary heads are left out.
 
-    A mean image belongs to the network's own size: at others the channels' means are subtracted instead.
+    A mean image has the model's input size; for images of other sizes, the channel means are subtracted instead.
 
     Args:
-        model: a functional classifier with a fixed input size: convolutions, poolings and sums; then a global pooling
-            or a flattening; then fully connected layers. Nested models may hold parts of what comes first.
+        model: a functional classifier with a fixed input size: convolutions, poolings and sums, followed by a global
+            pooling or a flattening and fully connected layers. Layers before the head may be in nested models.
 
     Returns:
-        images [batch, H, W, 3] of any size not below the network's own to [batch, h, w, classes]; at the network's
-        own size h = w = 1 and the scores are the classifier's.
+        A model from images [batch, H, W, 3], at least as large as the model's input size, to scores
+        [batch, h, w, classes]. At the model's input size, h = w = 1 and the scores are those of the classifier.
 
     Raises:
-        UserError: if the model has no classifier, no fixed input size, or a layer that needs one size.
+        UserError: if the model has no classifier head, no fixed input size, or a layer that requires a fixed size.
     """
     pooling, head = _classifier(model)
     maps = pooling.input
     window = tuple(maps.shape[1:3])
     if None in window or None in model.input_shape[1:3]:
-        raise UserError(f"{model.name} has no fixed input size, so no training window; give it an input_shape.")
+        raise UserError(
+            f"{model.name} has no fixed input size, which defines the kernel size of the classifier; build it with an "
+            "input_shape."
+        )
     body = keras.Model(model.input, maps)
     for layer in leaves(body):
         if not isinstance(layer, ANY_SIZE):
@@ -99,7 +102,7 @@ def fully_convolutional(model: keras.Model) -> keras.Model:
 
 
 def _classifier(model: keras.Model) -> tuple[keras.layers.Layer, list[keras.layers.Layer]]:
-    """Return the layer that ends the feature maps, and those behind it up to the class scores, in order."""
+    """Return the global pooling or flattening after the last feature map, and the layers of the head, in order."""
     tensor = main_output(model)
     head: list[keras.layers.Layer] = []
     while tensor is not None:
@@ -107,28 +110,28 @@ def _classifier(model: keras.Model) -> tuple[keras.layers.Layer, list[keras.laye
         if isinstance(operation, tuple(POOLINGS)):
             break
         is_flat = isinstance(operation, (layers.Flatten, layers.Reshape))
-        if not is_flat and not isinstance(operation, (*PLACEWISE, layers.Dense)):
+        if not is_flat and not isinstance(operation, (*POINTWISE, layers.Dense)):
             tensor = None
             break
         tensor = operation._inbound_nodes[tensor._keras_history.node_index].input_tensors[0]
         pooled = isinstance(tensor._keras_history.operation, tuple(POOLINGS))
         if is_flat and len(tensor.shape) == 4 and not pooled:
             break
-        if not is_flat:  # what flattens a vector changes nothing
+        if not is_flat:  # flattening a vector has no effect
             head.insert(0, operation)
     if tensor is None or not any(isinstance(layer, layers.Dense) for layer in head):
         raise UserError(
-            f"{model.name} has no classifier to turn into convolutions, which is a global pooling or a flattening and "
-            "fully connected layers behind it; build it with include_top=True."
+            f"{model.name} has no classifier head to convert into convolutions (a global pooling or a flattening, "
+            "followed by fully connected layers); build it with include_top=True."
         )
     return operation, head
 
 
 def _refusal(model: keras.Model, layer: keras.layers.Layer) -> UserError:
     return UserError(
-        f"{model.name} has the layer {layer.name} ({type(layer).__name__}), which is not known to work on images of "
-        "any size; a fully convolutional network is made of convolutions, poolings, normalisations and sums: evaluate "
-        "this one on crops of its own size."
+        f"{model.name} has the layer {layer.name} ({type(layer).__name__}), which is not supported on images of any "
+        "size; a fully convolutional network may have convolutions, poolings, normalisations and sums: evaluate this "
+        "network on crops of its input size."
     )
 
 
@@ -145,7 +148,7 @@ def _as_convolution(dense: keras.layers.Dense, window: tuple[int, int]) -> keras
 
 
 def _at_any_size(body: keras.Model, images: Any) -> Any:
-    """Return the output of a copy of a network's body on an input of another size, its weights carried over."""
+    """Return the output of a copy of the network's body, with its weights, for an input of any size."""
 
     def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
         if not isinstance(layer, keras.Model):

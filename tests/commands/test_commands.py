@@ -208,7 +208,7 @@ def test_class_mismatch_is_refused(cli, trained_run, tmp_path):
             Image.new("RGB", (20, 20), (index, 0, 0)).save(tmp_path / "insects" / name / f"{index}.png")
     status, _, err = cli("evaluate", trained_run, "--dataset", tmp_path / "insects")
     assert status == 2
-    assert "knows the classes 0, 1, 2, 3, 4 and 5 more, and insects has ants, bees" in err
+    assert "has the classes 0, 1, 2, 3, 4 and 5 more and insects has ants, bees" in err
 
 
 def test_an_unfinished_run_is_refused(cli, trained_run, tmp_path):

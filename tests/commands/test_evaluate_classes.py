@@ -1,4 +1,4 @@
-"""`evaluate --classes`: a folder of some ImageNet classes, measured on artifacts and endpoints of all 1,000."""
+"""`evaluate --classes`: artifacts and endpoints with the 1,000 ImageNet classes on a folder with three of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def network():
     images = keras.Input((8, 8, 3))
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
     model = keras.Model(images, keras.layers.Dense(1000, "softmax", name="predictions")(x), name="small")
-    # Of the subset's classes one is likely enough to be an answer among all.
+    # Makes one class of the subset probable enough to be predicted among all classes.
     bias = np.zeros(1000, np.float32)
     bias[0] = 1.0
     model.get_layer("predictions").bias.assign(bias)
@@ -51,7 +51,7 @@ def version(network, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(photograph_folder, tmp_path_factory):
-    """Six photographs, two a class, in folders named by WordNet ids; classes in another order than the network's."""
+    """Six photographs, two per class, in folders named by WordNet ids."""
     folder = tmp_path_factory.mktemp("imagenette")
     paths = sorted((photograph_folder / "train").glob("*/*.jpg"))[::4]
     for number, path in enumerate(paths):
@@ -63,7 +63,7 @@ def data(photograph_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(network, data):
-    """Confusion over all answers as {(truth, answer): images}, and over the subset's, with classes in sorted order."""
+    """Confusion among all classes as {(true, predicted): images}, and among the subset, classes in sorted order."""
     model, card = network
     everything, subset = {}, np.zeros((3, 3), int)
     places = [imagenet_classes().ids.index(wnid) for wnid in sorted(CHOSEN)]
@@ -79,7 +79,7 @@ def expected(network, data):
 
 @pytest.fixture
 def measured(capsys):
-    """Evaluate, and return the figures of each source."""
+    """Evaluate, and return the metrics of each source."""
 
     def run(*arguments):
         status = main(["evaluate", *map(str, arguments), "--json"])
@@ -95,7 +95,7 @@ def pairs(figures):
     return {(int(row), int(column)): int(confusion[row, column]) for row, column in np.argwhere(confusion)}
 
 
-def test_ids_are_understood_on_artifacts_and_endpoints(version, data, expected, measured, tmp_path):
+def test_wordnet_ids_are_mapped_for_artifacts_and_endpoints(version, data, expected, measured, tmp_path):
     alone = shutil.copy(version / "model.onnx", tmp_path / "alone.onnx")
     with ModelServer({"small": version.parent}, port=0, rest_api_port=0) as server:
         url = f"http://127.0.0.1:{server.rest_api_port}/v1/models/small"
@@ -108,7 +108,7 @@ def test_ids_are_understood_on_artifacts_and_endpoints(version, data, expected, 
 @pytest.mark.parametrize("name_of", [
     CHOSEN.get, lambda wnid: str(imagenet_classes().ids.index(wnid))
 ], ids=["name", "index"])  # fmt: skip
-def test_names_and_indices_of_folders_are_understood(version, data, expected, measured, tmp_path, name_of):
+def test_folders_named_by_class_names_or_indices_are_mapped(version, data, expected, measured, tmp_path, name_of):
     for wnid in CHOSEN:
         shutil.copytree(data / wnid, tmp_path / "photographs" / name_of(wnid))
     flags = ["--dataset", tmp_path / "photographs", "--split", "all", "--classes", "names"]
@@ -116,12 +116,12 @@ def test_names_and_indices_of_folders_are_understood(version, data, expected, me
     assert pairs(figures) == expected[0]
 
 
-def test_names_that_say_nothing_are_refused_with_the_flag(version, photograph_folder, capsys):
+def test_unknown_classes_are_errors_that_name_the_flag(version, photograph_folder, capsys):
     for flags, sentence in (
-        ([], "and scenes has china, flower; evaluate on data with the model's classes, or say with --classes"),
+        ([], "and scenes has china, flower; evaluate on data with the model's classes, or map the data's classes to"),
         (["--classes", "names"], "unknown class of the model 'china'; "),
-        (["--classes", "0,crane"], "'crane' is the name of n02012849 (index 134) and n03126707 (index 517)"),
-        (["--classes", "0,1", "--answers", "both"], "unknown kind of answers 'both'; valid names are all, subset"),
+        (["--classes", "0,crane"], "'crane' is ambiguous: n02012849 (index 134) and n03126707 (index 517)"),
+        (["--classes", "0,1", "--answers", "both"], "unknown value of answers 'both'; valid names are all, subset"),
     ):
         assert (
             main(

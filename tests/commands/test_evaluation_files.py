@@ -1,4 +1,4 @@
-"""`evaluate` with predictions kept in files: written, read, compared, put together and reported."""
+"""`evaluate` with files of predictions: writing, reading, comparison, ensembles, reports and resuming."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 
 from keras_convnets import training
 from keras_convnets.commands import evaluate as command
-from keras_convnets.commands.evaluation_sources import predictions_places
+from keras_convnets.commands.evaluation_sources import predictions_paths
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving import ModelServer
-from keras_convnets.training.evaluation import Predictions, compare, ensemble, kept_parts
+from keras_convnets.training.evaluation import Predictions, compare, ensemble, partial_results
 
 
 def kept(path, seed, strength=2.0, **fields):
-    """Predictions of the digits' test images by nobody, in a file."""
+    """Write random predictions for the test images of digits to a file, and return its path."""
     split = training.load_dataset("digits").split("test")
     logits = np.random.default_rng(seed).normal(size=(360, 10)) * 2 + strength * np.eye(10)[split.labels]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -31,7 +31,7 @@ def kept(path, seed, strength=2.0, **fields):
     return path
 
 
-def test_predictions_are_compared_and_put_together(cli, tmp_path):
+def test_predictions_are_compared_and_averaged(cli, tmp_path):
     files = [kept(tmp_path / "a.npz", 0), kept(tmp_path / "b.csv", 1, 4.0), kept(tmp_path / "c.npz", 2)]
     status, out, err = cli("evaluate", *files, "--ensemble", "--json")
     assert status == 0, err
@@ -46,16 +46,16 @@ def test_predictions_are_compared_and_put_together(cli, tmp_path):
     assert low < 1 - found[str(files[0])]["top1"] < high
 
 
-def test_the_text_has_intervals_and_verdicts(cli, tmp_path):
+def test_the_output_has_intervals_and_comparisons(cli, tmp_path):
     files = [kept(tmp_path / "a.npz", 0), kept(tmp_path / "b.npz", 1, 4.0)]
     status, out, err = cli("evaluate", *files, "--ensemble")
     assert status == 0, err
     number = r"\d+\.\d\d%"
     interval = rf"{number} \({number} to {number}\)"
     assert re.search(rf"a\.npz: top-1 error {interval}, top-5 error {interval}  on digits/test/center, n=360 ", out)
-    assert re.search(r"b\.npz is better than .*a\.npz by \d+\.\d+% of the images: significant \(.*p = ", out)
+    assert re.search(r"b\.npz has a lower top-1 error than .*a\.npz, by \d+\.\d+%: significant \(.*p = ", out)
     assert re.search(rf"  top-1 error {interval}, top-5 error {interval}  \S+a\.npz \+ \S+b\.npz\n", out)
-    assert len(re.findall(r"  without \S+ the top-1 error of all changes by [+-]\d", out)) == 2
+    assert len(re.findall(r"  without \S+, the top-1 error of the full ensemble changes by [+-]\d", out)) == 2
 
 
 def test_a_report_shows_the_images_of_the_data_set(cli, tmp_path):
@@ -76,14 +76,14 @@ def test_secrets_are_not_shown():
 
 
 @pytest.mark.parametrize("arguments, sentence", [
-    (["a.npz", "--ensemble"], "--ensemble came with one SOURCE"),
+    (["a.npz", "--ensemble"], "--ensemble needs at least two sources or protocols"),
     (["a.npz", "other.npz", "--ensemble"], "have different classes"),
-    (["a.npz", "--split", "train"], "holds predictions of digits/test; leave --split train out"),
+    (["a.npz", "--split", "train"], "has predictions of digits/test; leave --split train out"),
     (["a.npz", "--report", "a.npz"], "a.npz is a file"),
-    (["a.npz", "b.npz", "--predictions", "c.npz"], "c.npz is a file, and 2 sources came; name a folder"),
-    (["none.npz"], "there is no file none.npz"),
+    (["a.npz", "b.npz", "--predictions", "c.npz"], "c.npz is a file and there are 2 sources; give a folder"),
+    (["none.npz"], "none.npz does not exist"),
 ])  # fmt: skip
-def test_mistakes_are_told_in_a_sentence(cli, tmp_path, monkeypatch, arguments, sentence):
+def test_errors_are_one_sentence(cli, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
     kept("a.npz", 0), kept("b.npz", 1)
     kept("other.npz", 0, class_names=tuple("abcdefghij"))
@@ -100,41 +100,41 @@ def test_mistakes_are_told_in_a_sentence(cli, tmp_path, monkeypatch, arguments, 
     (["runs/a"], None, [None]),
 ])  # fmt: skip
 def test_each_source_has_a_file_of_a_safe_name(sources, place, expected):
-    place_of = predictions_places(sources, [], place)
-    files = [place_of(source, "center") for source in sources]
+    path_of = predictions_paths(sources, [], place)
+    files = [path_of(source, "center") for source in sources]
     assert [file and file.as_posix() for file in files] == expected
 
 
 def test_each_protocol_has_a_file_of_a_safe_name():
-    place_of = predictions_places(["runs/a"], ["center", "dense(scales=64:96)"], "out")
-    files = [place_of("runs/a", protocol).name for protocol in ("center", "dense(scales=64:96)")]
+    path_of = predictions_paths(["runs/a"], ["center", "dense(scales=64:96)"], "out")
+    files = [path_of("runs/a", protocol).name for protocol in ("center", "dense(scales=64:96)")]
     assert files == ["a-center.npz", "a-dense(scales=64%3A96).npz"]
-    with pytest.raises(UserError, match="c.npz is a file, and 2 protocols came; name a folder"):
-        predictions_places(["runs/a"], ["center", "ten_crop"], "c.npz")
+    with pytest.raises(UserError, match="c.npz is a file and there are 2 protocols; give a folder"):
+        predictions_paths(["runs/a"], ["center", "ten_crop"], "c.npz")
 
 
-def test_a_file_of_another_kind_is_no_place_for_predictions(tmp_path):
+def test_predictions_need_a_valid_suffix(tmp_path):
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(UserError, match="x.txt is a file; it must end in .npz or .csv"):
-        predictions_places(["a"], [], str(tmp_path / "x.txt"))
+        predictions_paths(["a"], [], str(tmp_path / "x.txt"))
 
 
 def test_an_interrupted_command_resumes(cli, trained_run, published, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "keras_convnets")
     run, out = shutil.copytree(trained_run, tmp_path / "run"), tmp_path / "out"
     command_line = ["evaluate", run, published / "model.onnx", "--dataset", "digits", "--predictions", out]
-    monkeypatch.setattr(kept_parts, "SECONDS", 0)
-    add = kept_parts.KeptParts.add
+    monkeypatch.setattr(partial_results, "WRITE_INTERVAL", 0)
+    add = partial_results.PartialResults.add
 
     def interrupted(self, rows):
         add(self, rows)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept_parts.KeptParts, "add", interrupted)
+        patch.setattr(partial_results.PartialResults, "add", interrupted)
         assert cli(*command_line, "--batch_size", 100)[0] == 130
     parts = sorted(path.name for path in (out / "run.npz.parts").iterdir() if path.suffix == ".npy")
-    assert parts == ["000000000.npy"] and "the same command resumes" in caplog.text
+    assert parts == ["000000000.npy"] and "run the same command to resume" in caplog.text
     status, text, err = cli(*command_line, "--batch_size", 70)
     assert status == 0, err
     assert sorted(path.name for path in out.iterdir()) == ["model.onnx.npz", "run.npz"]
@@ -144,10 +144,10 @@ def test_an_interrupted_command_resumes(cli, trained_run, published, tmp_path, m
     np.testing.assert_allclose(first.probabilities, whole.probabilities, atol=1e-5)
     np.testing.assert_allclose(first.probabilities, second.probabilities, atol=1e-4)
     assert "equally many errors" in text
-    assert cli(*command_line)[0] == 0 and caplog.text.count("holds these predictions already") == 2
+    assert cli(*command_line)[0] == 0 and caplog.text.count("already holds these predictions") == 2
 
 
-def test_images_left_out_are_counted_and_named(cli, photograph_run, photograph_folder, tmp_path):
+def test_images_left_out_are_listed(cli, photograph_run, photograph_folder, tmp_path):
     folder = tmp_path / "scenes"
     for name in ("china", "flower"):
         (folder / "test" / name).mkdir(parents=True)
@@ -157,12 +157,12 @@ def test_images_left_out_are_counted_and_named(cli, photograph_run, photograph_f
     run = shutil.copytree(photograph_run, tmp_path / "run")
     status, out, err = cli("evaluate", run, "--dataset", folder, "--predictions", tmp_path / "a.npz")
     assert status == 0, err
-    assert "left out, as they do not decode: 1 images: " in out and "china/3.png (empty: 0 bytes)" in out
+    assert "1 images left out because they do not decode: " in out and "china/3.png (empty: 0 bytes)" in out
     found = Predictions.load(tmp_path / "a.npz")
     assert len(found) == 23 and "china/3.png" not in found.ids and found.left_out[0].file.endswith("china/3.png")
 
 
-def test_an_endpoint_a_run_and_a_file_are_put_together(cli, trained_run, published, tmp_path):
+def test_ensemble_of_an_endpoint_a_run_and_a_file(cli, trained_run, published, tmp_path):
     run, out = shutil.copytree(trained_run, tmp_path / "run"), tmp_path / "out"
     file = kept(tmp_path / "kept.npz", 0)
     with ModelServer({"digits": published.parent}, port=0, rest_api_port=0) as server:

@@ -390,7 +390,7 @@ def test_the_flags_of_endpoints(tmp_path, monkeypatch, capsys):
 
 def test_an_endpoints_classes_are_compared_with_images_of_every_class(tmp_path):
     from keras_convnets import training
-    from keras_convnets.commands.evaluation_sources import CLASS_CHECK_IMAGES, _some_of_each_class
+    from keras_convnets.commands.evaluation_sources import CLASS_CHECK_IMAGES, _class_check_images
 
     sizes = {"a": 2 * CLASS_CHECK_IMAGES, "b": 5, "c": 5}
     for index, (name, size) in enumerate(sizes.items()):
@@ -398,7 +398,7 @@ def test_an_endpoints_classes_are_compared_with_images_of_every_class(tmp_path):
         for number in range(size):
             (tmp_path / name / f"{number}.png").write_bytes(png(index))
     split = training.load_dataset(tmp_path).split("train")
-    images = _some_of_each_class(split, 3)
+    images = _class_check_images(split, 3)
     assert len(images) == CLASS_CHECK_IMAGES and set(images) == {png(0), png(1), png(2)}
 
 

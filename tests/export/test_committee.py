@@ -1,4 +1,4 @@
-"""Committees: a SavedModel of several networks answers with NumPy's mean of what Keras answers for each."""
+"""Committees: the predictions of the exported SavedModel equal NumPy's mean of the members' Keras predictions."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from keras_convnets.export.serving import ModelServer
 from keras_convnets.files import sha256
 from keras_convnets.prediction import view_encoded
 
-# Float32 sums in another order.
+# Tolerance for float32 sums in a different order.
 TOLERANCE = 1e-6
 SIDES = (32, 24, 32)
 
 
 @pytest.fixture(scope="module")
 def photographs(photograph_folder):
-    """24 encoded photographs, and whether each shows the flower."""
+    """24 encoded photographs, and their labels: 1 for the flower, 0 for the other class."""
     paths = sorted((photograph_folder / "train").glob("*/*.jpg"))
     return [path.read_bytes() for path in paths], np.array([path.parent.name == "flower" for path in paths], int)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three networks for two classes, of two input sizes, in `.keras` files: none is sure of anything."""
+    """`.keras` files of three networks with two classes and two input sizes, with low-confidence predictions."""
     folder = tmp_path_factory.mktemp("networks")
     for number, side in enumerate(SIDES):
         keras.utils.set_random_seed(number)
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 
 def small(seed, classes=3, side=8):
-    """A network of two layers for square images."""
+    """A network with one dense layer, for square images."""
     keras.utils.set_random_seed(seed)
     images = keras.Input((side, side, 3))
     x = keras.layers.Rescaling(1 / 255)(images)
@@ -56,7 +56,7 @@ def small(seed, classes=3, side=8):
 
 
 def soften(model):
-    """Scale the logits to at most 3, so that answers depend on the image."""
+    """Scale the logits to at most 3, so that the probabilities are not saturated."""
     layer = model.get_layer("predictions")
     noise = np.random.default_rng(0).uniform(0, 255, (8, *model.input_shape[1:])).astype(np.float32)
     logits = keras.Model(model.inputs[0], layer.output)(noise)
@@ -64,7 +64,7 @@ def soften(model):
 
 
 def mean_of(paths, encoded):
-    """What the networks answer, each on its own view of the images, averaged."""
+    """Mean probabilities of the networks, each evaluated on its own view of the images."""
     models = [keras.saving.load_model(path) for path in paths]
     seen = [view_encoded(encoded, card_of_model(model)) for model in models]
     answers = [np.float64(model.predict(images, verbose=0)) for model, images in zip(models, seen, strict=True)]
@@ -74,7 +74,7 @@ def mean_of(paths, encoded):
 
 @pytest.fixture(scope="module")
 def version(folder, tmp_path_factory):
-    """The committee's version, `<repository>/committee/1`."""
+    """The exported version of the committee, `<repository>/committee/1`."""
     to = tmp_path_factory.mktemp("repository")
     sources = [str(folder / f"net{number}.keras") for number in range(len(SIDES))]
     with pytest.MonkeyPatch.context() as patch:
@@ -98,7 +98,7 @@ def expected(folder, photographs):
     return mean_of(sorted(folder.glob("*.keras")), photographs[0])
 
 
-def test_the_saved_model_is_the_mean_of_its_members(classifier, version, photographs, expected):
+def test_the_saved_model_averages_its_members(classifier, version, photographs, expected):
     encoded, _ = photographs
     assert np.abs(classifier.predict(encoded) - expected).max() <= TOLERANCE
     assert np.ptp(expected[:, 0]) > 0.01
@@ -117,7 +117,7 @@ def test_an_image_is_decoded_once(version):
         "classify",
     }
     operations = [node.op for function in graph.graph_def.library.function for node in function.node_def]
-    # Two passes resize an image to a view.
+    # A view is resized in two passes.
     assert operations.count("DecodeJpeg") == 1 and operations.count("ScaleAndTranslate") == 2 * len(set(SIDES))
 
 
@@ -134,9 +134,7 @@ def test_the_card_lists_the_members(version, folder):
     assert (version / "assets.extra" / "labels.txt").read_text() == "0\n1\n"
 
 
-def test_it_is_evaluated_and_served_as_any_version(
-    classifier, version, photograph_folder, photographs, expected, capsys
-):
+def test_a_committee_can_be_evaluated_and_served(classifier, version, photograph_folder, photographs, expected, capsys):
     encoded, labels = photographs
     confusion = np.zeros((2, 2), int)
     np.add.at(confusion, (labels, expected.argmax(1)), 1)
@@ -155,7 +153,7 @@ def test_it_is_evaluated_and_served_as_any_version(
     assert [figures[source]["confusion"] for source in (str(version), url)] == [confusion.tolist()] * 2
 
 
-def test_of_one_view_all_formats_are_written(tmp_path, photographs, verified_here):
+def test_all_formats_are_written_for_members_with_one_view(tmp_path, photographs, verified_here):
     encoded, _ = photographs
     models = [small(1), small(2)]
     path = export.publish(models, name="pair", to=tmp_path)
@@ -170,8 +168,8 @@ def test_of_one_view_all_formats_are_written(tmp_path, photographs, verified_her
     assert [value.name for value in onnx.load(path / "model.onnx").graph.input] == ["images"]
 
 
-def carried(folder, name, class_names):
-    """A finished run of a small network with these classes, as far as `publish` looks at it."""
+def finished_run(folder, name, class_names):
+    """A minimal folder that `publish` accepts as the finished run of a small network with these classes."""
     model, place = small(3, len(class_names)), folder / name
     place.mkdir()
     model.save(place / "best.keras")
@@ -181,11 +179,11 @@ def carried(folder, name, class_names):
 
 
 @pytest.mark.parametrize("classes, sentence", [
-    (("cat", "ant", "bee"), r"other has the classes of .*first in another order \(class 0 is cat and ant\); a "),
-    (("ant", "bee"), r"other knows 2 classes \(ant, bee\), and .*first knows 3 classes \(ant, bee, cat\); a committee"),
+    (("cat", "ant", "bee"), r"other has the classes of .*first in a different order \(class 0 is cat and ant\)"),
+    (("ant", "bee"), r"other has 2 classes \(ant, bee\) and .*first has 3 classes \(ant, bee, cat\); a committee"),
 ])  # fmt: skip
-def test_members_of_other_classes_are_refused(tmp_path, classes, sentence):
-    first, other = carried(tmp_path, "first", ("ant", "bee", "cat")), carried(tmp_path, "other", classes)
+def test_members_with_different_classes_are_an_error(tmp_path, classes, sentence):
+    first, other = finished_run(tmp_path, "first", ("ant", "bee", "cat")), finished_run(tmp_path, "other", classes)
     with pytest.raises(UserError, match=sentence):
         export.publish([first, other], to=tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
@@ -196,13 +194,13 @@ def test_members_of_other_classes_are_refused(tmp_path, classes, sentence):
     (lambda: {"source": [small(1), small(2)], "card": card_of_model(small(1))}, "a card came with several networks"),
     (lambda: {"source": [small(1), 3]}, "source is 3, of type int"),
 ])  # fmt: skip
-def test_what_makes_no_committee_is_refused(tmp_path, arguments, sentence):
+def test_invalid_committees_are_errors(tmp_path, arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         export.publish(to=tmp_path / "repository", **arguments())
     assert not (tmp_path / "repository").exists()
 
 
-def test_an_onnx_file_of_different_views_is_refused(folder, tmp_path):
+def test_onnx_is_an_error_for_members_with_different_views(folder, tmp_path):
     sources = [folder / "net0.keras", Path(shutil.copy(folder / "net1.keras", tmp_path / "other.keras"))]
     with pytest.raises(UserError, match="formats are onnx, int8; the members see images in different views, .* give"):
         export.publish(sources, to=tmp_path / "repository", formats=("onnx", "int8"))

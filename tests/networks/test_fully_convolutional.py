@@ -93,7 +93,7 @@ REFUSED = {
         lambda x: layers.Dense(3, "softmax")(
             layers.GlobalAveragePooling2D()(layers.Multiply()([x, layers.GlobalAveragePooling2D(keepdims=True)(x)]))
         ),
-        "(GlobalAveragePooling2D), which is not known to work on images of any size",
+        "(GlobalAveragePooling2D), which is not supported on images of any size",
     ),
     "reshape": (
         lambda x: layers.Dense(3, "softmax")(layers.GlobalAveragePooling2D()(layers.Reshape((49, 1, 5))(x))),
@@ -101,9 +101,9 @@ REFUSED = {
     ),
     "sequence": (
         lambda x: layers.Dense(3, "softmax")(layers.GlobalAveragePooling1D()(layers.Reshape((49, 5))(x))),
-        "no classifier to turn into convolutions",
+        "no classifier head to convert into convolutions",
     ),
-    "pooling alone": (lambda x: layers.GlobalAveragePooling2D()(x), "no classifier to turn into convolutions"),
+    "pooling alone": (lambda x: layers.GlobalAveragePooling2D()(x), "no classifier head to convert into convolutions"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Paired comparison of classifiers: the same images in any order, and the counts of McNemar's test."""
+"""Paired comparison of classifiers by McNemar's exact test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_convnets.training.evaluation.comparison import compare_all, distinct_
 
 
 def answering(right, source="a", **fields):
-    """Predictions of two classes that are right where told."""
+    """Predictions for two classes, correct where `right` is true."""
     right = np.asarray(right, bool)
     labels = np.arange(len(right)) % 2
     probabilities = np.where((np.arange(2) == labels[:, None]) == right[:, None], 0.75, 0.25)
@@ -23,19 +23,19 @@ def answering(right, source="a", **fields):
     return Predictions(**{**values, "probabilities": probabilities, **fields})
 
 
-# 20 both right, 1 only the first, 9 only the second, 5 neither.
+# Correct: 20 both, 1 only the first, 9 only the second, 5 neither.
 FIRST = [1] * 20 + [1] + [0] * 9 + [0] * 5
 SECOND = [1] * 20 + [0] + [1] * 9 + [0] * 5
 
 
-def test_counts_and_verdict():
+def test_counts_and_significance():
     found = compare(answering(FIRST, "runs/a"), answering(SECOND, "runs/b"))
     assert (found.n, found.both, found.only_first, found.only_second) == (35, 20, 1, 9)
     assert found.p_value == found.adjusted_p_value == 2 * (1 + 10) / 2**10
     assert found.better == "runs/b" and found.significant and found.difference == pytest.approx(8 / 35)
     assert found.sentence() == (
-        "runs/b is better than runs/a by 22.86% of the images: significant (1 only runs/a gets right, 9 only runs/b; "
-        "p = 0.021)"
+        "runs/b has a lower top-1 error than runs/a, by 22.86%: significant (only runs/a correct: 1, only runs/b "
+        "correct: 9; p = 0.021)"
     )
     assert json.loads(json.dumps(found.to_dict()))["better"] == "runs/b"
 
@@ -46,7 +46,7 @@ def test_the_order_of_the_images_does_not_matter():
     assert mixed == compare(answering(FIRST), answering(SECOND, "b"))
 
 
-def test_equal_ones():
+def test_equally_many_errors():
     found = compare(answering(FIRST), answering(FIRST, "b"))
     assert found.better is None and not found.significant and found.p_value == 1
     assert found.sentence().startswith("a and b have equally many errors")
@@ -59,32 +59,32 @@ def test_several_pairs_are_adjusted():
     assert smallest.adjusted_p_value == pytest.approx(3 * smallest.p_value)
     assert middle.adjusted_p_value == pytest.approx(2 * middle.p_value)
     assert largest.adjusted_p_value == max(largest.p_value, middle.adjusted_p_value)
-    # By itself it would pass for significant, as one of three it does not.
+    # Significant without the adjustment, but not with it.
     assert found[2].p_value == 2 / 2**6
-    assert "for all pairs" in found[0].sentence()
+    assert "adjusted by Holm's method" in found[0].sentence()
 
 
 @pytest.mark.parametrize("fields, sentence", [
     ({"class_names": ("ant", "wasp")}, "a and b have different classes .ant, bee; ant, wasp."),
-    ({"ids": tuple(f"{number}.jpg" for number in range(1, 36))}, "answered for different images .*, such as 0.jpg"),
-    ({"labels": np.zeros(35, int)}, "different labels of 17 images, such as 1.jpg .bee; ant."),
+    ({"ids": tuple(f"{number}.jpg" for number in range(1, 36))}, "predictions for different images .*, such as 0.jpg"),
+    ({"labels": np.zeros(35, int)}, "different true labels for 17 images, such as 1.jpg .bee; ant."),
 ])  # fmt: skip
-def test_others_are_refused_in_a_sentence(fields, sentence):
+def test_different_images_labels_or_classes_are_errors(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         compare(answering(FIRST), answering(SECOND, "b", **fields))
 
 
-def test_fewer_images_and_doubled_ones_are_refused():
+def test_missing_and_duplicate_images_are_errors():
     with pytest.raises(UserError, match="35 of made/test/center, 34 of made/test/center, such as 34.jpg"):
         compare(answering(FIRST), answering(SECOND).at(range(34)))
     twice = dataclasses.replace(answering(FIRST), ids=("0.jpg", *answering(FIRST).ids[:-1]))
-    with pytest.raises(UserError, match="answered twice"):
+    with pytest.raises(UserError, match="has two predictions for an image"):
         compare(twice, answering(SECOND))
     with pytest.raises(UserError, match="35 of made/test/center, 36 of made/test/center"):
         compare(answering(FIRST), answering(SECOND).at([0, *range(35)]))
 
 
-def test_names_tell_apart():
+def test_names_are_unique():
     one, crops = answering(FIRST, "a"), answering(FIRST, "a", protocol="ten_crop")
     assert distinct_names([one, crops, answering(FIRST, "b")]) == ["a (center)", "a (ten_crop)", "b"]
     assert distinct_names([one, one]) == ["a (center) #1", "a (center) #2"]

@@ -1,4 +1,4 @@
-"""Ensembles: every subset's errors are NumPy's."""
+"""Ensembles: errors of every subset, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def member(seed, source=None, classes=CLASSES, ids=None):
 
 
 @pytest.mark.parametrize("bytes_together", [1 << 25, 8 * CLASSES * 10], ids=["at once", "in parts"])
-def test_every_subset_is_numpys(monkeypatch, bytes_together):
+def test_every_subset_matches_numpy(monkeypatch, bytes_together):
     monkeypatch.setattr(ensembles, "SUM_BYTES", bytes_together)
     members = [member(seed) for seed in range(4)]
     order = np.random.default_rng(1).permutation(N)
@@ -48,7 +48,7 @@ def test_every_subset_is_numpys(monkeypatch, bytes_together):
         assert gain == pytest.approx(found.subset(others).top1_error - found.whole.top1_error)
 
 
-def test_plain_data_for_json():
+def test_to_dict_is_json_serializable():
     plain = json.loads(json.dumps(ensemble([member(0), member(1)]).to_dict()))
     assert plain["members"] == ["runs/0", "runs/1"] and plain["n"] == N and len(plain["subsets"]) == 3
     assert plain["all"]["top1_error"] == next(
@@ -56,7 +56,7 @@ def test_plain_data_for_json():
     )
 
 
-def test_many_members_are_selected_forward(monkeypatch):
+def test_forward_selection_for_many_members(monkeypatch):
     monkeypatch.setattr(ensembles, "MOST_MEMBERS", 3)
     members = [member(seed) for seed in range(5)]
     found = ensemble(members)
@@ -74,7 +74,7 @@ def test_many_members_are_selected_forward(monkeypatch):
         found.subset([0, 1, 2, 9])
 
 
-def test_the_fewest_members_win_a_tie():
+def test_ties_are_broken_by_the_fewest_members():
     same = member(0)
     found = ensemble([same, same, same])
     assert found.best.members == (0,) and found.contributions == (0, 0, 0)
@@ -86,10 +86,10 @@ def test_five_classes_or_fewer_have_no_top_5():
 
 
 @pytest.mark.parametrize("members, sentence", [
-    (lambda: [member(0)], "an ensemble of 1"),
+    (lambda: [member(0)], "an ensemble needs at least two sources, got 1"),
     (lambda: [member(0), member(1, classes=8)], "runs/0 and runs/1 have different classes"),
-    (lambda: [member(0), member(1, ids=tuple(map(str, range(N))))], "runs/0 and runs/1 answered for different images"),
+    (lambda: [member(0), member(1, ids=tuple(map(str, range(N))))], "runs/0 and runs/1 have .* for different images"),
 ])  # fmt: skip
-def test_what_does_not_fit_is_refused(members, sentence):
+def test_incompatible_predictions_are_errors(members, sentence):
     with pytest.raises(UserError, match=sentence):
         ensemble(members())

@@ -155,7 +155,7 @@ def test_unknown_splits_are_refused(data, split, sentence):
 
 
 def test_another_number_of_classes_is_refused(data):
-    with pytest.raises(UserError, match="gives 7 classes and digits has 10"):
+    with pytest.raises(UserError, match="the model has 7 classes and digits has 10"):
         training.evaluate(guess, training.load_dataset("digits"))
 
 

@@ -1,4 +1,4 @@
-"""ImageNet's validation images in one folder: every form in which their classes come gives the same labels."""
+"""ImageNet's flat validation folder: all ground-truth formats give the same labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.training import load_dataset
 from keras_convnets.training.data import imagenet_validation
 
-# The first ten lines of the development kit's ground truth, and of Caffe's val.txt: the same images.
+# Labels of the first ten images: the development kit's ILSVRC2012_IDs, WordNet ids, and five of Caffe's indices.
 DEVKIT = [490, 361, 171, 822, 297, 482, 13, 704, 599, 164]
 WNIDS = "n01751748 n09193705 n02105855 n04263257 n03125729 n01735189 n02346627 n02776631 n03794056 n02328150".split()
 CAFFE = [65, 970, 230, 809, 516]
@@ -71,7 +71,7 @@ def in_names(folder):
 
 @pytest.mark.parametrize("place", ["imagenet", "imagenet/val"])
 @pytest.mark.parametrize("truth", [caffe, kaggle, devkit, synsets, annotations, in_names, lambda folder: None])
-def test_every_ground_truth_gives_the_same_labels(folder, truth, place):
+def test_all_ground_truth_formats_give_the_same_labels(folder, truth, place):
     truth(folder)
     if truth is annotations and place.endswith("val"):
         for path in (folder / "Annotations/CLS-LOC/val").iterdir():
@@ -85,23 +85,23 @@ def test_every_ground_truth_gives_the_same_labels(folder, truth, place):
     assert [path.name.partition(".")[0][:23] for path in split.paths] == NAMES
 
 
-def test_tensorflow_datasets_has_the_classes_in_our_order():
-    """`imagenet2012`, `imagenet_v2` and others name their labels by this file; `imagenet_resized` has its own order."""
+def test_tensorflow_datasets_has_the_same_class_order():
+    """This file has the class names of `imagenet2012`, `imagenet_v2` etc.; `imagenet_resized` has a different order."""
     names = imagenet_validation._installed_lines("datasets/imagenet2012/labels.txt")
     assert tuple(names) == imagenet_classes().ids
     own = imagenet_validation._installed_lines(imagenet_validation.TFDS_IDS)
     assert sorted(own) == names != own and (own[0], own[-1]) == ("n02119789", "n03255030")
 
 
-def test_some_of_the_images_keep_their_numbers(folder):
+def test_labels_of_a_subset_of_the_images(folder):
     devkit(folder)
     for name in NAMES[::2]:
         (folder / "val" / f"{name}.JPEG").unlink()
     (folder / "val" / f"{NAMES[9]}.JPEG").write_bytes(b"broken")
     data = load_dataset(folder)
     assert data.splits["validation"].labels.tolist() == indices()[1::2]
-    sound, left_out = data.without_broken(0.5)
-    assert sound.splits["validation"].labels.tolist() == indices()[1:9:2]
+    decodable, left_out = data.without_broken(0.5)
+    assert decodable.splits["validation"].labels.tolist() == indices()[1:9:2]
     assert [os.path.basename(image.file) for image in left_out] == [f"{NAMES[9]}.JPEG"]
 
 
@@ -118,8 +118,8 @@ def test_kaggles_layout_is_read_from_its_root_and_from_the_images(folder, monkey
 
 @pytest.mark.parametrize("right", [True, False])
 @pytest.mark.parametrize("form", ["meta.mat", "map_clsloc.txt"])
-def test_the_development_kits_own_order_is_taken(folder, form, right):
-    """Of a kit with another order all images would be of other classes, which is refused."""
+def test_the_development_kits_class_order_is_read(folder, form, right):
+    """A kit with a wrong order is an error, because all labels would be wrong."""
     ids = imagenet_validation._installed_lines(imagenet_validation.TFDS_IDS)
     ids = ids if right else ids[1:] + ids[:1]
     devkit(folder)
@@ -135,40 +135,42 @@ def test_the_development_kits_own_order_is_taken(folder, form, right):
     if right:
         assert load_dataset(folder).splits["validation"].labels.tolist() == indices()
     else:
-        with pytest.raises(UserError, match="gives 0 of 10 images the class that ImageNet gives them"):
+        with pytest.raises(UserError, match="agrees with ImageNet's labels for 0 of 10 images"):
             load_dataset(folder)
 
 
-def test_ids_of_the_development_kit_are_no_indices(folder):
+def test_development_kit_ids_as_indices_are_an_error(folder):
     write(folder / "val.txt", [f"{name}.JPEG {number - 1}" for name, number in zip(NAMES, DEVKIT, strict=True)])
-    with pytest.raises(UserError, match=r"val.txt gives 0 of 10 images .* in another order; it must hold WordNet ids"):
+    with pytest.raises(
+        UserError, match=r"val.txt agrees .* 0 of 10 images, .* in a different order; it must contain WordNet ids"
+    ):
         load_dataset(folder)
 
 
 @pytest.mark.parametrize("truth, lines, sentence", [
-    ("val.txt", [f"{NAMES[0]}.JPEG 1000"], r"line 1 of .*val.txt .* give its class \(a WordNet id, or 0 to 999\)"),
+    ("val.txt", [f"{NAMES[0]}.JPEG 1000"], r"line 1 of .*val.txt .* image and its class \(a WordNet id, or 0 to 999\)"),
     ("val.txt", [f"{NAMES[0]}.JPEG 65", "nothing"], r"line 2 of .*val.txt is 'nothing'"),
-    ("val.txt", [f"{NAMES[0]}.JPEG 65"], r"val.txt has no class of ILSVRC2012_val_00000002.JPEG"),
-    ("ILSVRC2012_validation_ground_truth.txt", ["490", "0"], r"line 2 of .* is '0'; it must give a class \(1 to"),
-    ("ILSVRC2012_validation_ground_truth.txt", map(str, DEVKIT[:9]), r"has no class of ILSVRC2012_val_00000010.JPEG"),
-    ("val/ILSVRC2012_val_00000001.xml", ["<name>n00000001</name>"], r"names n00000001; an annotation"),
+    ("val.txt", [f"{NAMES[0]}.JPEG 65"], r"val.txt has no label for ILSVRC2012_val_00000002.JPEG"),
+    ("ILSVRC2012_validation_ground_truth.txt", ["490", "0"], r"line 2 of .* is '0'; it must be a class \(1 to"),
+    ("ILSVRC2012_validation_ground_truth.txt", map(str, DEVKIT[:9]), r"has no label for ILSVRC2012_val_00000010.JPEG"),
+    ("val/ILSVRC2012_val_00000001.xml", ["<name>n00000001</name>"], r"names n00000001; the annotation"),
     ("val/ILSVRC2012_val_00000001.xml", [f"<name>{WNIDS[0]}</name>"], r"00000002.xml can't be read"),
 ])  # fmt: skip
-def test_ground_truth_that_does_not_fit_is_refused(folder, truth, lines, sentence):
+def test_invalid_ground_truth_is_an_error(folder, truth, lines, sentence):
     write(folder / truth, lines)
     with pytest.raises(UserError, match=sentence):
         load_dataset(folder)
 
 
-def test_what_is_missing_is_named(folder, monkeypatch):
+def test_missing_ground_truth_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(imagenet_validation, "_installed_lines", lambda name: [])
-    with pytest.raises(UserError, match=r"classes of the images in .*val are not known; put ILSVRC2012_validation_gr"):
+    with pytest.raises(UserError, match=r"no ground truth for the images in .*val; put ILSVRC2012_validation_gr"):
         load_dataset(folder)
     devkit(folder)
-    with pytest.raises(UserError, match=r"by ILSVRC2012_ID, which .* does not tell; put .* meta.mat beside it"):
+    with pytest.raises(UserError, match=r"by ILSVRC2012_ID, which .* does not define .*; put .* meta.mat into"):
         load_dataset(folder)
 
 
-def test_other_folders_are_none_of_these(tmp_path, photograph_folder):
+def test_other_folders_are_not_detected(tmp_path, photograph_folder):
     assert not imagenet_validation.holds_validation(photograph_folder)
     assert not imagenet_validation.holds_validation(tmp_path / "nowhere")

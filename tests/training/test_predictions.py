@@ -1,4 +1,4 @@
-"""Predictions: what is kept of each image, under which id, and that files give it back."""
+"""Predictions: image ids, .npz and .csv files, and resuming of interrupted evaluations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from keras_convnets import training
 from keras_convnets.errors import UserError
 from keras_convnets.training.data import ArraySplit, DataSet
 from keras_convnets.training.data.integrity import BrokenImage
-from keras_convnets.training.evaluation import Predictions, kept_parts
+from keras_convnets.training.evaluation import Predictions, partial_results
 
-# As awkward as class names may be: like other columns, twice, with what is added to tell them apart.
+# Difficult class names: equal to other columns, duplicated, or with the suffix that makes column names unique.
 NAMES = ("crane (class 2)", "crane", "crane", "x (class 3)", "label", 'a "b", c', "=1+1", "é")
 
 
@@ -37,10 +37,10 @@ def made(n=20, classes=NAMES, seed=0, **fields):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".NPZ"])
-def test_a_file_gives_back_what_was_saved(tmp_path, suffix):
+def test_a_saved_file_is_loaded_unchanged(tmp_path, suffix):
     saved = made(fingerprint="abc")
     found = Predictions.load(saved.save(tmp_path / "new" / f"file{suffix}"))
-    # What a table of images has no place for is in the .npz alone.
+    # These attributes are in the .npz file only.
     lost = ("left_out", "fingerprint") if suffix == ".csv" else ()
     for field in dataclasses.fields(Predictions):
         expected = {"left_out": (), "fingerprint": ""}[field.name] if field.name in lost else getattr(saved, field.name)
@@ -48,7 +48,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path, suffix):
     assert [path.name for path in (tmp_path / "new").iterdir()] == [f"file{suffix}"]
 
 
-def test_the_table_has_names_and_probabilities(tmp_path):
+def test_the_csv_file_has_class_names_and_probabilities(tmp_path):
     saved = made()
     with open(saved.save(tmp_path / "file.csv"), encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -65,7 +65,7 @@ def test_the_table_has_names_and_probabilities(tmp_path):
     np.testing.assert_array_equal(found, saved.probabilities)
 
 
-def test_pandas_reads_the_table_at_once(tmp_path):
+def test_pandas_reads_the_csv_file(tmp_path):
     pandas = pytest.importorskip("pandas")
     saved = made()
     table = pandas.read_csv(saved.save(tmp_path / "file.csv"))
@@ -73,7 +73,7 @@ def test_pandas_reads_the_table_at_once(tmp_path):
     np.testing.assert_array_equal(table.iloc[:, -8:].to_numpy(np.float32), saved.probabilities)
 
 
-def test_few_classes_have_few_likeliest(tmp_path):
+def test_two_classes_have_only_two_top_k_columns(tmp_path):
     saved = made(classes=("ants", "bees"))
     path = saved.save(tmp_path / "file.csv")
     assert path.read_text().startswith(
@@ -85,23 +85,23 @@ def test_few_classes_have_few_likeliest(tmp_path):
 
 @pytest.mark.parametrize("name, content, sentence", [
     ("file.txt", b"", "must end in .npz or .csv"),
-    ("none.npz", None, "there is no file"),
-    ("file.npz", b"PK no more", "holds no predictions"),
-    ("file.csv", b"a,b\n1,2\n", "holds no predictions .its columns do not begin with id, label"),
-    ("file.csv", b"", "holds no predictions"),
+    ("none.npz", None, "none.npz does not exist"),
+    ("file.npz", b"PK no more", "is not a file of predictions"),
+    ("file.csv", b"a,b\n1,2\n", "is not a file of predictions .the first columns are not id, label"),
+    ("file.csv", b"", "is not a file of predictions"),
     ("file.csv", b"id,label,label_name,top1_name,top1_probability,source,data,split,protocol,a,b\n0,0\n", "line 2 has"),
     ("file.csv", b"id,label,label_name,top1_name,top1_probability,source,data,split,protocol,a,b\n", "0 ids"),
 ])  # fmt: skip
-def test_other_files_are_refused(tmp_path, name, content, sentence):
+def test_invalid_files_are_errors(tmp_path, name, content, sentence):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         Predictions.load(tmp_path / name)
 
 
-def test_files_with_objects_in_them_are_not_unpickled(tmp_path):
+def test_object_arrays_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "file.npz", source=np.array([print], object))
-    with pytest.raises(UserError, match="holds no predictions"):
+    with pytest.raises(UserError, match="is not a file of predictions"):
         Predictions.load(tmp_path / "file.npz")
 
 
@@ -112,7 +112,7 @@ def test_files_with_objects_in_them_are_not_unpickled(tmp_path):
     ({"probabilities": np.full((2, 8), -1)}, "image a .* negative"),
     ({"probabilities": np.ones((2, 7))}, r"\(2, 7\) with 8 class names"),
 ])  # fmt: skip
-def test_what_can_not_be_is_refused(fields, sentence):
+def test_invalid_values_are_errors(fields, sentence):
     with pytest.raises(UserError, match=sentence):
         made(**{"n": 2, "ids": ("a", "b"), "labels": [0, 1], **fields})
 
@@ -135,24 +135,24 @@ def brightness(images):
     return np.concatenate([1 - red, red], axis=1)
 
 
-def test_images_in_files_are_named_by_their_paths_below_the_split(folder):
+def test_ids_of_image_files_are_their_paths_relative_to_the_split(folder):
     data = training.load_dataset(folder)
     ids = data.split("val").ids()
     assert len(set(ids)) == 24 and ids[0] == "ant/00.png" and "bee/more/01.png" in ids
-    sound, _ = data.without_broken()
-    sized = sound.at_size(8, 8)
-    for split in (sized.split("val"), sound.at_size(8, 8, memory_limit=0).split("val")):
+    decodable, _ = data.without_broken()
+    sized = decodable.at_size(8, 8)
+    for split in (sized.split("val"), decodable.at_size(8, 8, memory_limit=0).split("val")):
         assert split.ids() == [name for name in ids if name != "bee/00.png"]
         assert split.subset([3, 1]).ids() == split.ids([3, 1]) == [split.ids()[3], split.ids()[1]]
 
 
-def test_images_without_names_are_named_by_their_stored_position():
+def test_ids_of_images_without_file_names_are_their_stored_positions():
     split = ArraySplit(np.zeros((9, 2, 2, 3), np.uint8), np.zeros(9, int))
     assert split.subset([2, 5, 8]).subset([1, 2]).ids() == ["00005", "00008"]
     assert training.load_dataset("digits").with_holdout(0.5).split("holdout").ids([0, 1]) != ["00000", "00001"]
 
 
-def test_an_evaluation_has_what_was_answered_and_what_was_left_out(folder):
+def test_an_evaluation_has_the_predictions_and_the_images_left_out(folder):
     data = training.load_dataset(folder)
     data = dataclasses.replace(data, splits={"val": data.split("val")}).at_size(8, 8)
     result = training.evaluate(brightness, data, source="brightness")
@@ -168,7 +168,7 @@ def test_an_evaluation_has_what_was_answered_and_what_was_left_out(folder):
     assert again.to_dict() == {**result.to_dict(), "of": None}
 
 
-def test_parts_of_predictions(tmp_path):
+def test_predictions_at_positions():
     saved = made()
     part = saved.at([4, 1])
     assert part.ids == (saved.ids[4], saved.ids[1]) and (part.labels == saved.labels[[4, 1]]).all()
@@ -179,7 +179,7 @@ def test_parts_of_predictions(tmp_path):
 @pytest.fixture
 def counting(monkeypatch):
     """A data set of 50 images, a predictor that can be made to fail, and how many images it has seen."""
-    monkeypatch.setattr(kept_parts, "SECONDS", 0)  # a part each batch
+    monkeypatch.setattr(partial_results, "WRITE_INTERVAL", 0)  # write after every batch
     images = np.arange(50, dtype=np.uint8).repeat(12).reshape(50, 2, 2, 3)
     data = DataSet("made", ("ant", "bee"), True, {"test": ArraySplit(images, np.arange(50) % 2)}, (2, 2))
     seen = []
@@ -219,7 +219,7 @@ def test_an_interrupted_evaluation_resumes_without_counting_twice(counting, tmp_
         np.testing.assert_array_equal(found.probabilities, whole.probabilities)
 
 
-def test_parts_of_something_else_are_not_taken(counting, tmp_path, caplog):
+def test_partial_results_of_a_different_evaluation_are_deleted(counting, tmp_path, caplog):
     data, predict, seen = counting
     file = tmp_path / "a.npz"
     with pytest.raises(KeyboardInterrupt):
@@ -228,24 +228,24 @@ def test_parts_of_something_else_are_not_taken(counting, tmp_path, caplog):
         )
     seen.clear()
     training.evaluate(predict, data, predictions=file, weights="w")
-    assert seen == list(range(50)) and "this one starts anew" in caplog.text
+    assert seen == list(range(50)) and "starts from the first image" in caplog.text
     mixed = dataclasses.replace(data, splits={"test": data.splits["test"].subset(np.arange(50)[::-1])})
     caplog.clear()
     found = training.evaluate(predict, mixed, predictions=file, weights="w").predictions
-    assert "it is replaced" in caplog.text and found.ids[0] == "00049" and len(seen) == 100
+    assert "is overwritten" in caplog.text and found.ids[0] == "00049" and len(seen) == 100
 
 
-def test_finished_predictions_are_read_instead(counting, tmp_path, caplog):
+def test_finished_predictions_are_not_computed_again(counting, tmp_path, caplog):
     data, predict, seen = counting
     caplog.set_level(logging.INFO, "keras_convnets")
     first = training.evaluate(predict, data, predictions=tmp_path / "a.npz", weights="w")
     again = training.evaluate(predict, data, predictions=tmp_path / "a.npz", weights="w")
-    assert len(seen) == 50 and again.to_dict() == first.to_dict() and "holds these predictions already" in caplog.text
+    assert len(seen) == 50 and again.to_dict() == first.to_dict() and "already holds these predictions" in caplog.text
     training.evaluate(predict, data, predictions=tmp_path / "a.npz")
-    assert len(seen) == 100  # whose weights are not known
+    assert len(seen) == 100  # computed again, because the weights are unknown
 
 
-def test_damaged_and_leftover_parts_are_computed_again(counting, tmp_path):
+def test_damaged_partial_results_are_computed_again(counting, tmp_path):
     data, predict, seen = counting
     file = tmp_path / "a.npz"
     with pytest.raises(KeyboardInterrupt):
@@ -258,22 +258,25 @@ def test_damaged_and_leftover_parts_are_computed_again(counting, tmp_path):
     assert seen == list(range(16, 50)) and left_behind(tmp_path) == ["a.npz"]
 
 
-def test_a_mistake_leaves_nothing_behind(counting, tmp_path):
+def test_an_error_leaves_no_files(counting, tmp_path):
     data, *_ = counting
-    with pytest.raises(UserError, match="gives 3 classes"):
+    with pytest.raises(UserError, match="the model has 3 classes"):
         training.evaluate(lambda images: np.ones((len(images), 3)), data, predictions=tmp_path / "a.npz", weights="w")
     with pytest.raises(UserError, match="must end in .npz or .csv"):
         training.evaluate(brightness, data, predictions=tmp_path / "a.txt")
     assert left_behind(tmp_path) == []
 
 
-def test_two_evaluations_into_one_file_are_refused(tmp_path):
-    with kept_parts.kept_parts(tmp_path / "a.npz", "key"), pytest.raises(UserError, match="being evaluated into"):
-        with kept_parts.kept_parts(tmp_path / "a.npz", "key"):
+def test_two_simultaneous_evaluations_to_one_file_are_an_error(tmp_path):
+    with (
+        partial_results.open_partial_results(tmp_path / "a.npz", "key"),
+        pytest.raises(UserError, match="being evaluated into"),
+    ):
+        with partial_results.open_partial_results(tmp_path / "a.npz", "key"):
             pass
 
 
-def test_a_keras_model_tells_its_weights(tmp_path, counting):
+def test_the_fingerprint_depends_on_the_weights_of_a_keras_model(tmp_path, counting):
     data, *_ = counting
     model = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten(), keras.layers.Dense(2, "softmax")])
     first = training.evaluate(model, data, predictions=tmp_path / "a.npz").predictions.fingerprint

@@ -1,4 +1,4 @@
-"""Protocols: their views are the papers' words in coordinates worked out by hand, and their averages are NumPy's."""
+"""Test protocols: views compared with coordinates computed by hand from the papers, and averages with NumPy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VIEW = View(256, (224, 224))
 
 
 def coordinates(height, width):
-    """An image whose pixels say where they are: row and column modulo 251, and whether the column is past 251."""
+    """An image whose pixels encode their position: row and column modulo 251, and both quotients by 251."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows % 251, columns % 251, columns // 251 + 16 * (rows // 251)], -1).astype(np.uint8)
 
@@ -38,12 +38,12 @@ def cut(image, top, left, side=224):
     return image[top : top + side, left : left + side]
 
 
-# (height, width) of an image whose shorter side is 256 already, and top and left of its centre square.
+# Height and width of an image with shorter side 256, and top and left of its central square.
 SHAPES = {"square": (256, 256, 0, 0), "landscape": (256, 400, 0, 72), "portrait": (341, 256, 42, 0)}
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_ten_crop_is_the_corners_and_the_centre_of_the_centre_square_and_their_mirror_images(shape):
+def test_ten_crop_is_corners_and_centre_of_the_central_square_with_flips(shape):
     height, width, top, left = shape
     image = coordinates(height, width)
     views = ten_crop(tf.constant(image), VIEW, 256).numpy()
@@ -55,12 +55,12 @@ def test_ten_crop_is_the_corners_and_the_centre_of_the_centre_square_and_their_m
     assert ten_crop(tf.constant(image), VIEW, 256, mirror=False).shape == (5, 224, 224, 3)
 
 
-def test_ten_crop_of_a_tiny_image_enlarges_it():
+def test_ten_crop_upsamples_small_images():
     image = np.full((2, 3, 3), 7, np.uint8)
     assert (ten_crop(tf.constant(image), VIEW, 256).numpy() == 7).all()
 
 
-# Shorter side 288 exactly: left (top), centre and right (bottom) corner of the three squares along the longer side.
+# Images with shorter side 288: (height, width), and top-left corners of the three squares along the longer side.
 SQUARES = {
     "square": ((288, 288), [(0, 0)] * 3),
     "landscape": ((288, 400), [(0, 0), (0, 56), (0, 112)]),
@@ -70,11 +70,11 @@ SQUARES = {
 
 
 @pytest.mark.parametrize("shape, corners", SQUARES.values(), ids=SQUARES)
-def test_crops144_is_six_views_of_three_squares_at_each_scale_and_their_mirror_images(shape, corners):
+def test_crops144_is_six_views_of_three_squares_per_scale_with_flips(shape, corners):
     image = coordinates(*shape)
     views = crops144(tf.constant(image), VIEW, (288,)).numpy()
     assert views.shape == (36, 224, 224, 3)
-    # 288 - 224 = 64: the corners' crops begin at 0 or 64, the centre's at 32.
+    # 288 - 224 = 64: the corner crops start at 0 or 64, the centre crop at 32.
     places = [(0, 0), (0, 64), (64, 0), (64, 64), (32, 32)]
     for square, (top, left) in enumerate(corners):
         for view, (down, right) in zip(views[6 * square : 6 * square + 5], places, strict=True):
@@ -85,15 +85,15 @@ def test_crops144_is_six_views_of_three_squares_at_each_scale_and_their_mirror_i
 
 
 @pytest.mark.parametrize("name, count", [("ten_crop", 10), ("crops144", 144)])
-def test_there_are_ten_and_144_views(name, count):
+def test_the_number_of_views(name, count):
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (3, 2, 3), np.uint8))
-    # Their number is known before any image is read, as batches over several images need it.
+    # The number must be known statically, because batches contain views of several images.
     traced = tf.function(lambda image: PROTOCOLS[name].views(image, VIEW))
     known = traced.get_concrete_function(tf.TensorSpec([None, None, 3], tf.uint8)).output_shapes
     assert known == PROTOCOLS[name].views(image, VIEW).shape == (count, 224, 224, 3)
 
 
-def test_every_scale_is_the_whole_image_resized():
+def test_whole_images_are_resized_to_every_scale():
     image = np.random.default_rng(1).integers(0, 256, (61, 80, 3), np.uint8)
     found = [view.numpy() for view in whole_images(tf.constant(image), VIEW, (61, 40, 122))]
     assert [view.shape for view in found] == [(61, 80, 3), (40, 52, 3), (122, 160, 3)]
@@ -105,7 +105,7 @@ def test_every_scale_is_the_whole_image_resized():
     assert narrow.shape == (8, 8 * LONGEST, 3)
 
 
-# (a text, its canonical form)
+# Protocols as given -> canonical names.
 TEXTS = {
     "center": "center",
     " ten_crop() ": "ten_crop",
@@ -119,7 +119,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_protocol_is_written_in_one_form_that_reads_back(text):
+def test_names_are_canonical_and_can_be_parsed(text):
     protocol = get_protocol(text)
     assert protocol.name == TEXTS[text]
     assert get_protocol(protocol.name) is protocol and get_protocol(protocol) is protocol
@@ -137,22 +137,22 @@ def test_lists_of_protocols_are_split_outside_parentheses():
     ("ten_crop(sid=3)", "unknown field of protocol ten_crop 'sid'; the nearest valid name is side"),
     ("center(mirror=true)", "unknown field of protocol center 'mirror'"),
     ("cifar(side=32)", "unknown field of protocol cifar"),
-    ("ten_crop(256)", "has '256' among its fields; write each as FIELD=VALUE"),
-    ("ten_crop(side=1, side=2)", "has side twice"),
-    ("ten_crop(side=-1)", "a shorter side is '-1'; it must be a whole number"),
-    ("dense(scales=256;384)", "a shorter side is '256;384'"),
+    ("ten_crop(256)", "got the field '256'; write each field as FIELD=VALUE"),
+    ("ten_crop(side=1, side=2)", "got the field side twice"),
+    ("ten_crop(side=-1)", "the shorter side is '-1'; it must be a whole number"),
+    ("dense(scales=256;384)", "the shorter side is '256;384'"),
     ("dense(mirror=1)", "it must be true or false"),
     ("dense(kernel=lanczos)", "unknown kernel 'lanczos'; valid names are bilinear"),
     ("dense(average=median)", "unknown average 'median'; the nearest valid name is mean"),
     ("dense(scales=256", "unknown protocol"),
 ])  # fmt: skip
-def test_what_is_no_protocol_is_refused(text, sentence):
+def test_invalid_protocols_are_errors(text, sentence):
     with pytest.raises(UserError) as caught:
         get_protocol(text)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_averages_are_numpys():
+def test_averages_match_numpy():
     views = np.random.default_rng(2).dirichlet(np.full(4, 0.3), (5, 10)).astype(np.float32)
     views[0, 0] = [1, 0, 0, 0]
     expected = {"mean": views.mean(1), "max": views.max(1)}
@@ -167,7 +167,7 @@ def test_averages_are_numpys():
     assert not np.allclose(AVERAGES["mean"](views), AVERAGES["max"](views), atol=1e-2)
 
 
-def test_batches_are_as_full_as_they_can_be():
+def test_even_batches_minimize_padding():
     assert [even_batches(total, 128) for total in (1, 100, 128, 130, 1000, 1001)] == [1, 100, 128, 65, 125, 126]
 
 
@@ -186,7 +186,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def model():
-    """One strided convolution, global average pooling, one linear layer: dense scores are easy to write in NumPy."""
+    """A strided convolution, global average pooling and a dense layer: dense evaluation is simple in NumPy."""
     keras.utils.set_random_seed(0)
     images = keras.Input((SIDE, SIDE, 3), name="images")
     x = ImageNormalization(Preprocessing(mean=(100, 110, 120), std=(20, 20, 20)))(images)
@@ -201,12 +201,12 @@ def predict(model, images):
 
 
 def answers(predictor, data, protocol, **arguments):
-    """The probabilities that the figures are made of."""
+    """The probabilities of an evaluation, float32 [n, classes]."""
     return training.evaluate(predictor, data, protocol=protocol, **arguments).predictions.probabilities
 
 
 @pytest.mark.parametrize("average, batch_size", [("mean", 1), ("mean", 7), ("max", 128), ("geometric", 30)])
-def test_every_view_is_seen_once_and_averaged(data, model, average, batch_size):
+def test_every_view_is_predicted_once_and_averaged(data, model, average, batch_size):
     protocol = f"ten_crop(side=12, average={average})"
     seen = []
 
@@ -225,7 +225,7 @@ def test_every_view_is_seen_once_and_averaged(data, model, average, batch_size):
     assert sum(seen) == 110 and set(seen[:-1]) <= {seen[0]} and max(seen) <= batch_size
 
 
-def test_dense_at_the_networks_own_size_is_the_centre(model):
+def test_dense_at_the_input_size_equals_center(model):
     images = np.random.default_rng(1).integers(0, 256, (5, SIDE, SIDE, 3), np.uint8)
     data = DataSet("own", tuple("abc"), True, {"test": ArraySplit(images, np.arange(5) % 3)}, (SIDE, SIDE))
     dense = answers(model, data, f"dense(scales={SIDE}, mirror=false)")
@@ -233,7 +233,7 @@ def test_dense_at_the_networks_own_size_is_the_centre(model):
     np.testing.assert_allclose(dense, predict(model, images), rtol=1e-5)
 
 
-def test_dense_of_a_residual_network_at_its_own_size_is_the_centre():
+def test_dense_of_a_residual_network_at_its_input_size_equals_center():
     resnet = CIFARResNet(8, input_shape=(16, 16, 3), classes=CLASSES)
     images = np.random.default_rng(2).integers(0, 256, (5, 16, 16, 3), np.uint8)
     data = DataSet("own", tuple("abc"), True, {"test": ArraySplit(images, np.arange(5) % 3)}, (16, 16))
@@ -242,18 +242,18 @@ def test_dense_of_a_residual_network_at_its_own_size_is_the_centre():
 
 
 @pytest.mark.parametrize("average", ["mean", "max", "geometric"])
-def test_dense_is_the_head_slid_over_the_last_feature_map(data, model, average):
+def test_dense_applies_the_head_at_every_position_of_the_last_feature_map(data, model, average):
     found = answers(model, data, f"dense(scales=12:10, average={average})", batch_size=2)
     kernel, bias = (np.float64(weight) for weight in model.layers[-2].get_weights())
     body = keras.Model(model.input, model.layers[2].output)
-    window = SIDE // 2  # of the feature map of the network's own size
+    window = SIDE // 2  # size of the feature map at the network's input size
     expected = []
     for image in data.splits["test"].images:
         per_view = []
         for size in ((12, 16), (10, 13)):
             scaled = np.round(tf.image.resize(image, size, antialias=True).numpy())
             for shown in (scaled, scaled[:, ::-1]):
-                # The 13th column enters no window of the convolution.
+                # The convolution with stride 2 ignores the 13th column.
                 conv, x = body.layers[2], np.float64(shown) - (100, 110, 120)
                 rows, columns = size[0] // 2, size[1] // 2
                 patches = (x / 20)[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2, 3).transpose(0, 2, 1, 3, 4)
@@ -270,7 +270,7 @@ def test_dense_is_the_head_slid_over_the_last_feature_map(data, model, average):
     np.testing.assert_allclose(found, AVERAGES[average](np.array(expected)), rtol=1e-4, atol=1e-6)
 
 
-def test_images_of_several_sizes_are_seen_whole(model):
+def test_dense_evaluates_images_of_different_sizes(model):
     rng = np.random.default_rng(3)
     shapes = [(12, 16), (16, 12), (12, 12), (12, 16), (9, 9)] * 4
 
@@ -289,39 +289,39 @@ def test_images_of_several_sizes_are_seen_whole(model):
         np.testing.assert_allclose(together[position], alone[0], rtol=1e-4)
 
 
-def test_what_a_protocol_changes_of_the_view_is_seen(data, model):
+def test_protocol_fields_change_the_view(data, model):
     plain, wider = answers(model, data, "center"), answers(model, data, "center(side=12)")
     images = data.splits["test"].images
     np.testing.assert_allclose(wider, predict(model, images[:, 2:10, 4:12]), rtol=1e-5)
     nearest = answers(model, data, "center(kernel=nearest)")
     assert np.abs(plain - wider).max() > 1e-3 and np.abs(plain - nearest).max() > 1e-3
-    # Data that were brought to another view before are taken as they were stored.
+    # For data that were resized before, the original images are used.
     sized = data.at_size(SIDE, SIDE)
     np.testing.assert_array_equal(answers(model, sized, "center(side=12)"), wider)
     np.testing.assert_array_equal(answers(model, sized, "ten_crop(side=12)"), answers(model, data, "ten_crop(side=12)"))
 
 
-def test_the_key_names_protocol_and_average(data, model):
+def test_the_key_contains_protocol_and_average(data, model):
     result = training.evaluate(model, data, protocol="ten_crop(side=12)", average="max")
     assert result.key == "made/test/ten_crop(side=12, average=max)" and result.n == 11
     assert json.loads(json.dumps(result.to_dict()))["protocol"] == result.protocol
 
 
 @pytest.mark.parametrize("protocol", ["ten_crop", "crops144", "dense"])
-def test_small_images_are_refused_by_protocols_of_photographs(data, model, protocol):
-    with pytest.raises(UserError, match=f"{protocol} cuts views from photographs .* this one takes 8 x 8; evaluate it"):
+def test_small_inputs_need_explicit_sides(data, model, protocol):
+    with pytest.raises(UserError, match=f"{protocol} is defined for .* this network's input is 8 x 8; use protocol"):
         training.evaluate(model, data, protocol=protocol)
 
 
 @pytest.mark.parametrize(
     "protocol", ["ten_crop(side=7)", "crops144(scales=9:7)", "dense(scales=9:7)", "center(side=7)"]
 )
-def test_sides_below_the_networks_input_are_refused(data, model, protocol):
-    with pytest.raises(UserError, match="resizes the shorter side to 7 pixels, and the network takes 8 x 8"):
+def test_sides_smaller_than_the_input_are_errors(data, model, protocol):
+    with pytest.raises(UserError, match="resizes the shorter side to 7 pixels, and the network's input is 8 x 8"):
         training.evaluate(model, data, protocol=protocol)
 
 
-def test_mirror_images_are_refused_where_they_have_another_label(data, model):
+def test_flips_that_change_the_label_are_an_error(data, model):
     from dataclasses import replace
 
     digits = replace(data, flips_keep_labels=False)
@@ -330,9 +330,9 @@ def test_mirror_images_are_refused_where_they_have_another_label(data, model):
     assert training.evaluate(model, digits, protocol="ten_crop(side=12, mirror=false)").n == 11
 
 
-def test_cifar_is_the_stored_image_and_refuses_others(data, model):
+def test_cifar_uses_stored_images_of_32_x_32_only(data, model):
     with pytest.raises(
-        UserError, match="cifar shows images of 32 x 32 pixels as they are stored; .* evaluate by center"
+        UserError, match="cifar needs stored images and a network input of 32 x 32 pixels; .* use protocol center"
     ):
         training.evaluate(model, data, protocol="cifar")
     images = np.random.default_rng(5).integers(0, 256, (4, 32, 32, 3), np.uint8)
@@ -341,25 +341,25 @@ def test_cifar_is_the_stored_image_and_refuses_others(data, model):
     np.testing.assert_array_equal(answers(flat, stored, "cifar"), answers(flat, stored, "center"))
 
 
-def test_whole_images_need_a_keras_model_that_can_see_them(data, model):
+def test_dense_needs_a_convertible_keras_model(data, model):
     guess = Classifier(None, lambda images: np.zeros((len(images), 3)), image_size=(SIDE, SIDE))
-    with pytest.raises(UserError, match="made of a Keras model; give a run.* or evaluate by ten_crop or crops144"):
+    with pytest.raises(UserError, match="needs a Keras model, .*; give a run.* or use protocol ten_crop or crops144"):
         training.evaluate(guess, data, protocol="dense(scales=12)")
     mean_image = Preprocessing((1, 2, 3), mean_image=np.ones((SIDE, SIDE, 3)))
     centred = network("Centred", classes=CLASSES, input_shape=(SIDE, SIDE, 3), preprocessing=mean_image)
-    with pytest.raises(UserError, match="centred subtracts a mean image, which belongs to one size"):
+    with pytest.raises(UserError, match="centred subtracts a mean image of fixed size"):
         training.evaluate(centred, data, protocol="dense(scales=12)")
 
 
-def test_an_own_protocol_keeps_its_average(data):
+def test_the_average_of_a_custom_protocol_is_fixed(data):
     from dataclasses import replace
 
     own = replace(PROTOCOLS["ten_crop"], name="own", average=lambda views: views[:, 0])
-    with pytest.raises(UserError, match="own has an average of its own"):
+    with pytest.raises(UserError, match="own defines its average"):
         get_protocol(own, "max")
 
 
-def test_the_papers_sides_are_in_proportion_to_other_inputs():
+def test_the_papers_sides_are_scaled_to_the_input_size():
     def sides(name, size):
         return get_protocol(name).sides(View.of_size(size, size))
 
@@ -368,7 +368,7 @@ def test_the_papers_sides_are_in_proportion_to_other_inputs():
     assert sides("dense", 224) == (224, 256, 384, 480, 640) and sides("dense", 227) == (227, 256, 384, 480, 640)
 
 
-def test_recipes_and_records_name_protocols():
+def test_recipes_and_records_have_valid_protocols():
     named = {name: get_recipe(name).protocol for name in RECIPES}
     assert named == {
         **dict.fromkeys(("alexnet", "resnet_imagenet"), "ten_crop"),

@@ -1,4 +1,4 @@
-"""The report: one page that holds all it shows, whatever data call their classes."""
+"""The HTML report: content, escaping of names from data, and self-containedness."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keras_convnets.training.evaluation import Evaluation, Predictions, ensemble
 from keras_convnets.training.evaluation.calibration import reliability
 from keras_convnets.training.evaluation.report_page import page as page_module
 from keras_convnets.training.evaluation.report_page import pictures
-from keras_convnets.training.evaluation.report_page.contact_sheet import surest_mistakes
+from keras_convnets.training.evaluation.report_page.contact_sheet import most_confident_errors
 from keras_convnets.training.evaluation.report_page.html import Html, element
 
 EVIL = ('<script>alert(1)</script>', '" onload="alert(2)', "a & b]]>", "$x^2$", "naïve", "</style><b>")  # fmt: skip
@@ -36,7 +36,7 @@ def made(classes=EVIL, n=60, seed=0, source="runs/a", strength=2.5, **fields):
 
 
 class Page(HTMLParser):
-    """The elements of a page with their attributes, and its text."""
+    """A parsed page: its elements with attributes, and its text."""
 
     def __init__(self, path):
         super().__init__()
@@ -69,7 +69,7 @@ def page(data, tmp_path_factory):
     return Page(written)
 
 
-def test_nothing_from_data_becomes_an_element_or_an_attribute(page):
+def test_names_from_data_are_escaped(page):
     assert not {tag for tag, _ in page.elements} & {"script", "i", "iframe", "link", "object"}
     allowed = {"class", "id", "href", "src", "alt", "tabindex", "lang", "charset", "name", "content", "http-equiv"}
     for tag, attributes in page.elements:
@@ -81,7 +81,7 @@ def test_nothing_from_data_becomes_an_element_or_an_attribute(page):
     assert "a/<img src=x onerror=alert(3)>.jpg" in page.text and "keras-convnets evaluate <x>" in page.text
 
 
-def test_nothing_is_fetched(page):
+def test_no_external_resources(page):
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href"):
             value = attributes.get(name, "#")
@@ -91,7 +91,7 @@ def test_nothing_is_fetched(page):
     assert not re.search(r"url\((?!#)", page.source) and "@import" not in page.source
 
 
-def test_links_and_names_inside_meet(page):
+def test_internal_links_and_ids_are_consistent(page):
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(names)) == len(names)
     links = [attributes[name][1:] for _, attributes in page.elements for name in ("href", "xlink:href")
@@ -100,17 +100,17 @@ def test_links_and_names_inside_meet(page):
     assert set(re.findall(r"url\(#([^)]+)\)", page.source)) <= set(names)
 
 
-def test_figures_comparisons_and_what_was_left_out_are_on_it(page):
+def test_errors_comparisons_and_images_left_out_are_shown(page):
     figures = Evaluation.of_predictions(made())
     low, high = figures.top1_error_interval
     assert f"{1 - figures.top1:.2%}" in page.text and f"{low:.2%} to {high:.2%}" in page.text
-    assert "McNemar" in page.text and "<i>one</i> + two" in page.text and "What each member contributes" in page.text
+    assert "McNemar" in page.text and "<i>one</i> + two" in page.text and "Contribution of each member" in page.text
     assert "1 of the 61 images do not decode" in page.text and "empty: 0 bytes" in page.text
     assert "expected calibration error" in page.text and "tensorflow" in page.text
 
 
-def test_mistakes_are_shown_by_their_own_images(page, data):
-    positions = surest_mistakes(made())
+def test_most_confident_errors_have_the_right_thumbnails(page, data):
+    positions = most_confident_errors(made())
     found = made()
     answers = found.probabilities.argmax(1)
     wrong = np.flatnonzero(answers != found.labels)
@@ -121,49 +121,49 @@ def test_mistakes_are_shown_by_their_own_images(page, data):
         assert (pixels == data.splits["test"].images[position]).all()
 
 
-def test_pictures_are_the_same_each_time():
+def test_figures_are_deterministic():
     found = reliability(made().probabilities, made().labels)
     assert len({pictures.reliability_picture(found, "before", "a-") for _ in range(2)}) == 1
 
 
-def test_without_images_mistakes_are_a_table(tmp_path):
+def test_errors_are_a_table_without_images(tmp_path):
     found = Page(report([made()], tmp_path))
-    assert not [tag for tag, _ in found.elements if tag == "img"] and "its probability" in found.text
+    assert not [tag for tag, _ in found.elements if tag == "img"] and "probability of the true class" in found.text
 
 
-def test_a_thousand_classes_fit(tmp_path):
+def test_a_thousand_classes(tmp_path):
     names = imagenet_classes().names
     found = Page(report([made(names, n=400, strength=6)], tmp_path))
-    assert "All 1,000 classes" in found.text and "A dot is 4 x 4 classes" in found.text
-    assert "The pairs that are confused most" in found.text and "classes have no image" in found.text
+    assert "All 1,000 classes" in found.text and "among 4 x 4 classes" in found.text
+    assert "Most confused pairs of classes" in found.text and "classes without images" in found.text
     assert len(found.source) < 2_000_000
 
 
-def test_extremes_are_shown(tmp_path):
+def test_all_correct_and_all_wrong(tmp_path):
     found = made(("a", "b", "c"), n=3, labels=[0, 1, 2], probabilities=np.eye(3)[[0, 2, 1]])
     right = Page(report([found.at([0])], tmp_path))
-    assert "Every answer is right." in right.text and "One image tells nothing" in right.text
+    assert "All images are classified correctly." in right.text and "needs at least two images" in right.text
     wrong = Page(report([found.at([1, 2])], tmp_path))
-    assert "2 of 2 images are taken for another class" in wrong.text
+    assert "2 of 2 images are misclassified" in wrong.text
 
 
-def test_classifiers_on_other_images_are_not_compared():
+def test_classifiers_on_different_images_are_not_compared():
     text = page_module._comparisons([made(), made(n=20)], None)
-    assert "They are not compared: runs/a and runs/a answered for different images" in text
+    assert "not compared: runs/a and runs/a have predictions for different images" in text
 
 
-def test_what_can_not_be_reported_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no results"):
+def test_invalid_results_and_folders_are_errors(tmp_path):
+    with pytest.raises(UserError, match="needs at least one result"):
         report([], tmp_path)
     figures = Evaluation("d", "test", "center", 2, 1.0, None, ("a", "b"), np.eye(2, dtype=int))
-    with pytest.raises(UserError, match="figures alone"):
+    with pytest.raises(UserError, match="a result has no predictions"):
         report([figures], tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; name a folder"):
+    with pytest.raises(UserError, match="is a file; give a folder"):
         report([made()], tmp_path / "file")
 
 
-def test_confused_classes_stand_side_by_side():
+def test_confused_classes_are_adjacent():
     counts = np.diag([9] * 6)
     counts[0, 5], counts[5, 2], counts[3, 1] = 5, 4, 3
     order = pictures.confusion_order(counts).tolist()
@@ -175,6 +175,6 @@ def test_confused_classes_stand_side_by_side():
     assert pictures.most_confused(np.eye(3, dtype=int), 5) == []
 
 
-def test_elements_escape_what_is_no_element():
+def test_elements_escape_text():
     assert element("p", "<b>", Html("<br>"), None, 3, class_='a"b') == '<p class="a&quot;b">&lt;b&gt;<br>3</p>'
     assert element("img", src="x") == '<img src="x">'

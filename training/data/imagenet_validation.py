@@ -1,4 +1,4 @@
-"""ImageNet's validation images as they are distributed: files in one folder, and their classes in a text or XML."""
+"""ImageNet's validation images as distributed: files in one folder, with ground truth in text or XML files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from keras_convnets.errors import UserError
 from keras_convnets.training.data.dataset import DataSet
 from keras_convnets.training.data.splits import FileSplit
 
-# Some mirrors append the image's WordNet id to the file's name.
+# Some mirrors append the WordNet id of the class to the file name.
 IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})(?:_(n\d{8}))?\.(?:jpe?g|png)", re.IGNORECASE)
-# Where the images lie below the folder that a user names: the archive unpacked, and Kaggle's layout.
+# Folders searched for the images, relative to the given folder: the unpacked archive, and Kaggle's layout.
 KAGGLE_IMAGES = "Data/CLS-LOC/val"
 IMAGE_PLACES = ("", "val", "validation", "ILSVRC2012_img_val", KAGGLE_IMAGES, f"ILSVRC/{KAGGLE_IMAGES}")
 XML_PLACES = ("", "val", "Annotations/CLS-LOC/val", "ILSVRC/Annotations/CLS-LOC/val")
-# A line for an image, by its number: 1-based ids of the development kit, or WordNet ids.
+# The development kit's ground truth: line n is the 1-based ILSVRC2012_ID (or the WordNet id) of image n.
 DEVKIT_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-# Kaggle's; Caffe's, and others' of its form; the development kit's; TensorFlow's.
+# Ground-truth files by Kaggle; by Caffe, and others in its format; of the development kit; of TensorFlow.
 TRUTHS = (
     *("LOC_val_solution.csv", "val.txt", "val_map.txt", "val_label.txt", "val_labels.txt"),
     *(DEVKIT_TRUTH, "imagenet_2012_validation_synset_labels.txt", "validation_labels.txt"),
@@ -34,38 +34,40 @@ TRUTHS = (
 BY_NAME = re.compile(r'.*ILSVRC2012_val_(?P<number>\d{8})[^\s,]*[\s,]+"?(?P<label>n\d{8}|\d{1,4})\b.*')
 BY_LINE = re.compile(r"(?P<label>n\d{8}|\d{1,4})")
 XML_CLASS = re.compile(rb"<name>\s*(n\d{8})\s*</name>")
-# What TensorFlow Datasets is installed with: the classes of all validation images, and the development kit's ids.
+# Files installed with TensorFlow Datasets: the classes of all validation images, and the WordNet ids by ILSVRC2012_ID.
 TFDS_TRUTH = "datasets/imagenet2012/validation_labels.txt"
 TFDS_IDS = "image_classification/imagenet_resized_labels.txt"
-# Labels that were cleaned still agree with most of the official ones; labels in another order agree with none.
+# Minimum agreement with the official labels: cleaned labels agree mostly, and those in a wrong order almost never.
 LEAST_AGREEMENT = 0.5
 log = logging.getLogger("keras_convnets")
 
 
 def holds_validation(folder: Path) -> bool:
-    """Whether a folder holds ImageNet's validation images in one folder, directly or where they are unpacked to."""
+    """Whether a folder holds ImageNet's flat validation images, directly or in one of the `IMAGE_PLACES`."""
     return _images_place(folder) is not None
 
 
 def load_validation(folder: Path) -> DataSet:
-    """Read ImageNet's validation images, `ILSVRC2012_val_00000001.JPEG` and so on in one folder, as "validation".
+    """Load ImageNet's validation images, a flat folder of `ILSVRC2012_val_00000001.JPEG` etc., as split "validation".
 
-    The classes are the 1,000 WordNet ids in sorted order, whichever images are there. An image's class is looked for
+    The classes are always all 1,000 WordNet ids in sorted order, even if only some of the images are present. The
+    labels are taken from the first of these sources that exists:
 
-    - in its name, where that ends in a WordNet id;
-    - in one of the texts `TRUTHS`, in the folder, beside the images, or in a folder of the development kit. Lines are
-      `FILE CLASS` (Caffe's `val.txt`, Kaggle's CSV) or hold the class alone, line n that of image n. A class is a
-      WordNet id; the 0-based index among the sorted ids beside a file's name; the development kit's 1-based
-      ILSVRC2012_ID in its ground truth, whose order is another. `meta.mat` or `map_clsloc.txt` beside it tells that,
-      else TensorFlow Datasets;
-    - in the XML annotations, `ILSVRC2012_val_00000001.xml`;
-    - else in the list that TensorFlow Datasets is installed with.
+    - the file names, if they end in WordNet ids;
+    - one of the ground-truth files `TRUTHS`, in the folder, next to the images, or in a folder of the development kit.
+      Each line is `FILE CLASS` (Caffe's `val.txt`, Kaggle's CSV), or the class only, with line n for image n. A class
+      is a WordNet id or the 0-based index in the sorted ids. In the development kit's ground truth, it is the 1-based
+      ILSVRC2012_ID, which has a different order, given by `meta.mat` or `map_clsloc.txt` in the same folder, or by
+      TensorFlow Datasets;
+    - the XML annotations, `ILSVRC2012_val_00000001.xml` etc.;
+    - the list installed with TensorFlow Datasets.
 
     Args:
-        folder: that holds the images, or the folder `val` or Kaggle's `ILSVRC/Data/CLS-LOC/val` with them.
+        folder: the folder with the images, or one with the images in `val` or in Kaggle's `ILSVRC/Data/CLS-LOC/val`.
 
     Raises:
-        UserError: if an image has no class, a text is of another form, or its classes are in another order.
+        UserError: if an image has no label, a ground-truth file has an invalid format, or its classes are in a
+            different order.
     """
     place = _images_place(folder)
     assert place is not None, f"{folder} holds validation images"
@@ -96,7 +98,7 @@ def _images_place(folder: Path) -> Path | None:
 def _labels(
     folder: Path, place: Path, files: Sequence[Path], numbers: Sequence[int], index: Mapping[str, int]
 ) -> list[int]:
-    """Return the class of each image, by the first source of classes that is found."""
+    """Return the label of each image, from the first ground-truth source that exists."""
     roots = _roots(folder, place)
     truth = next((root / name for root in roots for name in TRUTHS if (root / name).is_file()), None)
     official = _official(index)
@@ -111,22 +113,22 @@ def _labels(
         where = str(annotation.parent)
     elif official:
         known, where = official, "the list of TensorFlow Datasets"
-        log.info("no classes lie beside the images of %s; they are taken from %s.", place, where)
+        log.info("%s has no ground truth; the labels are taken from %s.", place, where)
     else:
         raise UserError(
-            f"the classes of the images in {place} are not known; put {DEVKIT_TRUTH} of the development kit, Kaggle's "
+            f"there is no ground truth for the images in {place}; put {DEVKIT_TRUTH} of the development kit, Kaggle's "
             f"{TRUTHS[0]}, Caffe's {TRUTHS[1]} or the XML annotations into {folder}."
         )
     unknown = next((file for file, number in zip(files, numbers, strict=True) if number not in known), None)
     if unknown is not None:
-        raise UserError(f"{where} has no class of {unknown.name}; take the one that belongs to these images.")
+        raise UserError(f"{where} has no label for {unknown.name}; use the ground truth of these images.")
     labels = [known[number] for number in numbers]
     _check_order(labels, [official.get(number) for number in numbers], where)
     return labels
 
 
 def _roots(folder: Path, place: Path) -> list[Path]:
-    """Return the folders in which ground truth is looked for."""
+    """Return the folders that are searched for ground truth, in order of precedence."""
     roots = [folder, place, place.parent]
     if place.resolve().as_posix().endswith(f"/{KAGGLE_IMAGES}"):
         roots += [place.resolve().parents[2], place.resolve().parents[3]]
@@ -135,11 +137,11 @@ def _roots(folder: Path, place: Path) -> list[Path]:
 
 
 def _read_truth(path: Path, index: Mapping[str, int]) -> dict[int, int]:
-    """Return classes by the images' numbers, from a text of either form."""
+    """Return the labels by image number from a ground-truth file, with or without image names."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read ({error}); mend or remove it.") from error
+        raise UserError(f"{path} can't be read ({error}); repair or remove it.") from error
     by_id = _devkit_ids(path.parent, index) if path.name == DEVKIT_TRUTH else {}
     is_named = any("ILSVRC2012_val_" in line for line in lines[:2])
     found = {}
@@ -149,15 +151,15 @@ def _read_truth(path: Path, index: Mapping[str, int]) -> dict[int, int]:
         match = (BY_NAME if is_named else BY_LINE).fullmatch(line.strip())
         label = None if match is None else _label_of(match["label"], by_id, index)
         if match is None or label is None:
-            what = "name an image and give its class" if is_named else "give a class"
+            what = "an image and its class" if is_named else "a class"
             allowed = "1 to 1000" if by_id else "a WordNet id, or 0 to 999"
-            raise UserError(f"line {position} of {path} is {line[:80]!r}; it must {what} ({allowed}).")
+            raise UserError(f"line {position} of {path} is {line[:80]!r}; it must be {what} ({allowed}).")
         found[int(match["number"]) if is_named else position] = label
     return found
 
 
 def _label_of(text: str, by_id: Mapping[int, int], index: Mapping[str, int]) -> int | None:
-    """Return a class that a text gives as a WordNet id or a number; None where it is none."""
+    """Return the class index of a WordNet id or number; None if it is invalid."""
     if text in index:
         return index[text]
     number = int(text) if text.isdigit() else -1
@@ -165,7 +167,7 @@ def _label_of(text: str, by_id: Mapping[int, int], index: Mapping[str, int]) -> 
 
 
 def _devkit_ids(folder: Path, index: Mapping[str, int]) -> dict[int, int]:
-    """Return classes by the development kit's ILSVRC2012_ID, 1 to 1000, whose order is not that of WordNet ids."""
+    """Return class indices by the development kit's ILSVRC2012_ID, 1 to 1000; it has a different order."""
     if (folder / "meta.mat").is_file() and importlib.util.find_spec("scipy"):
         pairs = _meta_pairs(folder / "meta.mat")
         where = str(folder / "meta.mat")
@@ -179,46 +181,46 @@ def _devkit_ids(folder: Path, index: Mapping[str, int]) -> dict[int, int]:
     found = {number: index[wnid] for number, wnid in pairs if wnid in index}
     if set(found) != set(range(1, len(index) + 1)):
         raise UserError(
-            f"{folder / DEVKIT_TRUTH} numbers the classes by ILSVRC2012_ID, which {where} does not tell; put the "
-            "development kit's meta.mat beside it."
+            f"{folder / DEVKIT_TRUTH} numbers the classes by ILSVRC2012_ID, which {where} does not define for all "
+            "classes; put the development kit's meta.mat into the same folder."
         )
     return found
 
 
 def _meta_pairs(path: Path) -> list[tuple[int, str]]:
-    """Return (ILSVRC2012_ID, WordNet id) of the development kit's `meta.mat`, its inner nodes among them."""
+    """Return (ILSVRC2012_ID, WordNet id) pairs from the development kit's `meta.mat`, including inner nodes."""
     from scipy import io
 
     try:
         synsets: Any = io.loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
         return [(int(row["ILSVRC2012_ID"]), str(row["WNID"])) for row in synsets]
-    except Exception as error:  # what a reader of foreign files can raise
+    except Exception as error:  # loadmat may raise anything for an invalid file
         raise UserError(f"{path} is not the development kit's meta.mat ({str(error)[:200]}); copy it again.") from error
 
 
 def _annotated(folder: Path, file: Path, index: Mapping[str, int]) -> int:
-    """Return the class that an image's XML annotation names: that of all its objects."""
+    """Return the label in an image's XML annotation; all its objects must have the same class."""
     path = folder / f"{file.stem}.xml"
     try:
         wnids = {match.decode() for match in XML_CLASS.findall(path.read_bytes())}
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}); every image needs its annotation.") from error
+        raise UserError(f"{path} can't be read ({error.strerror}); every image needs an annotation.") from error
     if len(wnids) != 1 or not wnids <= index.keys():
         raise UserError(
-            f"{path} names {', '.join(sorted(wnids)) or 'no class'}; an annotation of a validation image has objects "
-            "of one of the 1,000 classes, as <name>n01440764</name>."
+            f"{path} names {', '.join(sorted(wnids)) or 'no class'}; the annotation of a validation image must name "
+            "exactly one of the 1,000 classes, as <name>n01440764</name>."
         )
     return index[wnids.pop()]
 
 
 def _official(index: Mapping[str, int]) -> dict[int, int]:
-    """Return the classes by the images' numbers as TensorFlow Datasets has them; {} where it is not installed."""
+    """Return the labels by image number from TensorFlow Datasets; {} if it is not installed."""
     lines = enumerate(_installed_lines(TFDS_TRUTH), 1)
     return {number: index[wnid] for number, wnid in lines if wnid in index}
 
 
 def _installed_lines(name: str) -> list[str]:
-    """Return the lines of a text that TensorFlow Datasets is installed with; none where there is no such file."""
+    """Return the lines of a text file installed with TensorFlow Datasets; [] if it does not exist."""
     found = importlib.util.find_spec("tensorflow_datasets")
     places = [Path(folder) / name for folder in (found.submodule_search_locations or ())] if found else []
     path = next((path for path in places if path.is_file()), None)
@@ -226,11 +228,11 @@ def _installed_lines(name: str) -> list[str]:
 
 
 def _check_order(labels: Sequence[int], official: Sequence[int | None], where: str) -> None:
-    """Refuse classes that are numbered in another order: nearly all images would count as wrong."""
+    """Check the labels against the official ones, to detect class indices in a different order."""
     both = [label == known for label, known in zip(labels, official, strict=True) if known is not None]
     if both and sum(both) < LEAST_AGREEMENT * len(both):
         raise UserError(
-            f"{where} gives {sum(both)} of {len(both)} images the class that ImageNet gives them, so its classes are "
-            "in another order; it must hold WordNet ids, or 0-based indices among the sorted ids, and ids of the "
-            f"development kit stand in {DEVKIT_TRUTH}."
+            f"{where} agrees with ImageNet's labels for {sum(both)} of {len(both)} images, so its classes are in a "
+            "different order; it must contain WordNet ids or 0-based indices in the sorted ids. ILSVRC2012_IDs of the "
+            f"development kit are supported in {DEVKIT_TRUTH} only."
         )

@@ -1,4 +1,4 @@
-"""Evaluation: protocols, metrics, the figures of a classifier on a split, comparisons, ensembles and the report.
+"""Evaluation: test protocols, metrics, predictions, paired comparisons, ensembles, calibration and HTML reports.
 
 Example:
     >>> a, b = (training.evaluate(model, data).predictions for model in (small, large))

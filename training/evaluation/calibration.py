@@ -1,4 +1,4 @@
-"""Calibration: whether a classifier is right as often as its probabilities say, and temperature scaling.
+"""Calibration: expected calibration error, reliability diagrams and temperature scaling.
 
 C. Guo and others, On calibration of modern neural networks, ICML 2017. NumPy only.
 """
@@ -16,21 +16,24 @@ from keras_convnets.training.evaluation.metrics import mean_loss
 from keras_convnets.training.evaluation.predictions import Predictions
 
 BINS = 15
-# Of temperatures: where every answer is right, the best is 0, and of chance it is infinite.
+# Bounds of the temperature: the optimum is 0 if every prediction is correct, and infinite for uninformative ones.
 LOWEST, HIGHEST = 1 / 20, 20.0
-MOST_STEPS, PRECISION = 100, 1e-9
-# Rows whose logarithms are held at a time.
-TOGETHER = 4096
+# Of Newton's method: maximum number of iterations, and relative tolerance.
+MAX_ITERATIONS, TOLERANCE = 100, 1e-9
+# Rows per chunk, to bound the memory of the float64 logarithms.
+CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """How often answers of about the same probability are right: bins of equal width from 0 to 1.
+    """Accuracy and mean confidence of predictions binned by confidence: the data of a reliability diagram.
+
+    The confidence is the probability of the predicted class. The bins have equal widths from 0 to 1.
 
     Attributes:
-        counts: images in each bin, int64 [bins].
-        confidence: mean probability of the likeliest class in each, [bins]; NaN in an empty one.
-        accuracy: fraction of right answers in each, [bins]; NaN in an empty one.
+        counts: number of images per bin, int64 [bins].
+        confidence: mean confidence per bin, float64 [bins]; NaN for an empty bin.
+        accuracy: top-1 accuracy per bin, float64 [bins]; NaN for an empty bin.
     """
 
     counts: np.ndarray
@@ -39,7 +42,7 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean of |accuracy - confidence| over all images, 0 to 1."""
+        """Expected calibration error: mean of |accuracy - confidence| over bins, weighted by counts; 0 to 1."""
         filled = self.counts > 0
         gaps = np.abs(self.accuracy - self.confidence)[filled]
         return float((gaps * self.counts[filled]).sum() / self.counts.sum())
@@ -50,13 +53,13 @@ class Calibration:
     """Calibration before and after temperature scaling, measured on images that the temperature was not fitted on.
 
     Attributes:
-        temperature: what logits are divided by; above 1 where the classifier is too sure.
-        fitted: number of images it was fitted on.
-        measured: number of other images, on which all else is measured.
-        before: reliability as the classifier answers.
-        after: reliability with the temperature.
-        loss_before: mean cross-entropy in nats.
-        loss_after: the same with the temperature.
+        temperature: divisor of the logits; above 1 for an overconfident classifier.
+        fitted: number of images that the temperature was fitted on.
+        measured: number of held-out images, on which the following attributes are measured.
+        before: reliability without temperature scaling.
+        after: reliability with temperature scaling.
+        loss_before: mean cross-entropy in nats, without temperature scaling.
+        loss_after: mean cross-entropy in nats, with temperature scaling.
     """
 
     temperature: float
@@ -69,34 +72,34 @@ class Calibration:
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
-    """Return how often the likeliest class is right, by its probability.
+    """Return the accuracy and mean confidence of predictions binned by confidence.
 
     Args:
-        probabilities: [n, classes], which sum to 1.
+        probabilities: [n, classes]; each row sums to 1.
         labels: integers [n].
-        bins: how many; bin i is from i / bins, itself excluded, to (i + 1) / bins.
+        bins: number of bins; bin i is the interval (i / bins, (i + 1) / bins].
     """
     answers = probabilities.argmax(axis=1)
     confidence = probabilities[np.arange(len(labels)), answers].astype(np.float64)
     at = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     counts = np.bincount(at, minlength=bins)
     with np.errstate(invalid="ignore"):
-        sure = np.bincount(at, weights=confidence, minlength=bins) / counts
-        right = np.bincount(at, weights=answers == labels, minlength=bins) / counts
-    return Reliability(counts, sure, right)
+        mean_confidence = np.bincount(at, weights=confidence, minlength=bins) / counts
+        accuracy = np.bincount(at, weights=answers == labels, minlength=bins) / counts
+    return Reliability(counts, mean_confidence, accuracy)
 
 
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return probabilities as they are when the logits are divided by a temperature, float32 [n, classes]."""
+    """Return the probabilities after temperature scaling, softmax(logits / temperature), float32 [n, classes]."""
     parts = [_softmax(rows / temperature) for rows in _logarithms(probabilities)]
     return np.concatenate(parts).astype(np.float32)
 
 
 def fitted_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the temperature, 0.05 to 20, with the lowest mean cross-entropy.
+    """Return the temperature, 0.05 to 20, that minimizes the mean cross-entropy.
 
-    The cross-entropy is convex in 1 / temperature; its zero slope is found by Newton's steps, and by halving where one
-    leads out of the interval that holds it.
+    The cross-entropy is convex in 1 / temperature. Its minimum is found by Newton's method, with a bisection step
+    whenever a Newton step leaves the bracketing interval.
 
     Args:
         probabilities: [n, classes].
@@ -108,32 +111,34 @@ def fitted_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     if _slope(probabilities, labels, high)[0] <= 0:
         return LOWEST
     scale = 1.0
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_ITERATIONS):
         slope, curvature = _slope(probabilities, labels, scale)
         low, high = (low, scale) if slope > 0 else (scale, high)
         new = scale - slope / curvature if curvature > 0 else low
         new = new if low < new < high else (low + high) / 2
-        if abs(new - scale) <= PRECISION * scale:
+        if abs(new - scale) <= TOLERANCE * scale:
             break
         scale = new
     return 1 / new
 
 
 def calibration_error(predictions: Predictions) -> float:
-    """Return the expected calibration error over all images, 0 to 1, without a temperature."""
+    """Return the expected calibration error over all images, 0 to 1, without temperature scaling."""
     return reliability(_normalised(predictions), predictions.labels).error
 
 
 def calibrate(predictions: Predictions, fit_on: Predictions | None = None) -> Calibration:
-    """Fit a temperature on some images and measure calibration with and without it on others.
+    """Fit a temperature on some images, and measure the calibration with and without it on others.
 
     Args:
-        predictions: on which is measured.
-        fit_on: other images, such as those of a holdout, by the same classifier. By default one half of the images is
-            fitted on and the other measured: of each class every second one, in the order of the ids.
+        predictions: the predictions to measure.
+        fit_on: predictions of the same classifier to fit the temperature on, for example those of a holdout split. By
+            default, `predictions` is split into halves: every second image of each class, in the order of the ids, is
+            fitted on, and the other half is measured.
 
     Raises:
-        UserError: if there are fewer than two images, or `fit_on` has images of `predictions` or other classes.
+        UserError: if there are fewer than two images, or if `fit_on` shares images with `predictions` or has different
+            classes.
 
     Example:
         >>> calibrate(training.evaluate(model, data).predictions).temperature
@@ -156,7 +161,9 @@ def calibrate(predictions: Predictions, fit_on: Predictions | None = None) -> Ca
 
 def _halves(predictions: Predictions) -> tuple[Predictions, Predictions]:
     if len(predictions) < 2:
-        raise UserError(f"{predictions.source} answered for {len(predictions)} image; calibration needs two or more.")
+        raise UserError(
+            f"{predictions.source} has predictions for {len(predictions)} image; calibration needs at least two images."
+        )
     order = np.array(sorted(range(len(predictions)), key=lambda position: predictions.ids[position]))
     first, second = held_out(predictions.labels[order], len(order) // 2)
     return predictions.at(order[first]), predictions.at(order[second])
@@ -165,26 +172,27 @@ def _halves(predictions: Predictions) -> tuple[Predictions, Predictions]:
 def _apart(predictions: Predictions, fit_on: Predictions) -> tuple[Predictions, Predictions]:
     if predictions.class_names != fit_on.class_names:
         raise UserError(
-            f"{predictions.source} and {fit_on.source} have other classes; fit on data of the same classes."
+            f"{predictions.source} and {fit_on.source} have different classes; fit on data with the same classes."
         )
     is_same_split = (predictions.data, predictions.split) == (fit_on.data, fit_on.split)
     if is_same_split and not set(predictions.ids).isdisjoint(fit_on.ids):
         raise UserError(
-            f"the temperature would be fitted on images of {fit_on.key} that it is measured on; give others."
+            f"fit_on contains images of {fit_on.key} that the calibration is measured on; pass predictions of other "
+            "images."
         )
     return fit_on, predictions
 
 
 def _normalised(predictions: Predictions) -> np.ndarray:
-    """Return probabilities that sum to 1: the highest of several views do not."""
+    """Return the probabilities normalised to sum 1 per image."""
     sums = predictions.probabilities.sum(axis=1, keepdims=True)
     return predictions.probabilities / np.maximum(sums, np.finfo(np.float32).tiny)
 
 
 def _logarithms(probabilities: np.ndarray) -> Iterator[np.ndarray]:
-    """Give the logarithms, float64, of some rows after the other; that of 0 is that of float32's smallest."""
-    for start in range(0, len(probabilities), TOGETHER):
-        rows = probabilities[start : start + TOGETHER].astype(np.float64)
+    """Yield log-probabilities, float64 [rows, classes], in chunks; clipped from below at float32's smallest normal."""
+    for start in range(0, len(probabilities), CHUNK_ROWS):
+        rows = probabilities[start : start + CHUNK_ROWS].astype(np.float64)
         yield np.log(np.maximum(rows, np.finfo(np.float32).tiny))
 
 
@@ -194,7 +202,7 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _slope(probabilities: np.ndarray, labels: np.ndarray, scale: float) -> tuple[float, float]:
-    """Return the first and second derivative of the mean cross-entropy by what the logits are multiplied with."""
+    """Return the first and second derivative of the mean cross-entropy with respect to `scale` = 1 / temperature."""
     slope, curvature, done = 0.0, 0.0, 0
     for scores in _logarithms(probabilities):
         own = scores[np.arange(len(scores)), labels[done : done + len(scores)]]

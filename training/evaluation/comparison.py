@@ -1,4 +1,4 @@
-"""Paired comparison: which of two classifiers gets more of the same images right, and whether that is chance."""
+"""Paired comparison of the top-1 accuracy of classifiers on the same images, by McNemar's exact test."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two classifiers on the same images, by their likeliest classes.
+    """Paired comparison of the top-1 predictions of two classifiers on the same images.
 
     Attributes:
-        first: the first one's name.
-        second: the second one's.
+        first: name of the first classifier.
+        second: name of the second classifier.
         n: number of images.
-        both: how many both get right.
-        only_first: how many only the first gets right.
-        only_second: how many only the second does.
-        p_value: of McNemar's exact test, two-sided: how probable a difference at least as large is if they are equally
-            good.
-        adjusted_p_value: the same, adjusted by Holm's method where several pairs are compared.
+        both: number of images that both classify correctly.
+        only_first: number of images that only the first classifies correctly.
+        only_second: number of images that only the second classifies correctly.
+        p_value: two-sided p-value of McNemar's exact test. The null hypothesis is that both have the same error.
+        adjusted_p_value: the p-value adjusted by Holm's method for the number of compared pairs.
     """
 
     first: str
@@ -42,12 +41,12 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """The first one's top-1 error less the second one's, -1 to 1: below 0 the first is better."""
+        """Top-1 error of the first minus that of the second, -1 to 1: negative if the first is better."""
         return (self.only_second - self.only_first) / self.n
 
     @property
     def better(self) -> str | None:
-        """The name of the one with fewer errors; None where they have as many."""
+        """Name of the classifier with fewer errors; None if both have equally many."""
         if self.only_first == self.only_second:
             return None
         return self.first if self.only_first > self.only_second else self.second
@@ -58,23 +57,22 @@ class Comparison:
         return self.adjusted_p_value < SIGNIFICANT
 
     def sentence(self) -> str:
-        """Return in words which is better, and whether it is significant."""
-        facts = f"{self.only_first} only {self.first} gets right, {self.only_second} only {self.second}"
+        """Return the result as a sentence: which classifier has the lower error, and whether that is significant."""
+        facts = f"only {self.first} correct: {self.only_first}, only {self.second} correct: {self.only_second}"
         p_value = f"p = {self.p_value:.2g}"
         if self.adjusted_p_value != self.p_value:
-            p_value += f", {self.adjusted_p_value:.2g} for all pairs"
+            p_value += f", {self.adjusted_p_value:.2g} adjusted by Holm's method"
         if self.better is None:
             return f"{self.first} and {self.second} have equally many errors ({facts}; {p_value})"
         other = self.second if self.better == self.first else self.first
-        verdict = "is better than" if self.significant else "has fewer errors than"
-        chance = "significant" if self.significant else "not significant"
+        significance = "significant" if self.significant else "not significant"
         return (
-            f"{self.better} {verdict} {other} by {abs(self.difference):.2%} of the images: {chance} "
+            f"{self.better} has a lower top-1 error than {other}, by {abs(self.difference):.2%}: {significance} "
             f"({facts}; {p_value})"
         )
 
     def to_dict(self) -> dict[str, str | int | float | bool | None]:
-        """Return plain data for JSON."""
+        """Return the comparison as a JSON-serializable dict."""
         return {
             **dataclasses.asdict(self),
             "difference": self.difference,
@@ -87,8 +85,9 @@ def compare(first: Predictions, second: Predictions) -> Comparison:
     """Compare two classifiers on the same images by McNemar's exact test.
 
     Args:
-        first: of one classifier.
-        second: of another, or of the same by another protocol; the images may come in another order.
+        first: predictions of one classifier.
+        second: predictions of another classifier, or of the same one by another protocol. The images may be in a
+            different order.
 
     Raises:
         UserError: if the images, their labels or the classes differ.
@@ -102,7 +101,7 @@ def compare(first: Predictions, second: Predictions) -> Comparison:
 
 
 def compare_all(several: Sequence[Predictions]) -> list[Comparison]:
-    """Compare every two of several classifiers on the same images; else as `compare`."""
+    """Compare every pair of several classifiers on the same images, with p-values adjusted by Holm's method."""
     same = aligned(several)
     names = distinct_names(same)
     right = [found.probabilities.argmax(axis=1) == found.labels for found in same]
@@ -127,7 +126,7 @@ def compare_all(several: Sequence[Predictions]) -> list[Comparison]:
 
 
 def distinct_names(several: Sequence[Predictions]) -> list[str]:
-    """Return what tells several predictions apart: their sources, with the protocol or a number where these are one."""
+    """Return a unique name for each of several predictions: the source; if repeated, with its protocol or a number."""
     sources = [found.source for found in several]
     names = [
         found.source if sources.count(found.source) == 1 else f"{found.source} ({found.protocol})" for found in several

@@ -1,4 +1,4 @@
-"""Ensembles: the mean of several classifiers' probabilities, for every subset of them."""
+"""Ensembles: errors of the mean probabilities of every subset of several classifiers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from keras_convnets.training.evaluation.comparison import distinct_names
 from keras_convnets.training.evaluation.metrics import label_ranks
 from keras_convnets.training.evaluation.predictions import Predictions, aligned
 
-# Of more members than this there are too many subsets to measure them all.
+# Maximum number of members for which all 2^n - 1 subsets are evaluated.
 MOST_MEMBERS = 10
 TOP = 5
-# Bytes of one partial sum: each member more needs one.
+# Bytes of one partial sum of probabilities; there is one per level of the recursion over members.
 SUM_BYTES = 1 << 25
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some members' mean, measured.
+    """Errors of the mean probabilities of a subset of the members.
 
     Attributes:
-        members: their places, ascending.
+        members: indices of the members, ascending.
         n: number of images.
-        top1_wrong: number of images whose likeliest class is wrong.
-        top5_wrong: number whose class is not among the five likeliest; None for five classes or fewer.
+        top1_wrong: number of top-1 errors.
+        top5_wrong: number of top-5 errors; None for five classes or fewer.
     """
 
     members: tuple[int, ...]
@@ -38,12 +38,12 @@ class Subset:
 
     @property
     def top1_error(self) -> float:
-        """Fraction of images whose likeliest class is wrong."""
+        """Top-1 error, 0 to 1."""
         return self.top1_wrong / self.n
 
     @property
     def top5_error(self) -> float | None:
-        """Fraction of images whose class is not among the five likeliest; None for five classes or fewer."""
+        """Top-5 error, 0 to 1; None for five classes or fewer."""
         return None if self.top5_wrong is None else self.top5_wrong / self.n
 
     def _order(self) -> tuple[Any, ...]:
@@ -52,14 +52,14 @@ class Subset:
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """Several classifiers and the errors of their means.
+    """Several classifiers, and the errors of the mean probabilities of their subsets.
 
     Attributes:
-        names: the members'.
-        predictions: the members', on the same images in the same order.
-        subsets: what was measured, the best first.
-        complete: whether that is every subset; else each member alone, those of a forward selection, all, and all
-            but one.
+        names: names of the members.
+        predictions: predictions of the members, for the same images in the same order.
+        subsets: the evaluated subsets, best first.
+        complete: whether these are all subsets; otherwise, they are the single members, the subsets of a forward
+            selection, all members, and all members but one.
     """
 
     names: tuple[str, ...]
@@ -69,20 +69,21 @@ class Ensemble:
 
     @property
     def best(self) -> Subset:
-        """The subset of the lowest top-1 error, then top-5 error, then the fewest members.
+        """The subset with the lowest top-1 error; ties are broken by top-5 error, then by the number of members.
 
-        It was chosen by the images it was measured on: on others its error is a little higher.
+        It is selected on the images that it is evaluated on, so its error is biased downwards: expect a slightly higher
+        error on new images.
         """
         return self.subsets[0]
 
     @property
     def whole(self) -> Subset:
-        """All members."""
+        """The subset of all members."""
         return self.subset(range(len(self.names)))
 
     @property
     def contributions(self) -> tuple[float | None, ...]:
-        """By how much the top-1 error of all rises without each member; None of a member that is alone."""
+        """For each member, the increase of the full ensemble's top-1 error if it is removed; None for a single one."""
         everybody = range(len(self.names))
         if len(self.names) == 1:
             return (None,)
@@ -90,16 +91,19 @@ class Ensemble:
         return tuple((found.top1_wrong - self.whole.top1_wrong) / found.n for found in without)
 
     def subset(self, members: Iterable[int]) -> Subset:
-        """Return what was measured of some members.
+        """Return the errors of a subset.
+
+        Args:
+            members: indices of the members, ascending.
 
         Raises:
-            KeyError: if they were not.
+            KeyError: if this subset was not evaluated.
         """
         wanted = tuple(members)
         return {found.members: found for found in self.subsets}[wanted]
 
     def mean(self, members: Iterable[int] | None = None) -> Predictions:
-        """Return the predictions of some members' mean, by default of all."""
+        """Return the mean predictions of a subset of the members, by default of all members."""
         chosen = tuple(range(len(self.names)) if members is None else members)
         same = [self.predictions[member] for member in chosen]
         protocols = list(dict.fromkeys(found.protocol for found in same))
@@ -116,7 +120,7 @@ class Ensemble:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
+        """Return the ensemble's errors as a JSON-serializable dict."""
 
         def plain(found: Subset) -> dict[str, Any]:
             errors = {"top1_error": found.top1_error, "top5_error": found.top5_error}
@@ -134,23 +138,23 @@ class Ensemble:
 
 
 def ensemble(several: Sequence[Predictions]) -> Ensemble:
-    """Measure the mean of several classifiers' probabilities, for every subset of them.
+    """Evaluate the mean probabilities of every subset of several classifiers.
 
-    Of more than ten members, every member alone is measured, a forward selection (from the best one on, each time with
-    the member that lowers the error most), and all members but one.
+    For more than ten members, only these subsets are evaluated: each single member; a forward selection, which starts
+    with the best member and repeatedly adds the member that gives the lowest error; and all members but one.
 
     Args:
-        several: predictions of the same images, which may come in other orders, of different networks or protocols.
+        several: predictions for the same images, in any order, of different models or protocols.
 
     Raises:
-        UserError: if there are fewer than two, or their images, labels or classes differ.
+        UserError: if there are fewer than two predictions, or if their images, labels or classes differ.
 
     Example:
         >>> found = ensemble([Predictions.load("a.npz"), Predictions.load("b.npz")])
         >>> found.best.top1_error, found.contributions
     """
     if len(several) < 2:
-        raise UserError(f"an ensemble of {len(several)} was asked for; give two or more sources.")
+        raise UserError(f"an ensemble needs at least two sources, got {len(several)}; give two or more.")
     same = aligned(several)
     complete = len(same) <= MOST_MEMBERS
     subsets = _every_subset(same) if complete else _forward_selection(same)
@@ -159,7 +163,7 @@ def ensemble(several: Sequence[Predictions]) -> Ensemble:
 
 
 def _every_subset(same: Sequence[Predictions]) -> list[Subset]:
-    """Measure every subset, with one sum each: a subset's is that of the one without its last member, and this."""
+    """Evaluate every subset depth-first, with one addition each: the sum without the last member plus that member."""
     wrong: dict[tuple[int, ...], np.ndarray] = {}
 
     def extend(members: tuple[int, ...], total: np.ndarray | float, part: slice) -> None:
@@ -203,14 +207,14 @@ def _measured(same: Sequence[Predictions], members: tuple[int, ...]) -> Subset:
 
 
 def _parts(found: Predictions) -> Iterator[slice]:
-    """Give the images in parts of bounded size."""
+    """Yield slices of the images, such that a partial sum has at most `SUM_BYTES`."""
     together = max(1, SUM_BYTES // (8 * len(found.class_names)))
     for start in range(0, len(found), together):
         yield slice(start, start + together)
 
 
 def _wrong(sums: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return how many are wrong by top-1 and by top-5, int64 [2]."""
+    """Return the numbers of top-1 and top-5 errors, int64 [2]."""
     ranks = label_ranks(sums, labels)
     return np.array([(ranks >= 1).sum(), (ranks >= TOP).sum()])
 

@@ -1,4 +1,4 @@
-"""The probabilities of all images of a split: each counted once, whatever the batch size."""
+"""Prediction of all images of a split in batches: single views, multiple views, and whole images."""
 
 from __future__ import annotations
 
@@ -23,34 +23,40 @@ from keras_convnets.training.data.splits import check_count, of_one_size
 from keras_convnets.training.evaluation.protocols import MEAN, Average, Protocol
 from keras_convnets.training.evaluation.views import whole_images
 
-# What turns images, uint8 [b, H, W, 3], or encoded images, a list, into probabilities, float32 [b, classes].
+# Images, uint8 [b, H, W, 3], or a list of encoded images -> probabilities, float32 [b, classes].
 Predictor = Callable[[Any], np.ndarray]
-# So many images are looked at together for those of the same size, which a fully convolutional network sees together.
-WHOLE_TOGETHER = 16
-# In pixels, 64 of 224 x 224: of several views an image so many are seen together, whose maps need a gigabyte.
+# Number of consecutive whole images among which those of the same size are batched.
+WHOLE_WINDOW = 16
+# Maximum pixels per batch of multiple views, 64 of 224 x 224: their feature maps need about 1 GB.
 VIEW_PIXELS = 64 * 224 * 224
 
 
 def predict_split(predictor: Predictor | keras.Model, split: Split, batch_size: int) -> np.ndarray:
-    """Return the probabilities of every image of a split, float32 [n, classes], in the stored order.
+    """Return the probabilities of all images of a split, float32 [n, classes], in the stored order.
 
-    Arguments and errors as of `split_answers`.
+    The arguments and errors are those of `predict_batches`.
     """
-    answers = list(split_answers(predictor, split, batch_size))
-    check_count(sum(map(len, answers)), split.size)
-    return np.concatenate(answers)
+    batches = list(predict_batches(predictor, split, batch_size))
+    check_count(sum(map(len, batches)), split.size)
+    return np.concatenate(batches)
 
 
-def split_answers(
+def predict_batches(
     predictor: Predictor | keras.Model, split: Split, batch_size: int, encoded: bool = False
 ) -> Iterator[np.ndarray]:
-    """Give the probabilities of the images of a split in the stored order, in parts [b, classes].
+    """Yield the probabilities of the images of a split in the stored order, in batches [b, classes].
 
-    A Keras model sees batches of one size only, the last one padded and cut again, so that it is compiled once. With
-    `encoded` a predictor sees lists of encoded images.
+    A Keras model always gets full batches, so that it is compiled once: the last batch is padded, and the output is
+    cropped.
+
+    Args:
+        predictor: a Keras model, or a function from images to probabilities.
+        split: the images.
+        batch_size: maximum number of images per batch.
+        encoded: whether the predictor takes lists of encoded images.
 
     Raises:
-        UserError: if the images are not of one size, and pixels are asked for.
+        UserError: if `encoded` is false and the images differ in size.
     """
     batch_size = even_batches(split.size, batch_size)
     predict = _callable(predictor, batch_size)
@@ -59,25 +65,25 @@ def split_answers(
         yield np.asarray(predict(images.numpy().tolist() if encoded else images.numpy()))
 
 
-def view_answers(
+def predict_views(
     predictor: Predictor | keras.Model, split: Split, view: View, protocol: Protocol, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Give the probabilities of the images of a split, averaged over a protocol's views, in parts [b, classes].
+    """Yield the probabilities of the images of a split, averaged over a protocol's views, in batches [b, classes].
 
-    Each image is decoded once. Batches run over the views of several images: all but the last are full.
+    Each image is decoded once. A batch may contain views of several images; all batches but the last are full.
 
     Args:
-        predictor: a Keras model, or a function from images to probabilities; for whole images a Keras model.
-        split: the images, which must decode.
-        view: of the classifier's card, from which the protocol makes its own.
-        protocol: one that has `views`, equally many of one size of every image.
-        batch_size: views at a time, at most `VIEW_PIXELS`; of whole images as many as have the pixels of so many views.
+        predictor: a Keras model, or a function from images to probabilities.
+        split: the images, all of which must decode.
+        view: the classifier's view, from which the protocol derives its views.
+        protocol: a protocol with `views`; the number and size of the views must be the same for every image.
+        batch_size: maximum number of views per batch; reduced such that a batch has at most `VIEW_PIXELS` pixels.
     """
     views_of = protocol.views
-    assert views_of is not None, f"protocol {protocol.name} shows the card's own view"
+    assert views_of is not None, f"protocol {protocol.name} has a single view"
     shown = _mapped(split, _viewing(views_of, view))
     views = shown.element_spec.shape[0]
-    assert views is not None, f"protocol {protocol.name} gives an unknown number of views"
+    assert views is not None, f"protocol {protocol.name} has an unknown number of views"
     batch_size = even_batches(split.size * views, min(batch_size, max(1, VIEW_PIXELS // math.prod(view.crop))))
     predict, left = _callable(predictor, batch_size), None
     for batch in shown.rebatch(batch_size).prefetch(1).as_numpy_iterator():
@@ -91,15 +97,23 @@ def view_answers(
         check_count(len(left), 0)
 
 
-def whole_image_answers(
+def predict_whole_images(
     predictor: Predictor | keras.Model, split: Split, view: View, protocol: Protocol, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Give the probabilities of the images of a split, of a protocol that shows whole images; else as `view_answers`.
+    """Yield the probabilities of the images of a split by dense evaluation on whole images, in batches [b, classes].
 
-    Each image is decoded once. Its scores are averaged over all places of the map, then over mirror images and scales.
-    Images that have the same size are seen together, as many as have the pixels of `batch_size` views.
+    Each image is decoded once. Its score maps are averaged over all positions, then over flips and scales. Images of
+    the same size are batched.
+
+    Args:
+        predictor: a Keras model, or a classifier that has one as `model`.
+        split: the images, all of which must decode.
+        view: the classifier's view.
+        protocol: a protocol with `whole_images`.
+        batch_size: maximum batch size in units of views: a batch has at most the pixels of this number of views, or
+            is a single image.
     """
-    assert protocol.sides is not None, f"protocol {protocol.name} shows no whole images"
+    assert protocol.sides is not None, f"protocol {protocol.name} does not use whole images"
     sides = protocol.sides(view)
     average = protocol.average if isinstance(protocol.average, Average) else MEAN
     model = model_of(predictor)
@@ -107,7 +121,7 @@ def whole_image_answers(
     scores = _score_maps(model)
     pixels, orders = batch_size * math.prod(view.crop), (1, -1) if protocol.mirror else (1,)
     shown = _mapped(split, _viewing(whole_images, view, sides))
-    for window in _windows(shown.prefetch(1).as_numpy_iterator(), WHOLE_TOGETHER):
+    for window in _windows(shown.prefetch(1).as_numpy_iterator(), WHOLE_WINDOW):
         answers: list[list[np.ndarray]] = [[] for _ in window]
         for scale in range(len(sides)):
             for positions in _of_one_size([images[scale] for images in window], pixels):
@@ -121,7 +135,11 @@ def whole_image_answers(
 
 
 def even_batches(total: int, most: int) -> int:
-    """Return the size of as few batches as hold so many images, or views, all about equal: padding is work in vain.
+    """Return the batch size that splits images or views evenly into as few batches as possible, to minimize padding.
+
+    Args:
+        total: number of images or views.
+        most: maximum batch size.
 
     Example:
         >>> even_batches(130, 128), even_batches(100, 128)
@@ -138,7 +156,7 @@ def _mapped(split: Split, viewed: Callable[[tf.Tensor], Any]) -> tf.data.Dataset
 
 @functools.lru_cache(maxsize=16)
 def _viewing(shown: Callable[..., Any], *arguments: Any) -> Callable[[tf.Tensor], Any]:
-    """Return what turns an encoded image into views; its graph takes seconds to build, so it is kept."""
+    """Return the function from an encoded image to its views; cached, because tracing the graph takes seconds."""
     return tf.function(
         lambda encoded: shown(decode_image(encoded), *arguments), input_signature=[tf.TensorSpec([], tf.string)]
     )
@@ -156,7 +174,7 @@ def _windows(images: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _of_one_size(images: list[np.ndarray], pixels: int) -> Iterator[list[int]]:
-    """Give positions of images that have the same size, at most so many pixels together, or one image."""
+    """Yield positions of images with the same size, with at most `pixels` pixels in total or a single image."""
     sizes: dict[tuple[int, ...], list[int]] = {}
     for position, image in enumerate(images):
         sizes.setdefault(image.shape[:2], []).append(position)
@@ -167,32 +185,36 @@ def _of_one_size(images: list[np.ndarray], pixels: int) -> Iterator[list[int]]:
 
 
 def model_of(predictor: Predictor | keras.Model) -> keras.Model | None:
-    """Return the Keras model that answers, or None where a predictor has none."""
+    """Return the Keras model of a predictor, or None if it has none."""
     return predictor if isinstance(predictor, keras.Model) else getattr(predictor, "model", None)
 
 
-def check_sees_whole_images(model: keras.Model) -> None:
-    """Refuse a network that can't see whole images, by a sentence that says why."""
+def check_fully_convolutional(model: keras.Model) -> None:
+    """Check that a model can be evaluated on whole images.
+
+    Raises:
+        UserError: if it can't be converted into a fully convolutional network, or subtracts a mean image.
+    """
     _fully_convolutional(model)
 
 
 def _fully_convolutional(model: keras.Model) -> keras.Model:
-    """Return the network over whole images; it is kept on the model."""
-    kept = getattr(model, "_keras_convnets_whole", None)
-    network = kept() if kept is not None else fully_convolutional(softmaxed(model))
-    # As a function: Keras would take a model that is an attribute for one of the layers.
+    """Return the fully convolutional form of a model, cached as an attribute of the model."""
+    cached = getattr(model, "_keras_convnets_whole", None)
+    network = cached() if cached is not None else fully_convolutional(softmaxed(model))
+    # Wrapped in a function, because Keras tracks a model that is an attribute as a layer.
     model._keras_convnets_whole = lambda: network
     for layer in network.layers:
         if isinstance(layer, ImageNormalization) and layer.preprocessing.mean_image is not None:
             raise UserError(
-                f"{model.name} subtracts a mean image, which belongs to one size, so it can't see whole images; "
-                "evaluate it by another protocol, such as center."
+                f"{model.name} subtracts a mean image of fixed size, so it can't be evaluated on whole images; use "
+                "another protocol, such as center."
             )
     return network
 
 
 def _score_maps(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from whole images, uint8 [b, H, W, 3], to probabilities at each place, [b, h, w, classes]."""
+    """Return the function from whole images, uint8 [b, H, W, 3], to maps of probabilities, [b, h, w, classes]."""
     network, anything = _fully_convolutional(model), tf.TensorSpec([None, None, None, 3], tf.uint8)
     graph = tf.function(lambda images: network(images, training=False), input_signature=[anything])
     return lambda images: graph(tf.constant(images)).numpy()
@@ -200,7 +222,7 @@ def _score_maps(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
 
 def _callable(predictor: Predictor | keras.Model, batch_size: int) -> Predictor:
     if isinstance(predictor, keras.Model):
-        # Kept on the model: a training evaluates after every epoch and must not compile each time.
+        # Cached on the model: training evaluates after every epoch, which must not compile each time.
         infer = getattr(predictor, "_keras_convnets_predict", None)
         if infer is None:
             infer = predictor._keras_convnets_predict = compiled(predictor)

@@ -1,4 +1,4 @@
-"""Predictions: what a classifier answered for each image of a split, and the files that keep it."""
+"""Predictions of a classifier for each image of a split, and their .npz and .csv files."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from keras_convnets.files import atomic_file, wrap_write_errors
 from keras_convnets.training.data.integrity import BrokenImage
 
 SUFFIXES = (".npz", ".csv")
-# How many of an image's likeliest classes are written by name.
+# Number of most probable classes written by name.
 TOP = 5
-# Of a CSV file, before the likeliest classes, and between these and the probabilities.
+# CSV columns before the top-k columns, and between these and the probabilities.
 FIRST_COLUMNS = ("id", "label", "label_name")
 LAST_COLUMNS = ("source", "data", "split", "protocol")
-# Nine digits give every float32 back.
+# Nine significant digits represent every float32 exactly.
 NUMBER = "%.9g"
-ADVICE = "give a file that keras-convnets evaluate --predictions wrote"
+ADVICE = "give a file written by keras-convnets evaluate --predictions"
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a classifier answered for each image of a split: each image once.
+    """Predicted probabilities and true labels of the images of a split, one row per image.
 
     Attributes:
-        source: what was evaluated, as it was named.
-        data: the data set's name.
-        split: the split's name.
-        protocol: by which each image was shown, such as "ten_crop".
-        class_names: the classes; a label is an index into them.
-        ids: what names each image, as `Split.ids` does, such as "ants/0013035.jpg".
-        labels: the truth, int64 [n].
-        probabilities: float32 [n, classes].
-        left_out: the images that do not decode.
-        fingerprint: a text that changes with the weights, the images and the protocol; "" where it is not known.
+        source: name of the classifier, for example a path or URL as given to the command.
+        data: name of the data set.
+        split: name of the split.
+        protocol: name of the test protocol, such as "ten_crop".
+        class_names: class names; labels are indices into them.
+        ids: image ids, as `Split.ids` returns them, such as "ants/0013035.jpg".
+        labels: true labels, int64 [n].
+        probabilities: predicted probabilities, float32 [n, classes].
+        left_out: images left out because they do not decode.
+        fingerprint: a hash of the weights, the images and the protocol; "" if unknown.
 
     Raises:
-        UserError: if the parts are of different lengths, a label is no class, or a probability is negative or not
+        UserError: if the lengths differ, a label is not a valid class index, or a probability is negative or not
             finite.
 
     Example:
@@ -74,8 +74,8 @@ class Predictions:
         if n < 1 or self.labels.shape != (n,) or self.probabilities.shape != (n, classes):
             raise UserError(
                 f"the predictions of {self.source} have {n} ids, labels of shape {self.labels.shape} and probabilities "
-                f"of shape {self.probabilities.shape} with {classes} class names; they must be [n], n at least 1, and "
-                f"[n, classes]: {ADVICE}."
+                f"of shape {self.probabilities.shape} with {classes} class names; the shapes must be [n] and "
+                f"[n, classes], with n at least 1: {ADVICE}."
             )
         if self.labels.min() < 0 or self.labels.max() >= classes:
             wrong = int(((self.labels < 0) | (self.labels >= classes)).argmax())
@@ -87,7 +87,7 @@ class Predictions:
             wrong = int((~np.isfinite(self.probabilities) | (self.probabilities < 0)).any(axis=1).argmax())
             raise UserError(
                 f"image {self.ids[wrong]} of the predictions of {self.source} has a probability that is negative or "
-                "not finite; mend the network and evaluate it again."
+                "not finite; fix the network and evaluate it again."
             )
 
     def __len__(self) -> int:
@@ -95,15 +95,15 @@ class Predictions:
 
     @property
     def key(self) -> str:
-        """The data, split and protocol, as in a model card."""
+        """Data set, split and protocol, such as "imagenet2012/validation/center": the key of a model card."""
         return f"{self.data}/{self.split}/{self.protocol}"
 
     def top(self, k: int) -> np.ndarray:
-        """Return the k likeliest classes of each image, int64 [n, min(k, classes)]; ties to the lower index."""
+        """Return the k most probable classes of each image, int64 [n, min(k, classes)]; ties by lower class index."""
         return np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
 
     def at(self, positions: Sequence[int] | np.ndarray) -> Predictions:
-        """Return those of the images at some positions, in that order."""
+        """Return the predictions of the images at the given positions, in that order."""
         chosen = np.asarray(positions, np.int64)
         return dataclasses.replace(
             self,
@@ -113,18 +113,22 @@ class Predictions:
         )
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write them as one file, by rename.
+        """Write the predictions to a .npz or .csv file, atomically.
 
-        A `.npz` holds everything, as arrays of these attributes' names and "top5", class indices [n, 5]. A `.csv` has a
-        row an image: id, label, label_name, top1_name, top1_probability and so on to the fifth, source, data, split,
-        protocol, then the probability of each class, in a column of the class's name. Where that is the name of
-        another column too, " (class 134)" is added to it, with the class's index. Images left out are not in it.
+        A .npz file holds all attributes as arrays of the same names, and "top5", class indices [n, min(5, classes)]. A
+        .csv file has one row per image, with the columns id, label, label_name, top1_name, top1_probability and so on
+        up to top5, source, data, split and protocol, followed by the probabilities, one column per class with the
+        class's name. If another column has that name too, " (class INDEX)" is appended. The .csv file does not contain
+        `left_out` and `fingerprint`.
 
         Args:
-            path: ends in .npz or .csv.
+            path: file name with the suffix .npz or .csv.
+
+        Returns:
+            The path.
 
         Raises:
-            UserError: if it ends otherwise, or can't be written.
+            UserError: if the path has another suffix or can't be written.
         """
         file = predictions_path(path)
         with wrap_write_errors(file):
@@ -139,20 +143,21 @@ class Predictions:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Predictions:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            UserError: if there is no such file, or it holds something else.
+            UserError: if the file does not exist or does not hold predictions.
         """
         file = predictions_path(path)
         if not file.is_file():
-            raise UserError(f"there is no file {file}; {ADVICE}.")
+            raise UserError(f"{file} does not exist; {ADVICE}.")
         try:
             return cls(**(_read_npz(file) if file.suffix.lower() == ".npz" else _read_csv(file)))
         except UserError:
             raise
         except (OSError, EOFError, KeyError, ValueError, TypeError, IndexError, csv.Error, zipfile.BadZipFile) as error:
-            raise UserError(f"{file} holds no predictions ({' '.join(str(error).split())}); {ADVICE}.") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file} is not a file of predictions ({reason}); {ADVICE}.") from error
 
     def _write_npz(self, path: Path) -> None:
         names = ("class_names", "ids", *LAST_COLUMNS, "fingerprint", "labels", "probabilities")
@@ -174,15 +179,15 @@ class Predictions:
 
 
 def aligned(several: Sequence[Predictions]) -> list[Predictions]:
-    """Return predictions of the same images in the order of the first.
+    """Return several predictions for the same images, sorted into the image order of the first.
 
     Raises:
-        UserError: if an image has two predictions, or the images, their labels or the classes differ.
+        UserError: if an image has two predictions, or if the images, their labels or the classes differ.
     """
     first = several[0]
     places = {name: place for place, name in enumerate(first.ids)}
     if len(places) != len(first):
-        raise UserError(f"{first.source} answered twice for an image of {first.key}; {ADVICE}.")
+        raise UserError(f"{first.source} has two predictions for an image of {first.key}; {ADVICE}.")
     return [first, *(_aligned(other, first, places) for other in several[1:])]
 
 
@@ -196,14 +201,14 @@ def _aligned(other: Predictions, first: Predictions, places: dict[str, int]) -> 
         if differing or len(other) != len(first):
             example = f", such as {min(differing)}" if differing else ""
             raise UserError(
-                f"{both} answered for different images ({len(first)} of {first.key}, {len(other)} of {other.key}"
-                f"{example}); {advice}."
+                f"{both} have predictions for different images ({len(first)} of {first.key}, {len(other)} of "
+                f"{other.key}{example}); {advice}."
             )
         other = other.at(np.argsort([places[name] for name in other.ids]))
     wrong = np.flatnonzero(other.labels != first.labels)
     if len(wrong):
         raise UserError(
-            f"{both} have different labels of {len(wrong)} images, such as {first.ids[wrong[0]]} "
+            f"{both} have different true labels for {len(wrong)} images, such as {first.ids[wrong[0]]} "
             f"({first.class_names[first.labels[wrong[0]]]}; {other.class_names[other.labels[wrong[0]]]}); {advice}."
         )
     return other
@@ -214,40 +219,40 @@ def _shortened(names: Sequence[str], most: int = 3) -> str:
 
 
 def predictions_path(path: str | os.PathLike) -> Path:
-    """Return a path of a file of predictions.
+    """Return the path of a predictions file.
 
     Raises:
-        UserError: if it does not end in .npz or .csv.
+        UserError: if its suffix is not .npz or .csv.
     """
     file = Path(path)
     if file.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{file} is no name of a file of predictions; it must end in .npz or .csv.")
+        raise UserError(f"{file} is not a valid name of a predictions file; it must end in .npz or .csv.")
     return file
 
 
 def _fixed_columns(top: int) -> list[str]:
-    """Return the names of the columns before the probabilities."""
+    """Return the CSV columns before the probabilities."""
     best = [f"top{place}_{what}" for place in range(1, top + 1) for what in ("name", "probability")]
     return [*FIRST_COLUMNS, *best, *LAST_COLUMNS]
 
 
 def _class_columns(class_names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Return a column's name for each class, all different, from which `_class_name` tells the class."""
+    """Return a unique CSV column name for each class; `_class_name` is the inverse."""
     taken = {*others}
     columns = []
     for index, name in enumerate(class_names):
-        # A class may be named as if something had been added already.
-        is_unclear = name in taken or re.search(r" \(class \d+\)$", name) is not None
+        # A class name may itself end in such a suffix.
+        is_ambiguous = name in taken or re.search(r" \(class \d+\)$", name) is not None
         taken.add(name)
-        columns.append(name + _addition(index) if is_unclear else name)
+        columns.append(name + _index_suffix(index) if is_ambiguous else name)
     return columns
 
 
 def _class_name(column: str, index: int) -> str:
-    return column.removesuffix(_addition(index))
+    return column.removesuffix(_index_suffix(index))
 
 
-def _addition(index: int) -> str:
+def _index_suffix(index: int) -> str:
     return f" (class {index})"
 
 
@@ -271,12 +276,12 @@ def _read_csv(path: Path) -> dict[str, Any]:
         top = sum(re.fullmatch("top[1-9]_name", column) is not None for column in header[: len(_fixed_columns(TOP))])
         fixed = _fixed_columns(top)
         if top < 1 or header[: len(fixed)] != fixed:
-            raise ValueError(f"its columns do not begin with {', '.join(fixed[:4])}")
+            raise ValueError(f"the first columns are not {', '.join(fixed[:4])}")
         first, ids, labels, rows = len(fixed), [], [], []
         facts: list[str] = [""] * len(LAST_COLUMNS)
         for row in table:
             if len(row) != len(header):
-                raise ValueError(f"line {table.line_num} has {len(row)} columns where the first has {len(header)}")
+                raise ValueError(f"line {table.line_num} has {len(row)} columns and the header has {len(header)}")
             ids.append(row[0])
             labels.append(int(row[1]))
             facts = row[first - len(LAST_COLUMNS) : first]

@@ -1,4 +1,4 @@
-"""Protocols: which views of a test image a network sees, and how its answers are averaged."""
+"""Test protocols: the views of a test image and the averaging of their probabilities."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DENSE_SCALES = (224, 256, 384, 480, 640)
 
 @dataclass(frozen=True)
 class Average:
-    """How the probabilities of an image's views become one answer.
+    """How the probabilities of an image's views are combined.
 
     Attributes:
-        name: as in "ten_crop(average=max)".
-        reduce: (values, axis) -> values without that axis, not yet normalised; of equally many values it can be applied
-            part by part.
-        normalised: whether what `reduce` gives sums to 1.
+        name: name of the average, as in "ten_crop(average=max)".
+        reduce: (values, axis) -> values reduced over that axis, not necessarily normalised. A reduction in groups of
+            equal size, followed by one over the groups, must give the same result.
+        normalised: whether the result of `reduce` sums to 1.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Average:
     normalised: bool = False
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return the average over an image's views: float32 [n, views, classes] -> [n, classes]."""
+        """Combine the probabilities of the views, float32 [n, views, classes] -> [n, classes], with sum 1 per image."""
         found = self.reduce(probabilities, 1)
         return found if self.normalised else found / found.sum(axis=-1, keepdims=True)
 
 
 def _geometric(values: np.ndarray, axis: int) -> np.ndarray:
-    # A probability of 0 counts as float32's smallest.
+    # Clipped from below at float32's smallest normal, to avoid log(0).
     return np.exp(np.log(np.maximum(values, np.finfo(np.float32).tiny)).mean(axis=axis))
 
 
@@ -59,7 +59,7 @@ AVERAGES: Mapping[str, Average] = {
     for average in (
         MEAN,
         Average("max", lambda values, axis: values.max(axis=axis)),
-        # The softmax of mean logits is the geometric mean, normalised: what the two differ by is a factor a view.
+        # The softmax of the mean logits is the normalised geometric mean: each view's softmax denominator cancels.
         Average("logits", _geometric),
         Average("geometric", _geometric),
     )
@@ -68,22 +68,22 @@ AVERAGES: Mapping[str, Average] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a test image is shown.
+    """A test protocol: the views of an image that a network sees, and the average of their probabilities.
 
     Attributes:
-        name: under which figures are kept, as in "imagenet2012/validation/center"; of the protocols of this package
-            `get_protocol` reads it again.
+        name: name of the protocol, part of the key of an evaluation, as in "imagenet2012/validation/center".
+            `get_protocol` accepts the names of this package's protocols.
         views: (image uint8 [H, W, 3], view of the classifier's card) -> uint8 [views, h, w, 3], in TensorFlow ops. None
-            where it is the one view of the card, changed as the other fields say, or whole images.
-        average: combines the probabilities of an image's views: float32 [n, views, classes] -> [n, classes].
-        sides: view of the classifier -> shorter sides that images are resized to before views are cut, in pixels; it
-            raises `UserError` where they don't fit the network's input.
-        whole_images: whether whole images, at these sides, are shown to a fully convolutional network.
-        mirror: whether images are shown mirrored too.
-        stored_size: (height, width) that images and the network's input must have, which are shown as they are stored.
-        side: shorter side before the centre is cropped, in pixels; None: the card's.
-        kernel: how pixels are resampled; None: the card's.
-        antialias: whether the kernel is widened where the image shrinks; None: as the card says.
+            for a protocol with the single view of the card, modified by the other fields, or with whole images.
+        average: float32 [n, views, classes] -> [n, classes].
+        sides: view of the classifier's card -> lengths in pixels to which the shorter side is resized before cropping;
+            raises `UserError` if they are incompatible with the network's input size.
+        whole_images: whether whole images, resized to `sides`, are evaluated by the fully convolutional network.
+        mirror: whether horizontally flipped views are included.
+        stored_size: (height, width) that stored images and the network's input must have; images are not resized.
+        side: length in pixels to which the shorter side is resized before the centre crop; None: as in the card.
+        kernel: resampling kernel; None: as in the card.
+        antialias: whether downsampling is antialiased, by widening the kernel; None: as in the card.
     """
 
     name: str
@@ -99,18 +99,18 @@ class Protocol:
 
     @property
     def is_one_view(self) -> bool:
-        """Whether a network sees each image once, at its input size: such images can be held in memory."""
+        """Whether the protocol has a single view of each image, at the network's input size."""
         return self.views is None and not self.whole_images
 
     def view_from(self, view: View) -> View:
-        """Return the view of a classifier's card with what the protocol changes of it."""
+        """Return the view of a classifier's card, with the protocol's side, kernel and antialias where given."""
         changes: dict[str, Any] = {"resize": self.side, "kernel": self.kernel, "antialias": self.antialias}
         if self.side is not None:
             views_of.check_sides([self.side], view, self.name)
         return dataclasses.replace(view, **{key: value for key, value in changes.items() if value is not None})
 
 
-# The published protocols: each takes its fields by name. Kernel and antialias are the card's where they are None.
+# Functions that create the protocols. The keyword arguments are the fields of their names.
 
 
 def _center(*, side: int | None = None, kernel: str | None = None, antialias: bool | None = None) -> Protocol:
@@ -159,7 +159,7 @@ def _dense(
 
 
 def _sides(name: str, given: tuple[int, ...] | None, published: tuple[int, ...]) -> Sides:
-    """Return what gives a protocol's shorter sides: those that were given, else the paper's in proportion."""
+    """Return the function for `Protocol.sides`: the given sides, or the paper's scaled to the network's input size."""
 
     def sides(view: View) -> tuple[int, ...]:
         found = given or views_of.in_proportion(published, view, name)
@@ -169,8 +169,8 @@ def _sides(name: str, given: tuple[int, ...] | None, published: tuple[int, ...])
     return sides
 
 
-_MADE_BY: Mapping[str, Callable[..., Protocol]] = {
-    # The shorter side is resized and the centre cropped, as the classifier's card says.
+_FACTORIES: Mapping[str, Callable[..., Protocol]] = {
+    # Resized shorter side and centre crop, as in the classifier's model card.
     "center": _center,
     # Krizhevsky et al. 2012, section 4.1.
     "ten_crop": _ten_crop,
@@ -184,17 +184,17 @@ _MADE_BY: Mapping[str, Callable[..., Protocol]] = {
 
 
 def get_protocol(protocol: str | Protocol, average: str | None = None) -> Protocol:
-    """Return a protocol by its name, with fields where they differ; one that is given is returned as it is.
+    """Return a protocol by its name, optionally with fields; a `Protocol` is returned unchanged.
 
-    Fields are `side` (center, ten_crop) or `scales` (crops144, dense), lengths of the shorter side in pixels; `mirror`
-    (ten_crop, crops144, dense); `kernel` and `antialias` of the resizing; and `average`.
+    The fields are `side` (center, ten_crop) or `scales` (crops144, dense), lengths of the shorter side in pixels;
+    `mirror` (ten_crop, crops144, dense); `kernel` and `antialias` of the resizing (all but cifar); and `average`.
 
     Args:
-        protocol: such as "center", "ten_crop(side=256)" or "dense(scales=256:384, mirror=false)".
-        average: one of `AVERAGES`; by default what the protocol says, which is the mean of the probabilities.
+        protocol: name, such as "center", "ten_crop(side=256)" or "dense(scales=256:384, mirror=false)".
+        average: one of `AVERAGES`; by default as the protocol defines it, which is the mean of the probabilities.
 
     Raises:
-        UserError: if there is no such protocol, field or value.
+        UserError: if the protocol, field or value is unknown.
 
     Example:
         >>> get_protocol("dense( mirror=false,scales=256:384)").name
@@ -203,12 +203,12 @@ def get_protocol(protocol: str | Protocol, average: str | None = None) -> Protoc
     if isinstance(protocol, Protocol):
         if average is None:
             return protocol
-        if not isinstance(protocol.average, Average) or protocol.name.partition("(")[0] not in _MADE_BY:
-            raise UserError(f"protocol {protocol.name} has an average of its own; leave average={average!r} out.")
+        if not isinstance(protocol.average, Average) or protocol.name.partition("(")[0] not in _FACTORIES:
+            raise UserError(f"protocol {protocol.name} defines its average; leave average={average!r} out.")
         protocol = protocol.name
     found = re.fullmatch(r"\s*([^\s()]*)\s*(?:\((.*)\)\s*)?", str(protocol), re.DOTALL)
-    if found is None or found[1] not in _MADE_BY:
-        raise unknown_name("protocol", protocol if found is None else found[1], _MADE_BY)
+    if found is None or found[1] not in _FACTORIES:
+        raise unknown_name("protocol", protocol if found is None else found[1], _FACTORIES)
     fields = _fields(found[1], found[2] or "")
     if average is not None:
         fields["average"] = _read_average(average)
@@ -216,52 +216,52 @@ def get_protocol(protocol: str | Protocol, average: str | None = None) -> Protoc
 
 
 def split_protocols(text: str) -> list[str]:
-    """Return the protocols of a list with commas, such as "center,dense(scales=256:384, mirror=false)"."""
+    """Split a comma-separated list of protocols, such as "center,dense(scales=256:384, mirror=false)"."""
     return [part.strip() for part in re.findall(r"(?:[^,(]|\([^)]*\)?)+", text)] or [text]
 
 
 def without_mirror(protocol: Protocol) -> str:
-    """Return the text of a protocol with `mirror=false`."""
+    """Return the name of a protocol with `mirror=false` added."""
     name, _, fields = protocol.name.partition("(")
     return f"{name}({', '.join(filter(None, [fields.rstrip(')'), 'mirror=false']))})"
 
 
 @functools.cache
 def _made(name: str, changed: tuple[tuple[str, Any], ...]) -> Protocol:
-    """Return a protocol with the fields that are not its defaults; the same fields give the same object."""
+    """Create a protocol with the given non-default fields; cached, so equal fields give the same object."""
     fields = dict(changed)
     shown = [f"{key}={_as_text(value)}" for key, value in fields.items()]
     average = fields.pop("average", MEAN.name)
     full = f"{name}({', '.join(shown)})" if shown else name
-    return dataclasses.replace(_MADE_BY[name](**fields), name=full, average=AVERAGES[average])
+    return dataclasses.replace(_FACTORIES[name](**fields), name=full, average=AVERAGES[average])
 
 
 def _changed(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that are not a protocol's defaults, in its order."""
-    defaults = {key: item.default for key, item in inspect.signature(_MADE_BY[name]).parameters.items()}
+    """Return the fields that differ from a protocol's defaults, in the order of its signature."""
+    defaults = {key: item.default for key, item in inspect.signature(_FACTORIES[name]).parameters.items()}
     defaults["average"] = MEAN.name
     return {key: fields[key] for key in defaults if key in fields and fields[key] != defaults[key]}
 
 
 def _fields(name: str, text: str) -> dict[str, Any]:
-    """Read the fields of a protocol from the text between its parentheses."""
-    known = [*inspect.signature(_MADE_BY[name]).parameters, "average"]
+    """Parse the fields of a protocol, the text between the parentheses."""
+    known = [*inspect.signature(_FACTORIES[name]).parameters, "average"]
     fields: dict[str, Any] = {}
     for part in filter(str.strip, text.split(",")):
         key, equals, value = (item.strip() for item in part.partition("="))
         if not equals:
-            raise UserError(f"protocol {name} has {part.strip()!r} among its fields; write each as FIELD=VALUE.")
+            raise UserError(f"protocol {name} got the field {part.strip()!r}; write each field as FIELD=VALUE.")
         if key not in known:
             raise unknown_name(f"field of protocol {name}", key, known)
         if key in fields:
-            raise UserError(f"protocol {name} has {key} twice; give it once.")
+            raise UserError(f"protocol {name} got the field {key} twice; give it once.")
         fields[key] = _READERS[key](value)
     return fields
 
 
 def _read_side(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 10_000):
-        raise UserError(f"a shorter side is {text!r}; it must be a whole number of pixels, at most 10000.")
+        raise UserError(f"the shorter side is {text!r}; it must be a whole number of pixels from 1 to 10000.")
     return int(text)
 
 
@@ -271,7 +271,7 @@ def _read_scales(text: str) -> tuple[int, ...]:
 
 def _read_switch(text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise UserError(f"a switch of a protocol is {text!r}; it must be true or false.")
+        raise UserError(f"a boolean field of the protocol is {text!r}; it must be true or false.")
     return text.lower() == "true"
 
 
@@ -303,5 +303,5 @@ def _as_text(value: Any) -> str:
     return ":".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
 
 
-PROTOCOLS: Mapping[str, Protocol] = {name: _made(name, ()) for name in _MADE_BY}
+PROTOCOLS: Mapping[str, Protocol] = {name: _made(name, ()) for name in _FACTORIES}
 CENTER = PROTOCOLS["center"]

@@ -1,4 +1,4 @@
-"""The figures of an evaluation."""
+"""The result of an evaluation: metrics of a classifier on a split."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from keras_convnets.training.evaluation.predictions import Predictions
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a classifier does on one split.
+    """Metrics of a classifier on a split.
 
     Attributes:
-        data: the data set's name.
-        split: the split's name.
-        protocol: the name of the protocol by which each image was shown.
+        data: name of the data set.
+        split: name of the split.
+        protocol: name of the test protocol.
         n: number of images.
-        top1: fraction of images whose likeliest class is right.
-        top5: fraction whose class is among the five likeliest; None for five classes or fewer.
-        class_names: the classes.
-        confusion: int [classes, classes]: row the truth, column the answer.
-        of: number of images in all splits of the data set.
-        predictions: what was answered for each image; None of figures alone.
-        answers: "all" where every class of the network was an answer, "subset" where only the data's classes were.
+        top1: top-1 accuracy, 0 to 1.
+        top5: top-5 accuracy, 0 to 1; None for five classes or fewer.
+        class_names: class names.
+        confusion: confusion matrix, int [classes, classes]; rows are true classes, columns predicted classes.
+        of: number of images in all splits of the data set; None if unknown.
+        predictions: predictions for each image; None if only the metrics are available.
+        answers: "all" if the prediction was among all classes of the model, "subset" if among the data's classes only.
     """
 
     data: str
@@ -43,11 +43,11 @@ class Evaluation:
 
     @classmethod
     def of_predictions(cls, predictions: Predictions, of: int | None = None) -> Evaluation:
-        """Return the figures of what was answered for each image.
+        """Compute the metrics of predictions.
 
         Args:
-            predictions: of a split.
-            of: number of images in all splits of the data set, where that is known.
+            predictions: predictions for the images of a split.
+            of: number of images in all splits of the data set; None if unknown.
         """
         protocol, _, answers = predictions.protocol.partition("/")
         probabilities, labels, classes = predictions.probabilities, predictions.labels, len(predictions.class_names)
@@ -67,7 +67,7 @@ class Evaluation:
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
-        """Accuracy (recall) and number of images of each class; None where a class has no image."""
+        """Top-1 accuracy (recall) and number of images of each class; accuracy None for a class without images."""
         counts = self.confusion.sum(axis=1)
         right = np.diag(self.confusion)
         return [
@@ -77,22 +77,22 @@ class Evaluation:
 
     @property
     def top1_wrong(self) -> int:
-        """Number of images whose likeliest class is wrong."""
+        """Number of top-1 errors."""
         return self.n - round(self.top1 * self.n)
 
     @property
     def top5_wrong(self) -> int | None:
-        """Number of images whose class is not among the five likeliest; None for five classes or fewer."""
+        """Number of top-5 errors; None for five classes or fewer."""
         return None if self.top5 is None else self.n - round(self.top5 * self.n)
 
     @property
     def top1_error_interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the top-1 error."""
+        """Wilson's 95 % confidence interval of the top-1 error."""
         return wilson_interval(self.top1_wrong, self.n)
 
     @property
     def top5_error_interval(self) -> tuple[float, float] | None:
-        """Wilson's 95 % interval of the top-5 error; None for five classes or fewer."""
+        """Wilson's 95 % confidence interval of the top-5 error; None for five classes or fewer."""
         return None if self.top5_wrong is None else wilson_interval(self.top5_wrong, self.n)
 
     @property
@@ -102,17 +102,17 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of top-1, of n independent images."""
+        """Standard error of the top-1 accuracy, for n independent images."""
         return float(np.sqrt(self.top1 * (1 - self.top1) / self.n))
 
     @property
     def key(self) -> str:
-        """The key under which a model card keeps these figures."""
+        """Key of these metrics in a model card, such as "imagenette/validation/center"."""
         among = "" if self.answers == "all" else f"/{self.answers}"
         return f"{self.data}/{self.split}/{self.protocol}{among}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
+        """Return the metrics as a JSON-serializable dict."""
         return {
             "data": self.data,
             "split": self.split,
@@ -132,5 +132,5 @@ class Evaluation:
         }
 
     def figures(self) -> dict[str, Any]:
-        """Return what a model card keeps."""
+        """Return the metrics that are stored in a model card."""
         return {"n": self.n, "top1": self.top1, "top1_standard_error": self.standard_error, "top5": self.top5}

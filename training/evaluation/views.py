@@ -1,4 +1,4 @@
-"""The views of each protocol, as TensorFlow operations: from an image to all that a network sees of it."""
+"""The views of the test protocols, as TensorFlow operations on an image."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from keras_convnets.errors import UserError
 from keras_convnets.images.resizing import apply_view, crop_of_resized, resized, scaled_size
 from keras_convnets.images.view import View
 
-# The papers' lengths belong to networks of this input; the 227 pixels of Caffe's AlexNet are cut from the same images.
+# Input sizes for which the papers' sides are used unchanged; Caffe's AlexNet crops 227 from the same resized images.
 PUBLISHED_INPUTS = (224, 227)
-# A smaller input is not one of photographs: to such a network the papers' protocols are shown only as somebody says.
+# For inputs smaller than this (CIFAR networks), the papers' sides are not scaled and must be given explicitly.
 SMALLEST_INPUT = 64
-# Of an image that is longer, squares are resampled one by one, and a fully convolutional network sees the middle.
+# Maximum aspect ratio. For longer images, `crops144` resamples each square separately and `whole_images` crops.
 LONGEST = 8
 
 
 def in_proportion(sides: Sequence[int], view: View, protocol: str) -> tuple[int, ...]:
-    """Return a paper's shorter sides, in pixels, for a network's input.
+    """Return a paper's lengths of the shorter side, in pixels, scaled to a network's input size.
 
-    They are as printed for an input of 224 or 227 pixels, and in proportion for others.
+    They are unchanged for an input of 224 or 227 pixels, and scaled by size / 224 for others.
 
     Args:
-        sides: as the paper prints them.
-        view: of the network.
-        protocol: its name, for the error.
+        sides: lengths in the paper.
+        view: the network's view.
+        protocol: name of the protocol, for the error message.
 
     Raises:
-        UserError: if the network's input is too small to be one of photographs.
+        UserError: if the network's input is smaller than 64 pixels.
     """
     height, width = view.crop
     size = max(height, width)
     if min(height, width) < SMALLEST_INPUT:
         raise UserError(
-            f"protocol {protocol} cuts views from photographs with a shorter side of {sides[0]} pixels, for networks "
-            f"that take 224 x 224, and this one takes {height} x {width}; evaluate it by cifar or center, or say the "
-            f"size, as in {protocol}({'side' if len(sides) == 1 else 'scales'}={round(sides[0] * size / 224)})."
+            f"protocol {protocol} is defined for network inputs of 224 x 224 pixels, and this network's input is "
+            f"{height} x {width}; use protocol cifar or center, or give the shorter side explicitly, as in "
+            f"{protocol}({'side' if len(sides) == 1 else 'scales'}={round(sides[0] * size / 224)})."
         )
     return tuple(side if size in PUBLISHED_INPUTS and side >= size else round(side * size / 224) for side in sides)
 
 
 def check_sides(sides: Sequence[int], view: View, protocol: str) -> None:
-    """Refuse images from which the network's input can't be cut.
+    """Check that the network's input can be cropped from images with these shorter sides, in pixels.
 
     Raises:
-        UserError: if a shorter side is less than the input's.
+        UserError: if a side is smaller than the network's input.
     """
     height, width = view.crop
     if min(sides) < max(height, width):
         raise UserError(
-            f"protocol {protocol} resizes the shorter side to {min(sides)} pixels, and the network takes {height} x "
-            f"{width}; give sides of at least {max(height, width)}."
+            f"protocol {protocol} resizes the shorter side to {min(sides)} pixels, and the network's input is {height} "
+            f"x {width}; give sides of at least {max(height, width)}."
         )
 
 
 def ten_crop(image: tf.Tensor, view: View, side: int, mirror: bool = True) -> tf.Tensor:
-    """Return the corners and the centre of the centre square, and their mirror images.
+    """Return the four corner crops and the centre crop of the resized central square, and their horizontal flips.
 
     Krizhevsky et al. 2012, section 4.1: "five 224x224 patches (the four corner patches and the center patch) as well as
     their horizontal reflections (hence ten patches in all)", from the image whose "shorter side was of length 256" and
@@ -65,12 +65,13 @@ def ten_crop(image: tf.Tensor, view: View, side: int, mirror: bool = True) -> tf
 
     Args:
         image: uint8 [H, W, 3].
-        view: of the network: its input size and how pixels are resampled.
-        side: of the square, in pixels.
-        mirror: whether the mirror images are there.
+        view: the network's view: input size, kernel and antialiasing.
+        side: side of the square, in pixels.
+        mirror: whether to include the flips.
 
     Returns:
-        uint8 [10, h, w, 3], without mirror images [5, h, w, 3]: top left, top right, bottom left, bottom right, centre.
+        uint8 [10, h, w, 3], or [5, h, w, 3] without flips: top left, top right, bottom left, bottom right and centre,
+        followed by their flips in the same order.
     """
     square = apply_view(image, View(side, (side, side), view.kernel, view.antialias))
     return _and_mirrored(tf.stack(_corners_and_centre(square, side, view)), mirror)
@@ -78,7 +79,7 @@ def ten_crop(image: tf.Tensor, view: View, side: int, mirror: bool = True) -> tf
 
 @tf.autograph.experimental.do_not_convert
 def crops144(image: tf.Tensor, view: View, scales: Sequence[int], mirror: bool = True) -> tf.Tensor:
-    """Return six views of each of three squares of the image at each scale, and their mirror images.
+    """Return six views of each of three squares of the image at each scale, and their horizontal flips.
 
     Szegedy et al. 2014, section 7: "we resize the image to 4 scales where the shorter dimension (height or width) is
     256, 288, 320 and 352 respectively, take the left, center and right square of these resized images (in the case of
@@ -87,13 +88,13 @@ def crops144(image: tf.Tensor, view: View, scales: Sequence[int], mirror: bool =
 
     Args:
         image: uint8 [H, W, 3].
-        view: of the network: its input size and how pixels are resampled.
+        view: the network's view: input size, kernel and antialiasing.
         scales: lengths of the shorter side, in pixels.
-        mirror: whether the mirror images are there.
+        mirror: whether to include the flips.
 
     Returns:
-        uint8 [36 * scales, h, w, 3], without mirror images half as many: by scale, by square, then as `ten_crop`, then
-        the square resized.
+        uint8 [36 * len(scales), h, w, 3], or half as many without flips. For each scale and square: the four corners
+        and the centre in the order of `ten_crop`, and the resized square. The flips follow in the same order.
     """
     views = []
     for side in scales:
@@ -104,18 +105,18 @@ def crops144(image: tf.Tensor, view: View, scales: Sequence[int], mirror: bool =
 
 @tf.autograph.experimental.do_not_convert
 def whole_images(image: tf.Tensor, view: View, scales: Sequence[int]) -> tuple[tf.Tensor, ...]:
-    """Return the whole image at each scale, its aspect ratio kept, for a fully convolutional network.
+    """Return the whole image resized to each scale, with its aspect ratio, for a fully convolutional network.
 
-    Of an image more than `LONGEST` times as long as wide it is the middle: what the network needs of memory grows with
-    the image's length.
+    To bound the memory of the network, an image whose aspect ratio is above `LONGEST` is first cropped to its centre
+    with that aspect ratio.
 
     Args:
         image: uint8 [H, W, 3].
-        view: of the network: how pixels are resampled.
+        view: the network's view: kernel and antialiasing.
         scales: lengths of the shorter side, in pixels.
 
     Returns:
-        uint8 [h, w, 3] for each scale.
+        One tensor per scale, uint8 [h, w, 3].
     """
     height_width = tf.shape(image)[:2]
     kept = tf.minimum(height_width, LONGEST * tf.reduce_min(height_width))
@@ -125,9 +126,10 @@ def whole_images(image: tf.Tensor, view: View, scales: Sequence[int]) -> tuple[t
 
 
 def _three_squares(image: tf.Tensor, view: View, side: int) -> tf.Tensor:
-    """Return left, centre and right square, or top, centre and bottom, of the image resized: uint8 [3, side, side, 3].
+    """Return the left, centre and right (top, centre and bottom) square of the resized image, [3, side, side, 3].
 
-    The image is resized once. One so long that this would take much memory is resampled for each square by itself.
+    The image is resized once. If its aspect ratio is above `LONGEST`, each square is resampled separately to bound the
+    memory.
     """
     height_width = tf.shape(image)[:2]
     scaled = scaled_size(height_width, side)

@@ -1,4 +1,4 @@
-"""The report: one HTML page with the figures of an evaluation, which needs no network."""
+"""The evaluation report: a self-contained HTML page with metrics, comparisons, calibration and misclassified images."""
 
 from keras_convnets.training.evaluation.report_page.page import report
 

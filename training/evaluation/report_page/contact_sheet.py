@@ -1,4 +1,4 @@
-"""The contact sheet: the mistakes that a classifier is surest of, as small images."""
+"""The contact sheet: thumbnails of the misclassified images with the highest confidence."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from keras_convnets.training.evaluation.predictions import Predictions
 from keras_convnets.training.evaluation.report_page.html import Html, element, name, table
 
 MOST_IMAGES = 24
-# In pixels: the longer side of an image on the sheet; one that is smaller than half of it keeps its pixels square.
+# Longer side of a thumbnail, in pixels. Images of at most half of it are stored as PNG and enlarged without smoothing.
 SIDE = 192
+# JPEG quality of the thumbnails.
 QUALITY = 82
 
 
-def surest_mistakes(found: Predictions, most: int = MOST_IMAGES) -> np.ndarray:
-    """Return the positions of the wrong answers of the highest probabilities, highest first."""
+def most_confident_errors(found: Predictions, most: int = MOST_IMAGES) -> np.ndarray:
+    """Return the positions of the misclassified images with the highest predicted probabilities, highest first."""
     answers = found.probabilities.argmax(axis=1)
-    sureness = np.where(answers == found.labels, -1, found.probabilities.max(axis=1))
-    order = np.argsort(-sureness, kind="stable")[:most]
-    return order[sureness[order] >= 0]
+    confidence = np.where(answers == found.labels, -1, found.probabilities.max(axis=1))
+    order = np.argsort(-confidence, kind="stable")[:most]
+    return order[confidence[order] >= 0]
 
 
 def contact_sheet(found: Predictions, images: Split | None) -> Html:
-    """Return the surest mistakes with what was answered, what is true, and the images where they are at hand.
+    """Return the most confident errors with predicted and true class: with thumbnails, or as a table without images.
 
     Args:
         found: the predictions.
-        images: a split that holds the images, by their ids, among others perhaps.
+        images: a split with the images, which are looked up by their ids; None if they are not available.
     """
-    positions = surest_mistakes(found)
+    positions = most_confident_errors(found)
     pictures = thumbnails(images, [found.ids[position] for position in positions])
     if not pictures:
-        heads = ("image", "answer", "probability", "true class", "its probability")
+        heads = ("image", "predicted class", "probability", "true class", "probability of the true class")
         return table(heads, (_row(found, position) for position in positions), texts=(0, 1, 3))
     return element("div", *(_cell(found, position, pictures) for position in positions), class_="sheet")
 
@@ -54,19 +55,19 @@ def _row(found: Predictions, position: int) -> list[str]:
 
 
 def _cell(found: Predictions, position: int, pictures: dict[str, Html]) -> Html:
-    identity, answer, sureness, truth, own = _row(found, position)
+    identity, answer, confidence, truth, truth_probability = _row(found, position)
     caption = element(
         "figcaption",
-        *(element("b", answer), f" {sureness}", element("br")),
-        *(f"true: {truth} {own}", element("br")),
+        *("predicted: ", element("b", answer), f" {confidence}", element("br")),
+        *(f"true: {truth} {truth_probability}", element("br")),
         element("span", identity, class_="soft"),
     )
-    picture = pictures.get(found.ids[position]) or element("div", "the image is not at hand", class_="none")
+    picture = pictures.get(found.ids[position]) or element("div", "image not available", class_="none")
     return element("figure", picture, caption)
 
 
 def thumbnails(images: Split | None, ids: Sequence[str]) -> dict[str, Html]:
-    """Return images by their ids as elements that hold them; those that are missing are left out."""
+    """Return <img> elements with embedded thumbnails by image id; missing and undecodable images are left out."""
     if images is None:
         return {}
     known = {identity: position for position, identity in enumerate(images.ids())}

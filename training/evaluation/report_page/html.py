@@ -1,4 +1,4 @@
-"""HTML made of elements, in which every text is escaped."""
+"""Construction of HTML elements with escaped text."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 from keras_convnets.display import printable
 
-# In characters: a longer name is cut where it is shown.
+# Maximum number of characters of a displayed name; longer names are truncated.
 LONGEST_NAME = 120
-# Elements that have no end.
+# Void elements, which have no end tag.
 VOID = ("br", "img", "meta")
 
 
 class Html(str):
-    """Text that is HTML already; every other text is escaped."""
+    """Markup that must not be escaped; all other text is escaped."""
 
 
 def element(tag: str, *children: Any, **attributes: str) -> Html:
     """Return an element.
 
     Args:
-        tag: its name.
-        children: texts, which are escaped, elements, and None, which is left out.
-        attributes: names and values; an underscore at the end of a name falls away, others become hyphens.
+        tag: tag name.
+        children: elements, texts, which are escaped, and None, which is ignored.
+        attributes: names and values; a trailing underscore of a name is removed, other underscores become hyphens.
 
     Example:
         >>> element("td", "a < b", class_="number")
@@ -38,22 +38,22 @@ def element(tag: str, *children: Any, **attributes: str) -> Html:
 
 
 def joined(children: Iterable[Any]) -> Html:
-    """Return several children after each other."""
+    """Return the concatenation of several children, as in `element`."""
     return Html("".join(_shown(child) for child in children if child is not None))
 
 
 def name(text: str) -> str:
-    """Return a name from data as it is shown."""
+    """Return a name from data in displayable form: escaped control characters, truncated to `LONGEST_NAME`."""
     return printable(text, LONGEST_NAME)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]], texts: Sequence[int] = (0,)) -> Html:
-    """Return a table that scrolls by itself where it is too wide or long.
+    """Return a table in a scrollable container.
 
     Args:
-        heads: of the columns.
-        rows: their cells.
-        texts: which columns are not numbers.
+        heads: column headings.
+        rows: cells of each row.
+        texts: indices of the columns with text; all other columns are right-aligned numbers.
     """
 
     def cell(tag: str, column: int, content: Any) -> Html:

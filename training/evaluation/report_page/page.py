@@ -1,4 +1,4 @@
-"""The page: the figures of every classifier, their comparison, and what each gets wrong."""
+"""The report page: metrics of every classifier, paired comparisons, ensembles, and the errors of each classifier."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from keras_convnets.training.evaluation.result import Evaluation
 
 FILE_NAME = "index.html"
 MOST_PAIRS, MOST_SUBSETS, MOST_LEFT_OUT = 20, 32, 200
-# Nothing on the page may be fetched or run.
+# Content security policy: the page must not load any resource or run scripts.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -37,24 +37,24 @@ def report(
     ensemble: Ensemble | None = None,
     command: str | None = None,
 ) -> Path:
-    """Write one HTML page about one or several evaluations; it needs no other file and no network, and prints.
+    """Write a self-contained, printable HTML page about one or several evaluations.
 
-    It has top-1 and top-5 error with n and 95 % intervals, paired comparisons, the errors of ensembles, and for each
-    classifier the errors of every class, the confusion matrix, calibration before and after temperature scaling, the
-    mistakes it is surest of, and the images that were left out.
+    The page has top-1 and top-5 errors with n and 95 % confidence intervals, paired comparisons and the errors of
+    ensembles. For each classifier, it has the error of every class, the confusion matrix, the calibration before and
+    after temperature scaling, the most confident errors, and the images that were left out.
 
     Args:
         results: evaluations with predictions, or predictions.
-        directory: is made where it does not exist; the page is `index.html` in it.
-        images: the data set or split that was evaluated on, or one each: mistakes are shown by its images.
-        ensemble: what `ensemble` of them gave.
-        command: that made the page, to be shown on it.
+        directory: output folder, created if needed; the page is `index.html` in it.
+        images: the data set or split of the evaluations, or one split per evaluation, to show misclassified images.
+        ensemble: the result of `ensemble` for these predictions; None for no section on ensembles.
+        command: the command line that is shown on the page.
 
     Returns:
-        The page's path.
+        Path of the page.
 
     Raises:
-        UserError: if there is no result, one has no predictions, or the page can't be written.
+        UserError: if there are no results, a result has no predictions, or the page can't be written.
 
     Example:
         >>> report([training.evaluate(model, data)], "report", images=data)
@@ -62,16 +62,16 @@ def report(
     """
     several = [_predictions(result) for result in results]
     if not several:
-        raise UserError("a report of no results was asked for; give one or more.")
+        raise UserError("a report needs at least one result; give one or more.")
     if Path(directory).is_file():
-        raise UserError(f"{directory} is a file; name a folder for the report.")
+        raise UserError(f"{directory} is a file; give a folder for the report.")
     names = distinct_names(several)
     sections = [
         _summary(several, names),
         _comparisons(several, ensemble) if len(several) > 1 else None,
         _ensemble(ensemble) if ensemble is not None else None,
         *(_classifier(found, names[at], at, _split_of(images, found, at)) for at, found in enumerate(several)),
-        _made_by(command),
+        _provenance(command),
     ]
     file = Path(directory) / FILE_NAME
     with wrap_write_errors(file):
@@ -83,7 +83,7 @@ def report(
 def _predictions(result: Evaluation | Predictions) -> Predictions:
     found = result if isinstance(result, Predictions) else result.predictions
     if found is None:
-        raise UserError("a result has figures alone; give what training.evaluate returned, or its predictions.")
+        raise UserError("a result has no predictions; give the result of training.evaluate, or its predictions.")
     return found
 
 
@@ -120,10 +120,14 @@ def _summary(several: Sequence[Predictions], names: Sequence[str]) -> Html:
         ])  # fmt: skip
     data = ", ".join(dict.fromkeys(f"{name(found.data)}, split {name(found.split)}" for found in several))
     errors = ["top-1 error", "top-5 error"] if has_top5 else ["top-1 error"]
-    heads = ["classifier", "data, split, protocol", "images", *errors, "log loss", "calibration error"]
+    heads = ["classifier", "data/split/protocol", "images", *errors, "log loss", "calibration error"]
+    note = (
+        f"{data}. Errors with Wilson's 95 % confidence intervals; mean cross-entropy (log loss) in nats; expected "
+        "calibration error without temperature scaling."
+    )
     return joined([
         element("h1", f"Evaluation on {name(several[0].data)}"),
-        element("p", f"{data}. Errors with their 95 % intervals (Wilson).", class_="soft"),
+        element("p", note, class_="soft"),
         table(heads, rows, texts=(0, 1)),
     ])  # fmt: skip
 
@@ -135,21 +139,24 @@ def _error(wrong: int, n: int) -> Html:
 
 
 def _comparisons(several: Sequence[Predictions], together: Ensemble | None) -> Html:
-    heading = element("h2", "Which is better?")
+    heading = element("h2", "Paired comparisons")
     try:
         found = compare_all(several)
     except UserError as error:
-        return joined([heading, element("p", f"They are not compared: {error}")])
+        return joined([heading, element("p", f"The classifiers are not compared: {error}")])
     note = (
-        "Two classifiers on the same images, by McNemar's exact test: p is the probability of a difference at least as "
-        "large if both were equally good. Significant is p below 0.05, adjusted for the number of pairs by Holm's "
-        "method."
+        "Top-1 predictions of two classifiers on the same images, compared by McNemar's exact test: p is the "
+        "probability of a difference at least as large if both had the same error. A difference is significant if p, "
+        "adjusted for the number of pairs by Holm's method, is below 0.05."
     )
     parts = [heading, element("p", note, class_="soft"), _comparison_table(found)]
     if together is not None:
         alone = min(range(len(together.names)), key=lambda member: together.subset([member]).top1_wrong)
         against = compare(together.mean(), together.predictions[alone])
-        parts += [element("h3", "All together against the best one"), _comparison_table([against])]
+        parts += [
+            element("h3", "Full ensemble and best single member"),
+            _comparison_table([against]),
+        ]
     return joined(parts)
 
 
@@ -162,7 +169,7 @@ def _comparison_table(found: Sequence[Comparison]) -> Html:
         ]
         for row in found
     ]
-    heads = ("A", "B", "only A right", "only B right", "error A - B", "p", "p adjusted", "better")
+    heads = ("A", "B", "only A correct", "only B correct", "error A - error B", "p", "adjusted p", "lower error")
     return table(heads, rows, texts=(0, 1, 7))
 
 
@@ -178,10 +185,11 @@ def _ensemble(together: Ensemble) -> Html:
 
     shown = list(together.subsets[:MOST_SUBSETS])
     shown += [together.whole] if together.whole not in shown else []
-    measured = "every subset" if together.complete else "a forward selection, each member alone, and all but one"
+    evaluated = "all subsets" if together.complete else "single members, a forward selection, and all members but one"
     note = (
-        f"The mean of the members' probabilities, for {measured}: {len(together.subsets):,} in all, the best first. "
-        "The best one was chosen by these images: on others its error is a little higher."
+        f"Errors of the mean of the members' probabilities for {evaluated}: {len(together.subsets):,} subsets, best "
+        "first. The best subset is selected on these images, so its error on new images is expected to be slightly "
+        "higher."
     )
     gains = [
         [name(label), "" if gain is None else f"{gain:+.2%}"]
@@ -190,20 +198,20 @@ def _ensemble(together: Ensemble) -> Html:
     return joined([
         element("h2", "Ensembles"),
         element("p", note, class_="soft"),
-        table(("members", "number", "top-1 error", "top-5 error"), map(row, shown)),
-        element("h3", "What each member contributes"),
-        element("p", "By how much the top-1 error of all members together rises without it.", class_="soft"),
-        table(("member", "rise without it"), gains),
+        table(("members", "number of members", "top-1 error", "top-5 error"), map(row, shown)),
+        element("h3", "Contribution of each member"),
+        element("p", "Increase of the top-1 error of the full ensemble if the member is removed.", class_="soft"),
+        table(("member", "increase of the top-1 error"), gains),
     ])  # fmt: skip
 
 
 def _classifier(found: Predictions, label: str, at: int, images: Split | None) -> Html:
     figures = Evaluation.of_predictions(found)
     wrong = figures.top1_wrong
-    mistakes = (
-        element("p", f"{wrong:,} of {len(found):,} images are taken for another class.", class_="soft")
+    errors = (
+        element("p", f"{wrong:,} of {len(found):,} images are misclassified.", class_="soft")
         if wrong
-        else element("p", "Every answer is right.")
+        else element("p", "All images are classified correctly.")
     )
     return joined([
         element("h2", name(label), id=f"classifier-{at}"),
@@ -213,8 +221,8 @@ def _classifier(found: Predictions, label: str, at: int, images: Split | None) -
         _confusion(figures, f"c{at}-"),
         element("h3", "Calibration"),
         _calibration_part(found, f"r{at}-"),
-        element("h3", "The mistakes it is surest of"),
-        mistakes,
+        element("h3", "Most confident errors"),
+        errors,
         contact_sheet(found, images) if wrong else None,
         _left_out(found),
     ])  # fmt: skip
@@ -235,32 +243,32 @@ def _class_table(figures: Evaluation) -> Html:
         cells = [name(names[index]), f"{found['n']:,}", wrong, f"{wrong / found['n']:.1%}", f"{low:.1%} to {high:.1%}"]
         rows.append((-wrong / found["n"], index, [*cells, taken]))
     empty = sum(not found["n"] for found in figures.per_class)
-    heads = ("class", "images", "wrong", "error", "95 % interval", "most often taken for")
+    heads = ("class", "images", "errors", "error rate", "95 % interval", "most often predicted instead")
     return joined([
         table(heads, [cells for *_, cells in sorted(rows, key=lambda row: row[:2])], texts=(0, 5)),
-        element("p", f"{empty:,} classes have no image.", class_="soft") if empty else None,
+        element("p", f"{empty:,} classes without images are not listed.", class_="soft") if empty else None,
     ])  # fmt: skip
 
 
 def _confusion(figures: Evaluation, prefix: str) -> Html:
     names, counts = figures.class_names, figures.confusion
-    caption = "Rows are the true classes, columns the answers; the darker, the larger the fraction of the true class."
+    caption = "Rows: true classes; columns: predicted classes. Colour: fraction of the images of the true class."
     if pictures.fits_by_name(len(names)):
         return _picture(pictures.confusion_picture(counts, names, prefix), caption, large=len(names) > 20)
     whole, together = pictures.overview_picture(counts, f"{prefix}all-")
-    dots = f" A dot is {together} x {together} classes, by their largest fraction." if together > 1 else ""
+    dots = f" Each cell shows the largest fraction among {together} x {together} classes." if together > 1 else ""
     shown = [_picture(whole, f"All {len(names):,} classes. {caption}{dots}")]
     classes = pictures.most_confused_classes(counts)
     if len(classes):
         inner = counts[classes][:, classes]
         zoomed = pictures.confusion_picture(inner, [names[index] for index in classes], f"{prefix}zoom-")
-        text = "The classes that are confused most, with numbers of images; what is taken for others is not in it."
+        text = "The most confused classes, with numbers of images. Predictions of other classes are not shown."
         shown.append(_picture(zoomed, text, large=True))
     pairs = [[name(names[a]), name(names[b]), n] for a, b, n in pictures.most_confused(counts, MOST_PAIRS)]
     return joined([
         element("div", *shown, class_="pictures"),
-        element("h3", "The pairs that are confused most"),
-        table(("truth", "answer", "images"), pairs, texts=(0, 1)),
+        element("h3", "Most confused pairs of classes"),
+        table(("true class", "predicted class", "images"), pairs, texts=(0, 1)),
     ])  # fmt: skip
 
 
@@ -271,17 +279,17 @@ def _picture(drawn: Html, caption: str | None = None, large: bool = False) -> Ht
 
 def _calibration_part(found: Predictions, prefix: str) -> Html:
     if len(found) < 2:
-        return element("p", "One image tells nothing of it.")
+        return element("p", "Calibration needs at least two images.")
     measured = calibrate(found)
     note = (
-        f"Logits divided by a temperature of {measured.temperature:.3f}, which leaves the likeliest class as it is. It "
-        f"was fitted on {measured.fitted:,} of the images; measured on the other {measured.measured:,}, the expected "
-        f"calibration error is {measured.before.error:.2%} before and {measured.after.error:.2%} after, the log loss "
-        f"{measured.loss_before:.3f} before and {measured.loss_after:.3f} after."
+        f"Temperature scaling divides the logits by {measured.temperature:.3f}; the predicted classes do not change. "
+        f"The temperature was fitted on {measured.fitted:,} images. On the other {measured.measured:,} images, the "
+        f"expected calibration error is {measured.before.error:.2%} before and {measured.after.error:.2%} after "
+        f"scaling, and the log loss is {measured.loss_before:.3f} before and {measured.loss_after:.3f} after scaling."
     )
     drawn = [
-        _picture(pictures.reliability_picture(measured.before, "as it answers", f"{prefix}before-")),
-        _picture(pictures.reliability_picture(measured.after, "with the temperature", f"{prefix}after-")),
+        _picture(pictures.reliability_picture(measured.before, "before scaling", f"{prefix}before-")),
+        _picture(pictures.reliability_picture(measured.after, "after scaling", f"{prefix}after-")),
     ]
     return joined([element("p", note, class_="soft"), element("div", *drawn, class_="pictures")])
 
@@ -293,16 +301,16 @@ def _left_out(found: Predictions) -> Html | None:
     more = f" The first {MOST_LEFT_OUT}:" if count > MOST_LEFT_OUT else ""
     rows = [[name(image.file), name(image.reason)] for image in found.left_out[:MOST_LEFT_OUT]]
     return joined([
-        element("h3", "Left out"),
+        element("h3", "Images left out"),
         element("p", f"{count:,} of the {count + len(found):,} images do not decode and are not counted.{more}"),
         table(("image", "reason"), rows, texts=(0, 1)),
     ])  # fmt: skip
 
 
-def _made_by(command: str | None) -> Html:
+def _provenance(command: str | None) -> Html:
     versions = {**current_versions(), "git revision": current_git_revision()}
     return joined([
-        element("h2", "How this was made"),
+        element("h2", "Command and versions"),
         element("pre", printable(command)) if command else None,
         element("p", ", ".join(f"{what} {value}" for what, value in versions.items() if value), class_="soft"),
     ])  # fmt: skip

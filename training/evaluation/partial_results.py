@@ -1,4 +1,4 @@
-"""The finished parts of an evaluation, kept in files until it ends: an interrupted one resumes."""
+"""Partial results of an evaluation, written to disk so that an interrupted evaluation can be resumed."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from keras_convnets.training.data.splits import check_count
 from keras_convnets.training.evaluation.predictions import Predictions
 from keras_convnets.version import __version__
 
-# What the folder of parts is called after the file that they become.
-ENDING = ".parts"
+# The folder of partial results has the name of the predictions file with this suffix.
+SUFFIX = ".parts"
 KEY = "key.json"
-# A part is written so often: what an interruption costs, in seconds.
-SECONDS = 10.0
+# Seconds between writes: an upper bound of the work lost by an interruption.
+WRITE_INTERVAL = 10.0
 log = logging.getLogger("keras_convnets")
 
 
-def fingerprint_of(weights: str, split: Split, *facts: str) -> str:
-    """Return 64 hexadecimal digits that change with the weights, the images, their order, and facts such as a protocol.
+def fingerprint_of(weights: str, split: Split, *settings: str) -> str:
+    """Return the sha256 that identifies an evaluation, as 64 hexadecimal digits.
 
     Args:
-        weights: a text that changes with the weights.
-        split: the images.
-        facts: what else the answers depend on.
+        weights: a string that identifies the weights.
+        split: the images; their order matters.
+        settings: everything else that the predictions depend on, such as the protocol.
     """
     ids = hashlib.sha256("\n".join(split.ids()).encode()).hexdigest()
-    text = json.dumps([__version__, weights, split.fingerprint(), ids, *facts])
+    text = json.dumps([__version__, weights, split.fingerprint(), ids, *settings])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def finished(file: Path, fingerprint: str) -> Predictions | None:
-    """Return what a file of predictions holds where it is what would be computed again; None where it is not."""
+def load_finished(file: Path, fingerprint: str) -> Predictions | None:
+    """Return the predictions in a .npz file if it has this fingerprint; otherwise None."""
     if file.suffix.lower() != ".npz" or not file.is_file():
         return None
     try:
@@ -51,17 +51,17 @@ def finished(file: Path, fingerprint: str) -> Predictions | None:
     except UserError:
         found = None
     if found is not None and found.fingerprint == fingerprint:
-        log.info("%s holds these predictions already.", printable(file))
+        log.info("%s already holds these predictions and is not computed again.", printable(file))
         return found
-    log.warning("%s holds the predictions of other weights, data or protocols; it is replaced.", printable(file))
+    log.warning("%s holds predictions of different weights, data or protocol and is overwritten.", printable(file))
     return None
 
 
-class KeptParts:
-    """Answers that are written to a folder while they come.
+class PartialResults:
+    """Probabilities of the first images of a split, written to a folder while they are computed.
 
     Args:
-        folder: theirs alone.
+        folder: a folder used for nothing else.
     """
 
     def __init__(self, folder: Path):
@@ -70,7 +70,10 @@ class KeptParts:
         self._written, self._last = 0, time.monotonic()
 
     def read(self) -> list[np.ndarray]:
-        """Return the parts that are there, float32 [b, classes] each, in order; what follows a damaged one goes."""
+        """Return the stored arrays in order, float32 [b, classes] each.
+
+        Damaged files, and all files that do not continue the sequence of images, are deleted.
+        """
         parts: list[np.ndarray] = []
         for path in sorted(self._folder.glob("*.npy")):
             rows = _rows(path) if path.stem == f"{self._written:09d}" else None
@@ -82,13 +85,13 @@ class KeptParts:
         return parts
 
     def add(self, rows: np.ndarray) -> None:
-        """Take in the answers for the next images, [b, classes]."""
+        """Add the probabilities of the next images, [b, classes]."""
         self._pending.append(np.asarray(rows, np.float32))
-        if time.monotonic() - self._last >= SECONDS:
+        if time.monotonic() - self._last >= WRITE_INTERVAL:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has come since the last part."""
+        """Write the probabilities added since the last write."""
         if not self._pending:
             return
         rows = np.concatenate(self._pending)
@@ -107,67 +110,69 @@ def _rows(path: Path) -> np.ndarray | None:
 
 
 @contextlib.contextmanager
-def kept_parts(file: Path, fingerprint: str) -> Iterator[KeptParts]:
-    """Give the parts of a file that is yet to be written; their folder is kept until all is done.
+def open_partial_results(file: Path, fingerprint: str) -> Iterator[PartialResults]:
+    """Open the partial results of an evaluation; a context manager.
 
-    Parts of other weights, data or protocols are deleted, which a warning says.
+    The folder is deleted on success and kept after an exception. Partial results with a different fingerprint are
+    deleted with a warning.
 
     Args:
-        file: the file of predictions; the parts lie beside it, in a folder of its name and ".parts".
-        fingerprint: as `fingerprint_of` gives it.
+        file: the predictions file; the folder is next to it, with the suffix ".parts".
+        fingerprint: as `fingerprint_of` returns it.
 
     Raises:
-        UserError: if another process writes them.
+        UserError: if another process writes to the folder.
     """
-    folder = file.with_name(file.name + ENDING)
+    folder = file.with_name(file.name + SUFFIX)
     with wrap_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder, "evaluated into"):
-        if (folder / KEY).exists() and read_json(folder / KEY, "key of kept parts") != fingerprint:
+        if (folder / KEY).exists() and read_json(folder / KEY, "key of partial results") != fingerprint:
             log.warning(
-                "%s holds parts of an evaluation with other weights, data or protocol; this one starts anew.",
+                "%s holds partial results of different weights, data or protocol; they are deleted and the evaluation "
+                "starts from the first image.",
                 printable(folder),
             )
             for path in folder.glob("*.npy"):
                 path.unlink()
         write_json(folder / KEY, fingerprint)
-        parts = KeptParts(folder)
+        partial = PartialResults(folder)
         try:
-            yield parts
+            yield partial
         except BaseException:
-            parts.flush()
+            partial.flush()
             if any(folder.glob("*.npy")):
-                log.warning("what is evaluated is kept in %s; the same command resumes.", printable(folder))
+                log.warning("partial results are kept in %s; run the same command to resume.", printable(folder))
             else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def collected(
-    answers_of: Callable[[Split], Iterator[np.ndarray]],
+def collect(
+    predict: Callable[[Split], Iterator[np.ndarray]],
     split: Split,
     progress: Callable[[int, int], None] | None = None,
-    parts: KeptParts | None = None,
+    partial: PartialResults | None = None,
 ) -> np.ndarray:
-    """Return the answers for every image of a split, float32 [n, classes]; those that are kept are not asked for again.
+    """Return the probabilities of all images of a split, float32 [n, classes], resuming from partial results.
 
     Args:
-        answers_of: gives the answers for the images of a split in their order, in parts [b, classes].
+        predict: yields the probabilities of the images of a split in their order, in batches [b, classes].
         split: the images.
-        progress: called with (images done, images in all).
-        parts: where answers are kept, if anywhere.
+        progress: called with (number of finished images, number of images).
+        partial: partial results to resume from and to write to; None to keep none.
     """
-    found = parts.read() if parts else []
+    found = partial.read() if partial else []
     done = sum(map(len, found))
     if progress and done:
         progress(done, split.size)
     rest = split if not done else split.subset(range(done, split.size))
-    for rows in answers_of(rest) if rest.size else ():
+    for rows in predict(rest) if rest.size else ():
         found.append(np.asarray(rows))
         done += len(rows)
-        if parts:
-            parts.add(rows)
+        if partial:
+            partial.add(rows)
         if progress:
             progress(done, split.size)
     check_count(done, split.size)
