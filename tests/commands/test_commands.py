@@ -91,7 +91,7 @@ TRAIN = "train --model ResNet20 --dataset digits --run r"
     ("evaluate nowhere", r"unknown model 'nowhere'"),
     ("evaluate ./nowhere", r"./nowhere does not exist"),
     ("evaluate .", r"\. is not an exported version"),
-    ("evaluate ResNet20", r"name some with --dataset"),
+    ("evaluate ResNet20", r"give a data set with --dataset"),
     ("evaluate r --protocol ten_crops", r"unknown protocol 'ten_crops'; the nearest valid names? (is|are) ten_crop"),
     ("evaluate r --average median", r"unknown average 'median'; the nearest valid name is mean"),
     ("export .", r"\. is not a run directory"),
@@ -286,7 +286,7 @@ def test_predict_and_evaluate_over_the_wire(cli, trained_run, measured_run, publ
         assert all(here[protocol]["confusion"] == there[protocol]["confusion"] for protocol in here)
         assert here["center"]["confusion"] == local["confusion"]
         status, _, err = cli("evaluate", rest, "--protocol", "dense(scales=10, mirror=false)", "--dataset", "digits")
-        assert status == 2 and "made of a Keras model" in err
+        assert status == 2 and "needs a Keras model" in err
         # Images of another size than the input's are brought to the size that the endpoint's metadata tells.
         with Client(rest) as client:
             assert client.image_size() == (8, 8)

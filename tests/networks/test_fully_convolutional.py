@@ -97,7 +97,7 @@ REFUSED = {
     ),
     "reshape": (
         lambda x: layers.Dense(3, "softmax")(layers.GlobalAveragePooling2D()(layers.Reshape((49, 1, 5))(x))),
-        "(Reshape), which is not known",
+        "(Reshape), which is not supported",
     ),
     "sequence": (
         lambda x: layers.Dense(3, "softmax")(layers.GlobalAveragePooling1D()(layers.Reshape((49, 5))(x))),

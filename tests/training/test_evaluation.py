@@ -99,7 +99,7 @@ def test_of_several_outputs_the_probabilities_are_measured(data, outputs, right)
     main, other = (keras.layers.Dense(CLASSES, "softmax")(flat) for _ in range(2))
     model = keras.Model(images, outputs(main, other), name="several")
     if not right:
-        with pytest.raises(UserError, match="several has 2 outputs; evaluation needs one"):
+        with pytest.raises(UserError, match="several has 2 outputs; evaluation needs a model with one output"):
             training.evaluate(model, data)
         return
     expected = training.evaluate(keras.Model(images, main), data)
@@ -138,7 +138,7 @@ def test_the_center_is_the_default_and_other_names_are_refused(data):
     )
     with pytest.raises(UserError, match="unknown protocol 'centre'; the nearest valid names are center, dense"):
         training.evaluate(guess, data, protocol="centre")
-    with pytest.raises(UserError, match="protocol mirrored makes its own views .* evaluate by center"):
+    with pytest.raises(UserError, match="protocol mirrored crops or resizes the images, which needs .* use protocol center"):
         training.evaluate(guess, data, protocol=Protocol("mirrored", mirrored))
 
 

@@ -439,7 +439,7 @@ def test_evaluate_takes_data_as_they_are_loaded(only_train, tmp_path):
         training.evaluate(bare, data, split="train").confusion
         == training.evaluate(looking, plain, split="train").confusion
     ).all()
-    with pytest.raises(UserError, match=r"bring them to one with dataset.at_size\(height, width\)"):
+    with pytest.raises(UserError, match=r"resize them with dataset.at_size\(height, width\)"):
         training.evaluate(looking, data, split="train")
     with pytest.raises(UserError, match="was resized to 8 x 8 pixels and the classifier's input is 16 x 16"):
         training.evaluate(model, data.at_size(8, 8), split="train")
