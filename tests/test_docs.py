@@ -37,6 +37,7 @@ def test_the_page_of_models_is_the_registrys():
     assert all(f"| {name} |" in module.page() for name in keras_convnets.list_models())
 
 
+@pytest.mark.heavy
 def test_the_weights_recipe_for_a_keras_twin_works():
     """The code block of the page, run as it stands, on a network with randomised biases and statistics."""
     text = (ROOT / "docs" / "from-keras-applications.md").read_text(encoding="utf-8")
@@ -60,6 +61,7 @@ def test_the_weights_recipe_for_a_keras_twin_works():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_the_network_for_greyscale_of_16_bits_works():
     text = (ROOT / "docs" / "from-keras-applications.md").read_text(encoding="utf-8")
     block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 @contextlib.contextmanager
@@ -24,9 +24,27 @@ def quiet_stderr() -> Iterator[None]:
         os.close(screen)
 
 
+# Imported by Keras where they are installed, for classes that no command uses: a third of its start-up time.
+UNUSED_BY_KERAS = ("matplotlib", "sklearn")
+
+
+@contextlib.contextmanager
+def hidden(names: Sequence[str]) -> Iterator[None]:
+    """Make packages that are not imported yet look as if they were not installed."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: Python's mark of an absent module
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
 def load_tensorflow() -> None:
-    """Import TensorFlow without its messages, unless the user asked to see everything."""
+    """Import TensorFlow and Keras without their messages, unless the user asked to see everything."""
     with contextlib.nullcontext() if "--debug" in sys.argv else quiet_stderr():
+        with hidden(UNUSED_BY_KERAS):
+            import keras  # noqa: F401
         import tensorflow as tf
 
         # Otherwise one process takes a GPU's whole memory, and a quickstart's endpoint finds none left.

@@ -147,6 +147,7 @@ def test_checkpoints_worse_than_the_beginning_are_not_gone_on_from(quick, monkey
     assert run.finished and "diverged" not in run.config()
 
 
+@pytest.mark.heavy  # a skipped step itself is in the quick test of two devices
 def test_a_step_that_loss_scaling_skips_is_no_divergence(quick, monkeypatch, tmp_path):
     half = {"precision": "mixed_float16", "iterations": 24, "batch_size": 1337}
     spoiling(monkeypatch, dict.fromkeys(range(2, 16), NAN))
@@ -298,6 +299,7 @@ def test_metrics_are_json_where_inference_overflows(quick, monkeypatch, tmp_path
     assert strict and all(record["val_loss"] is None for record in strict) and run.finished
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_an_earlier_version_resumes(monkeypatch, tmp_path):
     """Its state had "watch", "warming" and "running_error" in place of "schedule"."""
     make_quick(monkeypatch)

@@ -138,7 +138,9 @@ def test_the_center_is_the_default_and_other_names_are_refused(data):
     )
     with pytest.raises(UserError, match="unknown protocol 'centre'; the nearest valid names are center, dense"):
         training.evaluate(guess, data, protocol="centre")
-    with pytest.raises(UserError, match="protocol mirrored crops or resizes the images, which needs .* use protocol center"):
+    with pytest.raises(
+        UserError, match="protocol mirrored crops or resizes the images, which needs .* use protocol center"
+    ):
         training.evaluate(guess, data, protocol=Protocol("mirrored", mirrored))
 
 

@@ -76,7 +76,9 @@ CASES = [
         "GoogLeNet", "googlenet", {"image_size": 79, "learning_rate": 0.02, "ema": 0.5}, marks=pytest.mark.heavy
     ),
     pytest.param("ResNet18", "resnet_imagenet", {"image_size": 32, "learning_rate": 3e-4}, marks=pytest.mark.heavy),
-    ("CIFARResNet(8)", "resnet_imagenet", {"image_size": 32, "learning_rate": 3e-3}),
+    pytest.param(
+        "CIFARResNet(8)", "resnet_imagenet", {"image_size": 32, "learning_rate": 3e-3}, marks=pytest.mark.heavy
+    ),
 ]
 
 
