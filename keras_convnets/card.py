@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_convnets.classes import check_class_names, imagenet_classes
+from keras_convnets.classes import check_class_names
 from keras_convnets.errors import UserError
 from keras_convnets.files import read_json, sha256, write_json
 from keras_convnets.images.preprocessing import Preprocessing
@@ -251,9 +251,9 @@ def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -
     else:
         facts["weights"] = {"file": weights.path.name, "sha256": sha256(weights.path)}
         facts |= _recorded_facts(weights.record)
-    if weights.in_imagenet_order and outputs == len(imagenet_classes().ids):
-        facts |= {"class_names": imagenet_classes().names, "class_ids": imagenet_classes().ids}
-        facts["view"] = View.of_imagenet(shape[0], shape[1])
+    if outputs == len(weights.class_names):
+        facts |= {"class_names": weights.class_names, "class_ids": weights.class_ids}
+        facts["view"] = weights.view(shape[0], shape[1])
     return facts
 
 
@@ -261,10 +261,17 @@ def _recorded_facts(record: WeightsRecord | None) -> dict[str, Any]:
     if record is None:
         return {}
     metrics = {
-        f"{item.data}/{item.protocol}/{item.source}": {"n": item.n, "top1": item.top1 / 100, "top5": item.top5 / 100}
+        f"{item.data}/{item.protocol}/{item.source}": {
+            "n": item.n,
+            "top1": item.top1 / 100,
+            **({} if item.top5 is None else {"top5": item.top5 / 100}),
+        }
         for item in record.accuracies
     }
-    return {"data": {"name": record.data}, "metrics": metrics}
+    facts: dict[str, Any] = {"data": {"name": record.data}, "metrics": metrics}
+    if record.training:
+        facts |= {"recipe": dict(record.training["recipe"]), "seed": record.training["seed"]}
+    return facts
 
 
 def view_of_model(model: keras.Model) -> View | None:
@@ -280,9 +287,8 @@ def view_of_model(model: keras.Model) -> View | None:
     from keras_convnets.networks.outputs import main_output
 
     weights, main = getattr(model, "published_weights", None), main_output(model)
-    is_imagenet = weights is not None and weights.in_imagenet_order
-    if is_imagenet and main is not None and main.shape[-1] == len(imagenet_classes().ids):
-        return View.of_imagenet(shape[1], shape[2])
+    if weights is not None and main is not None and main.shape[-1] == len(weights.class_names):
+        return weights.view(shape[1], shape[2])
     return View.of_size(shape[1], shape[2])
 
 

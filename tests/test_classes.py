@@ -258,4 +258,4 @@ def test_a_record_is_shown_whole_and_is_plain_in_json(record):
     plain = json.loads(json.dumps(record_text.record_plain(record)))
     assert set(plain) == {item.name for item in dataclasses.fields(record)}
     assert Preprocessing.from_dict(plain["preprocessing"]) == record.preprocessing
-    assert plain["accuracies"] == [vars(accuracy) for accuracy in record.accuracies]
+    assert plain["accuracies"] == json.loads(json.dumps([vars(accuracy) for accuracy in record.accuracies]))

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keras_convnets.classes import imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.files import path_text, sha256
 from keras_convnets.images import preprocessing
 from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.images.view import IMAGENET_SIDE, View
 from keras_convnets.networks.architecture import Convention
 from keras_convnets.networks.registry import ARCHITECTURES, BUILDERS
 from keras_convnets.weights import graph_comparison, keras_reader, onnx_reader
-from keras_convnets.weights.pretrained import WeightsRecord, get_record, list_weights, record_of_file
+from keras_convnets.weights.pretrained import WeightsRecord, get_record, list_weights, record_of_file, trained_folder
 
 if TYPE_CHECKING:
     import keras
@@ -82,9 +84,24 @@ class Weights:
         return self._convention.input_shape if self._convention else None
 
     @property
-    def in_imagenet_order(self) -> bool:
-        """Whether 1,000 outputs are ImageNet's classes: of records and of the kinds of files that publish them."""
-        return self.record is not None or self._convention is not None
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the outputs: the record's, or ImageNet's for kinds of files that hold
+        published ImageNet weights; () if they are unknown."""
+        if self.record is not None:
+            return self.record.class_names
+        return imagenet_classes().names if self._convention else ()
+
+    @property
+    def class_ids(self) -> tuple[str, ...]:
+        """WordNet ids of the classes, if `class_names` are ImageNet's; else ()."""
+        if self.record is not None:
+            return self.record.class_ids
+        return imagenet_classes().ids if self._convention else ()
+
+    def view(self, height: int, width: int) -> View:
+        """Return how the weights were evaluated at an input size: the record's shorter side, or the input's."""
+        resize = self.record.resize if self.record is not None else IMAGENET_SIDE
+        return View.of_size(height, width, resize=max(resize, height, width))
 
     def load_into(self, model: keras.Model, chosen: Collection[str] = ()) -> bool:
         """Put the weights into a network; returns whether its classifier was among them.
@@ -247,9 +264,20 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
         weights = get_record(architecture, text)
     if weights.architecture != architecture:
         raise UserError(f"the weights {weights} are not those of {architecture}; give its own, or None.")
-    from keras_convnets.weights.downloads import download
+    return Weights(_file_of(weights), architecture, weights)
 
-    return Weights(download(weights), architecture, weights)
+
+def _file_of(record: WeightsRecord) -> Path:
+    """Return the verified file of a record: a part of this package, or downloaded."""
+    if record.locations:
+        from keras_convnets.weights.downloads import download
+
+        return download(record)
+    path = trained_folder() / record.file
+    if not path.is_file() or sha256(path) != record.sha256:
+        state = "differs from the one released" if path.is_file() else "is missing"
+        raise UserError(f"{path}, a part of keras-convnets, {state}; install keras-convnets again.")
+    return path
 
 
 def _is_path(text: str) -> bool:

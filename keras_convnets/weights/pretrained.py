@@ -1,14 +1,18 @@
-"""Records of published weights: plain data that needs no Keras, no network and no file.
+"""Records of published weights: plain data that needs no Keras and no network.
 
-The files are those of the ONNX Model Zoo; sizes, sha256 and accuracies are as it states them. What a file does not say
-(channel order, means, input size) is recorded here.
+ImageNet's are files of the ONNX Model Zoo; sizes, sha256 and accuracies are as it states them. What a file does not say
+(channel order, means, input size) is recorded here. CIFAR-10's are part of this package, trained by its own recipes:
+`trained/records.json` describes the files beside it, and `benchmarks/cifar10.py ship` writes both.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +33,19 @@ class Accuracy:
         data: the data set and split.
         n: number of images.
         top1: top-1 accuracy in percent.
-        top5: top-5 accuracy in percent.
+        top5: top-5 accuracy in percent; None if it is not stated, as for the ten classes of CIFAR-10.
         protocol: how the images were seen.
         source: who measured it.
+        interval: 95 % interval of the top-1 accuracy in percent (Wilson's), or None.
     """
 
     data: str
     n: int
     top1: float
-    top5: float
+    top5: float | None
     protocol: str
     source: str
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,10 @@ class WeightsRecord:
         architecture: the registered name, such as "AlexNet".
         name: what `weights=` takes, such as "imagenet".
         file: the file's name.
-        locations: addresses it is published at, the preferred one first.
+        locations: addresses it is published at, the preferred one first; () if the file is part of this package.
         size: in bytes.
         sha256: of the file; nothing else is ever loaded under this record.
-        format: "onnx".
+        format: "onnx", or "weights.h5".
         preprocessing: what the weights were trained on.
         arguments: what the builder must be given besides, such as the constants of the response normalisation.
         input_shape: (height, width, channels) of the images they were trained on.
@@ -64,6 +70,8 @@ class WeightsRecord:
         license: of the weights.
         obtained: how they came about.
         same_weights: sha256 of other files that hold the very same numbers.
+        own_classes: names of the classes, in the order of the outputs; () if they are ImageNet's.
+        training: of weights that this package trained: command, recipe, seed, steps, seconds, hardware, versions.
 
     Example:
         >>> get_record("GoogLeNet", "imagenet").accuracies[0].top1
@@ -87,6 +95,8 @@ class WeightsRecord:
     protocol: str = "center"
     data: str = "ImageNet 2012"
     same_weights: tuple[str, ...] = ()
+    own_classes: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __str__(self) -> str:
         """Return MODEL:WEIGHTS, as the command line takes it."""
@@ -95,12 +105,12 @@ class WeightsRecord:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the outputs."""
-        return imagenet_classes().names
+        return self.own_classes or imagenet_classes().names
 
     @property
     def class_ids(self) -> tuple[str, ...]:
-        """The WordNet ids of the classes, in the order of the outputs."""
-        return imagenet_classes().ids
+        """The WordNet ids of ImageNet's classes, in the order of the outputs; () of other classes."""
+        return () if self.own_classes else imagenet_classes().ids
 
     def preprocess(self, images: np.ndarray) -> np.ndarray:
         """Return images as the bare network of `include_preprocessing=False` takes them; the argument stays as it was.
@@ -213,7 +223,28 @@ def _record(
     )
 
 
-RECORDS: tuple[WeightsRecord, ...] = tuple(_record(*row) for row in _ROWS)
+def trained_folder() -> Path:
+    """Return the folder of the weights that are part of this package, and of their `records.json`."""
+    return Path(str(resources.files("keras_convnets") / "weights" / "trained"))
+
+
+def _trained() -> tuple[WeightsRecord, ...]:
+    """Return the records of the weights that are part of this package."""
+    rows = json.loads((trained_folder() / "records.json").read_text(encoding="utf-8"))
+    return tuple(_from_plain(row) for row in rows)
+
+
+def _from_plain(row: Mapping[str, Any]) -> WeightsRecord:
+    facts = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    facts["preprocessing"] = Preprocessing.from_dict(row["preprocessing"])
+    facts["accuracies"] = tuple(
+        Accuracy(**{**item, "interval": tuple(item["interval"])} if item.get("interval") else item)
+        for item in row["accuracies"]
+    )
+    return WeightsRecord(**facts)
+
+
+RECORDS: tuple[WeightsRecord, ...] = (*(_record(*row) for row in _ROWS), *_trained())
 
 
 def list_weights(pattern: str = "*") -> list[WeightsRecord]:

@@ -23,9 +23,11 @@ def preprocessing_text(preprocessing: Preprocessing) -> str:
 
 def accuracy_text(accuracy: Accuracy) -> str:
     """Return a measured accuracy with all that belongs to it, in one line."""
+    interval = "" if accuracy.interval is None else " (95 % interval {:.2f} to {:.2f})".format(*accuracy.interval)
+    top5 = "" if accuracy.top5 is None else f", top-5 {accuracy.top5:.2f} %"
     return (
-        f"top-1 {accuracy.top1:.2f} %, top-5 {accuracy.top5:.2f} % on {accuracy.data}, n={accuracy.n:,}, "
-        f"{accuracy.protocol}; {accuracy.source}"
+        f"top-1 {accuracy.top1:.2f} %{interval}{top5} on {accuracy.data}, n={accuracy.n:,}, {accuracy.protocol}; "
+        f"{accuracy.source}"
     )
 
 
@@ -39,9 +41,10 @@ def record_rows(record: WeightsRecord) -> list[tuple[str, str]]:
         ("preprocessed", preprocessing_text(record.preprocessing)),
         *((("built with", "; ".join(built)),) if built else ()),
         ("file", f"{record.file}, {record.size / 1e6:.1f} MB"),
-        ("address", record.locations[0]),
+        ("address", record.locations[0] if record.locations else "a part of this package"),
         ("sha256", record.sha256),
         ("obtained", record.obtained),
+        *((("command", record.training["command"]),) if record.training else ()),
         ("license", record.license),
     ]
 

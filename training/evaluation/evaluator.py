@@ -264,8 +264,7 @@ def _class_map(
     known: HasClassNames | None = getattr(predictor, "card", None) or getattr(predictor, "evaluation_classes", None)
     if known is None and isinstance(predictor, keras.Model):
         weights = getattr(predictor, "published_weights", None)
-        is_imagenet = weights is not None and weights.in_imagenet_order
-        known = KnownClasses(imagenet_classes().names) if is_imagenet else None
+        known = KnownClasses(weights.class_names) if weights is not None and weights.class_names else None
     if known is None and classes is not None:
         known = KnownClasses(imagenet_classes().names)
     return None if known is None else map_classes(classes, known, dataset, answers)
