@@ -14,7 +14,7 @@ quickstart: .venv/installed
 test: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296
 test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not heavy"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not heavy"
 
 test-heavy: .venv/backends
 	$(BIN)/python -m pytest -m heavy
