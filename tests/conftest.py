@@ -27,7 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items):
-    """Run modules of few tests first: theirs are the longest, and at the end one worker would wait for the other."""
+    """Run modules of few tests first: their tests are the longest; run last, they would leave a worker idle."""
     tests = collections.Counter(item.path for item in items)
     items.sort(key=lambda item: tests[item.path])
 
