@@ -10,11 +10,11 @@ quickstart: .venv/installed
 	$(BIN)/keras-convnets quickstart
 
 # Less time in the kernel and the compiler: huge pages for TensorFlow's arrays (glibc's malloc alone reads this), and
-# compiled modules that processes share, also where the environment forbids to keep them.
+# compiled modules that processes share, also where the environment turns them off.
 test: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296
-test: unexport PYTHONDONTWRITEBYTECODE
+test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not heavy"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not heavy"
 
 test-heavy: .venv/backends
 	$(BIN)/python -m pytest -m heavy

@@ -24,13 +24,13 @@ def quiet_stderr() -> Iterator[None]:
         os.close(screen)
 
 
-# Imported by Keras where they are installed, for classes that no command uses: a third of its start-up time.
-UNUSED_BY_KERAS = ("matplotlib", "sklearn")
+# Keras imports them if they are installed, for classes that no command uses: a third of its start-up time.
+OPTIONAL_IN_KERAS = ("matplotlib", "sklearn")
 
 
 @contextlib.contextmanager
 def hidden(names: Sequence[str]) -> Iterator[None]:
-    """Make packages that are not imported yet look as if they were not installed."""
+    """Let imports of these packages fail as if they were not installed; those imported before are left."""
     absent = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: Python's mark of an absent module
     try:
@@ -43,7 +43,7 @@ def hidden(names: Sequence[str]) -> Iterator[None]:
 def load_tensorflow() -> None:
     """Import TensorFlow and Keras without their messages, unless the user asked to see everything."""
     with contextlib.nullcontext() if "--debug" in sys.argv else quiet_stderr():
-        with hidden(UNUSED_BY_KERAS):
+        with hidden(OPTIONAL_IN_KERAS):
             import keras  # noqa: F401
         import tensorflow as tf
 

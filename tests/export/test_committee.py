@@ -153,6 +153,7 @@ def test_a_committee_can_be_evaluated_and_served(classifier, version, photograph
     assert [figures[source]["confusion"] for source in (str(version), url)] == [confusion.tolist()] * 2
 
 
+@pytest.mark.heavy
 def test_all_formats_are_written_for_members_with_one_view(tmp_path, photographs, verified_here):
     encoded, _ = photographs
     models = [small(1), small(2)]

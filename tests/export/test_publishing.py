@@ -223,8 +223,7 @@ def test_a_run_whose_weights_were_changed_is_refused(trained_run, tmp_path):
         export.publish(copy, to=tmp_path / "repository")
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("depth", [8, 110])
+@pytest.mark.parametrize("depth", [8, pytest.param(110, marks=pytest.mark.heavy)])
 def test_photograph_sized_networks_export_and_see_photographs(depth, tmp_path):
     """At 48x64 pixels with scikit-learn's photographs: in-graph decoding, resizing and cropping, and option A.
 

@@ -190,6 +190,7 @@ def test_finetuning_settles_its_length_by_the_data(images, passes):
     assert get_recipe("finetune", {"epochs": "2"}).total_steps(images) == -(-2 * images // 32)
 
 
+@pytest.mark.heavy  # the rule itself is tested by its formula
 def test_it_stops_early_when_the_holdout_no_longer_improves(photographs, pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "get_model", tiny.network)
     overrides = {"image_size": 32, "batch_size": 6, "epochs": 50, "holdout": 6, "learning_rate": 0, "stop_patience": 2}
@@ -224,6 +225,7 @@ def test_a_network_that_overflows_on_the_holdout_is_never_the_best():
         assert not schedule.observe_holdout(60, {"val_top1": 0.9, "val_loss": None}) and schedule.best == best
 
 
+@pytest.mark.heavy  # the rule itself is tested by its formula
 def test_a_plateau_divides_the_rate(photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "get_model", tiny.network)
     overrides = {"image_size": 32, "batch_size": 6, "epochs": 3, "holdout": 6, "learning_rate": 0, "iterations": None}

@@ -190,20 +190,21 @@ def centre(file):
 
 def test_the_real_googlenet_equals_its_runtime_on_photographs(googlenet, photographs):
     (path, model), (files, _) = googlenet, photographs
-    pixels = np.stack([centre(file) for file in files[::10]])
+    pixels = np.stack([centre(file) for file in files[::4]])
     reference, ours = zoo.run(path, bgr(pixels)), as_numpy(model(pixels))
     np.testing.assert_array_equal(ours.argmax(1), reference.argmax(1))
     np.testing.assert_allclose(ours, reference, atol=1e-4)
 
 
-def test_the_real_googlenet_recognises_photographs(googlenet, photographs):
+# Right first answers and right among five: measured 39 and 49 of 50, 76 and 94 of 100.
+@pytest.mark.parametrize("step, first, five", [(2, 38, 48), pytest.param(1, 74, 92, marks=pytest.mark.heavy)])
+def test_the_real_googlenet_recognises_photographs(googlenet, photographs, step, first, five):
     (_, model), (files, truth) = googlenet, photographs
     classifier = keras_classifier(model, card_of_model(model))
-    files, truth = files[::2], truth[::2]
+    files, truth = files[::step], truth[::step]
     ranked = np.argsort(-classifier.predict([file.read_bytes() for file in files]), axis=1)
-    # Of these fifty it names 39, and 49 among its five first answers.
-    assert (ranked[:, 0] == truth).sum() >= 37
-    assert (ranked[:, :5] == truth[:, None]).sum() >= 46
+    assert (ranked[:, 0] == truth).sum() >= first
+    assert (ranked[:, :5] == truth[:, None]).sum() >= five
 
 
 def test_the_real_file_is_that_of_the_record(googlenet, caplog):

@@ -112,16 +112,8 @@ def evaluate(
     Example:
         >>> evaluate(run.model(), load_dataset("digits")).top1
     """
-    if (whole_number(batch_size) or 0) < 1:
-        raise UserError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
-    if getattr(predictor, "outputs", None) and isinstance(predictor, keras.Model) and main_output(predictor) is None:
-        raise UserError(
-            f"{predictor.name} has {len(predictor.outputs)} outputs; evaluation needs a model with one output, or with "
-            'a dict of outputs that has the key "probabilities": create it by keras.Model(model.input, THE_OUTPUT).'
-        )
     name, shown = split or dataset.evaluation_split, get_protocol(protocol, average)
-    if not dataset.split(name).labelled:
-        raise UserError(f"split {name} of {dataset.name} has no labels; choose another split with --split.")
+    _check_arguments(predictor, dataset, name, batch_size)
     class_map = _class_map(predictor, classes, dataset, answers)
     predict, decodable = _split_predictor(predictor, dataset, name, shown, batch_size, encoded)
     images, file = decodable.split(name), None if predictions is None else predictions_path(predictions)
@@ -148,6 +140,19 @@ def evaluate(
             if file:
                 found.save(file)
     return Evaluation.of_predictions(found, of=sum(part.size for part in dataset.splits.values()))
+
+
+def _check_arguments(predictor: Predictor | keras.Model, dataset: DataSet, split: str, batch_size: int) -> None:
+    """Check the batch size, that the split has labels, and that a model has an output to evaluate."""
+    if (whole_number(batch_size) or 0) < 1:
+        raise UserError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
+    if getattr(predictor, "outputs", None) and isinstance(predictor, keras.Model) and main_output(predictor) is None:
+        raise UserError(
+            f"{predictor.name} has {len(predictor.outputs)} outputs; evaluation needs a model with one output, or with "
+            'a dict of outputs that has the key "probabilities": create it by keras.Model(model.input, THE_OUTPUT).'
+        )
+    if not dataset.split(split).labelled:
+        raise UserError(f"split {split} of {dataset.name} has no labels; choose another split with --split.")
 
 
 def _split_predictor(
