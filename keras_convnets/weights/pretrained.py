@@ -235,7 +235,7 @@ def _trained() -> tuple[WeightsRecord, ...]:
 
 
 def _from_plain(row: Mapping[str, Any]) -> WeightsRecord:
-    facts = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    facts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
     facts["preprocessing"] = Preprocessing.from_dict(row["preprocessing"])
     facts["accuracies"] = tuple(
         Accuracy(**{**item, "interval": tuple(item["interval"])} if item.get("interval") else item)
