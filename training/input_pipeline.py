@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from keras_convnets.images.preprocessing import Preprocessing
+from keras_convnets.training.data.parallel import parallel_map
 from keras_convnets.training.data.splits import of_one_size
 from keras_convnets.training.plan import Plan
 from keras_convnets.training.seeds import purpose_seed
@@ -40,7 +41,7 @@ def training_batches(plan: Plan, preprocessing: Preprocessing | None, first_step
         return augment(images, tf.stack([stream, step])), labels
 
     numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first_step), batches)
-    dataset = numbered.map(augmented, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
+    dataset = parallel_map(numbered, augmented).prefetch(4)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
@@ -57,5 +58,4 @@ def _photographs(plan: Plan, first: int) -> tf.data.Dataset:
         return recipe.read(data, tf.stack([stream, number]), size), label
 
     numbered = tf.data.Dataset.zip(tf.data.Dataset.counter(first), encoded)
-    images = numbered.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return images.batch(recipe.batch_size, drop_remainder=True)
+    return parallel_map(numbered, read).batch(recipe.batch_size, drop_remainder=True)

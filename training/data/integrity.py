@@ -17,6 +17,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.images.decoding import MAX_PIXELS, decode_image
 from keras_convnets.images.files import ORIENTATION, READ
 from keras_convnets.training.data.cached_passes import counted, kept
+from keras_convnets.training.data.parallel import parallel_map
 
 # Of a split; more than this is a fault of the collection that somebody should look at.
 BROKEN_FRACTION = 0.05
@@ -88,7 +89,7 @@ def broken_positions(encoded: tf.data.Dataset, size: int, state: str) -> list[in
     """
 
     def look() -> list[int]:
-        decoded = encoded.map(lambda data: tf.size(decode_image(data)), num_parallel_calls=tf.data.AUTOTUNE)
+        decoded = parallel_map(encoded, lambda data: tf.size(decode_image(data)))
         try:
             # Nearly always all are sound, and batches spare Python a step for each.
             for _ in counted(decoded.batch(CHECKED_TOGETHER), CHECKING, size):

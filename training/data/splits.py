@@ -25,6 +25,7 @@ from keras_convnets.images.view import View
 from keras_convnets.training.data.balanced_sampling import balanced_positions
 from keras_convnets.training.data.cached_passes import counted
 from keras_convnets.training.data.integrity import broken_kind, broken_positions
+from keras_convnets.training.data.parallel import parallel_map, untuned
 from keras_convnets.training.seeds import purpose_seed
 
 # Images decoded together when a split is brought into memory.
@@ -266,11 +267,7 @@ class ViewedSplit(SizedSplit):
 
     def _decoded(self, examples: tf.data.Dataset) -> tf.data.Dataset:
         viewed = _viewing(self.view)
-        return examples.map(
-            lambda encoded, label, position: (viewed(encoded), label),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        return parallel_map(examples, lambda encoded, label, position: (viewed(encoded), label))
 
 
 @functools.lru_cache(maxsize=16)
@@ -442,21 +439,21 @@ class ArraySplit(PositionSplit, SizedSplit):
 
     def _batches(self, positions: tf.data.Dataset, batch_size: int, drop_remainder: bool) -> tf.data.Dataset:
         images, labels, stored_at = self._tensors()
-        return positions.batch(batch_size, drop_remainder=drop_remainder).map(
+        batches = positions.batch(batch_size, drop_remainder=drop_remainder).map(
             lambda chosen: (tf.gather(images, stored_at(chosen)), tf.gather(labels, chosen)), num_parallel_calls=1
         )
+        return untuned(batches)
 
     def _read_encoded(self, positions: tf.data.Dataset) -> tf.data.Dataset:
         images, labels, stored_at = self._tensors()
-        return positions.map(
+        return parallel_map(
+            positions,
             # Uncompressed, because the image is decoded again immediately.
             lambda position: (
                 tf.io.encode_png(images[stored_at(position)], compression=0),
                 labels[position],
                 position,
             ),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
         )
 
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
@@ -529,11 +526,7 @@ class FileSplit(PositionSplit):
         # As bytes: a file's name need not be text.
         paths = tf.constant([os.fsencode(path) for path in self.paths], tf.string)
         labels = tf.constant(self._labels)
-        return positions.map(
-            lambda position: (tf.io.read_file(paths[position]), labels[position], position),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        return parallel_map(positions, lambda position: (tf.io.read_file(paths[position]), labels[position], position))
 
 
 def file_reason(path: Path) -> str:

@@ -20,6 +20,7 @@ from keras_convnets.training.augmentation import pixel_components
 from keras_convnets.training.data.dataset import DataSet
 from keras_convnets.training.data.folder import NAMES_SHOWN, Survey, listed_name
 from keras_convnets.training.data.integrity import EXTREME_RATIO, TINY_SIDE, image_type, outcomes, size_remarks
+from keras_convnets.training.data.parallel import parallel_map
 from keras_convnets.training.data.splits import ArraySplit, FileSplit, Split
 
 HASH_SIDE = 8
@@ -131,7 +132,7 @@ def _pixels(split: Split, seen: _Seen, advance: Callable[[int], None]) -> Iterat
         return image, tf.strings.substr(encoded, 0, HEAD), label, position, small > tf.reduce_mean(small)
 
     in_memory = isinstance(split, ArraySplit)
-    images = split.encoded_in_order().map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    images = parallel_map(split.encoded_in_order(), load)
     for count, element in enumerate(outcomes(images.prefetch(4)), 1):
         advance(count)
         if element is None:

@@ -15,6 +15,7 @@ from keras_convnets.files import write_text
 from keras_convnets.images.decoding import decode_image
 from keras_convnets.training.data.folder import QUARANTINE, Survey, listed_name, survey
 from keras_convnets.training.data.integrity import outcomes, remarks
+from keras_convnets.training.data.parallel import parallel_map
 from keras_convnets.training.data.splits import FileSplit, file_kind
 
 SKIPPED, USED, NOT_READ, REFUSED = "skipped", "used", "not read", "refused"
@@ -101,11 +102,7 @@ def verify_folder(folder: str | os.PathLike, progress: Callable[[int, int], None
     found = survey(folder)
     paths = sorted((path for split in found.splits.values() for path in split.paths), key=os.fsencode)
     encoded = FileSplit(paths, np.zeros(len(paths), np.int64)).encoded_in_order()
-    decoded = encoded.map(
-        lambda data, label, position: tf.size(decode_image(data)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+    decoded = parallel_map(encoded, lambda data, label, position: tf.size(decode_image(data)))
     findings = []
     for position, size in enumerate(outcomes(decoded)):
         path = paths[position]

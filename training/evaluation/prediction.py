@@ -19,6 +19,7 @@ from keras_convnets.networks.layers import ImageNormalization
 from keras_convnets.networks.outputs import softmaxed
 from keras_convnets.prediction import compiled
 from keras_convnets.training.data import Split
+from keras_convnets.training.data.parallel import parallel_map
 from keras_convnets.training.data.splits import check_count, of_one_size
 from keras_convnets.training.evaluation.protocols import MEAN, Average, Protocol
 from keras_convnets.training.evaluation.views import whole_images
@@ -149,9 +150,7 @@ def even_batches(total: int, most: int) -> int:
 
 
 def _mapped(split: Split, viewed: Callable[[tf.Tensor], Any]) -> tf.data.Dataset:
-    return split.encoded_in_order().map(
-        lambda encoded, label, position: viewed(encoded), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
+    return parallel_map(split.encoded_in_order(), lambda encoded, label, position: viewed(encoded))
 
 
 @functools.lru_cache(maxsize=16)
