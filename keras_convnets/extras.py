@@ -29,6 +29,7 @@ EXTRAS = {
         "tensorflow_serving": "tensorflow-serving-api",
         "uvicorn": "uvicorn",
     },
+    "hub": {"huggingface_hub": "huggingface-hub"},
 }
 
 
