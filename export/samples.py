@@ -54,10 +54,15 @@ def gather(card: ModelCard, run_folder: Path | None = None, folder: Path | None 
     places = [str(path) for path in kept if path.suffix.lower() in SUFFIXES]
     if places:
         return _of_files(places, folders, "the run's samples", lambda place: Path(place).read_bytes())
+    encoded = [path.read_bytes() for path in sample_photographs()]
+    return Samples(encoded, None, "scikit-learn's sample photographs")
+
+
+def sample_photographs() -> list[Path]:
+    """Return the JPEG files of scikit-learn's two sample photographs, a Chinese palace and a flower."""
     from sklearn import datasets
 
-    photographs = sorted((Path(datasets.__file__).parent / "images").glob("*.jpg"))
-    return Samples([path.read_bytes() for path in photographs], None, "scikit-learn's sample photographs")
+    return sorted((Path(datasets.__file__).parent / "images").glob("*.jpg"))
 
 
 def _of_files(places: Sequence[str], index: Mapping[str, int], source: str, read: Callable[[str], bytes]) -> Samples:

@@ -1,4 +1,6 @@
-"""Train, evaluate, export, serve and classify over REST and gRPC, on a small real data set."""
+"""Train, evaluate, export, serve and classify over REST and gRPC, on a small real data set.
+
+--pretrained exports and serves the network that comes with the package instead, and classifies photographs."""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from pathlib import Path
 from typing import IO
 
 from keras_convnets.commands.arguments import Command, Parser
-from keras_convnets.extras import EXTRAS, require
+from keras_convnets.extras import require
 
 NAME = "digits"
+# What --pretrained serves, and its name in the repository.
+PRETRAINED, PRETRAINED_NAME = "ResNet20:cifar10", "cifar10"
 SETTINGS = ("epochs=40", "batch_size=64", "holdout=0.1")
 START_SECONDS = 120.0
 # Number of predictions printed, spread evenly over the samples; the accuracy counts all of them.
@@ -35,34 +39,73 @@ def add_flags(parser: Parser) -> None:
         "--to", default="saved_models", metavar="DIR", help="the model repository; default: %(default)s"
     )
     parser.add_argument("--keep_serving", action="store_true", help="keep the endpoint running until Ctrl-C")
+    parser.add_argument(
+        "--pretrained",
+        nargs="*",
+        metavar="IMAGE",
+        help=f"train nothing: serve {PRETRAINED}, whose weights are part of this package, and classify these images; "
+        "default: scikit-learn's two sample photographs",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train ResNet-20 on scikit-learn's handwritten digits, export it and serve it.
+    """Train ResNet-20 on scikit-learn's handwritten digits, or take trained weights; export, serve and classify.
 
     Each step runs a command that a user could type.
 
     Raises:
         SystemExit: with the exit status of a step that fails.
     """
-    for extra in EXTRAS:
+    for extra in ("train", "export", "serving"):
         require(extra, "the quickstart")
+    if args.pretrained is not None:
+        _serve_pretrained(args)
+    else:
+        _train_and_serve(args)
+
+
+def _train_and_serve(args: argparse.Namespace) -> None:
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     _step(["train", "--model", "ResNet20", "--dataset", NAME, "--run", args.run, *settings])
     _step(["evaluate", args.run])
     _step(["export", args.run, "--name", NAME, "--to", args.to])
-    with _endpoint(args.to) as (grpc_url, rest_url, server):
+    with _endpoint(args.to, NAME) as (grpc_url, rest_url, server):
         _print_predictions(args.run, rest_url, "REST")
         _print_predictions(args.run, grpc_url, "gRPC")
         top1, n = _accuracy(rest_url)
         _print_next_steps(args.run, args.to)
         last_line = f"top-1 {100 * top1:.1f} % over REST (n={n})"
         if args.keep_serving:
-            print(f"{rest_url} and {grpc_url} keep running until Ctrl-C.\n{last_line}", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                server.wait()
+            _keep_serving(server, (rest_url, grpc_url), last_line)
     if not args.keep_serving:
         print(last_line)
+
+
+def _serve_pretrained(args: argparse.Namespace) -> None:
+    from keras_convnets.export.samples import sample_photographs
+
+    images = args.pretrained or [str(path) for path in sample_photographs()]
+    _step(["export", PRETRAINED, "--name", PRETRAINED_NAME, "--to", args.to, "--formats", "saved_model"])
+    with _endpoint(args.to, PRETRAINED_NAME) as (grpc_url, rest_url, server):
+        for url in (rest_url, grpc_url):
+            _step(["predict", *images, "--url", url])
+        if not args.pretrained:
+            print(
+                "\nThe two photographs show a Chinese palace and a flower, which are not among the ten classes of "
+                "CIFAR-10.\nClassify your own picture of one: keras-convnets quickstart --pretrained photo.jpg"
+            )
+        last_line = f"{len(images)} images classified over REST and gRPC"
+        if args.keep_serving:
+            _keep_serving(server, (rest_url, grpc_url), last_line)
+    if not args.keep_serving:
+        print(last_line)
+
+
+def _keep_serving(server: subprocess.Popen, urls: tuple[str, str], last_line: str) -> None:
+    """Print the last line while the endpoint runs, and wait until Ctrl-C."""
+    print(f"{urls[0]} and {urls[1]} keep running until Ctrl-C.\n{last_line}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.wait()
 
 
 def _command(arguments: list[str]) -> int:
@@ -73,17 +116,17 @@ def _command(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _endpoint(repository: str) -> Iterator[tuple[str, str, subprocess.Popen]]:
+def _endpoint(repository: str, name: str) -> Iterator[tuple[str, str, subprocess.Popen]]:
     """Serve the model in a subprocess; yield its gRPC URL, its REST URL and the process."""
     grpc_port, rest_port = _free_port(8500), _free_port(8501)
-    serve = ["serve", repository, "--model_name", NAME, "--port", str(grpc_port), "--rest_api_port", str(rest_port)]
+    serve = ["serve", repository, "--model_name", name, "--port", str(grpc_port), "--rest_api_port", str(rest_port)]
     _show(serve)
     server = subprocess.Popen([sys.executable, "-m", "keras_convnets", *serve])
     # SIGTERM raises KeyboardInterrupt, so that the server is stopped in every case.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _wait_until_open(server, (rest_port, grpc_port))
-        yield f"grpc://127.0.0.1:{grpc_port}/{NAME}", f"http://127.0.0.1:{rest_port}/v1/models/{NAME}", server
+        yield f"grpc://127.0.0.1:{grpc_port}/{name}", f"http://127.0.0.1:{rest_port}/v1/models/{name}", server
     finally:
         _stop(server)
         signal.signal(signal.SIGTERM, before)

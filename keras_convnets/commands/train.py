@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     overrides = dict(_assignment(text) for text in args.set)
     settings = read_settings(args.set_model, "--set-model")
     builder_name(split_weights(args.model)[0].partition("(")[0])
-    load_tensorflow()
+    load_tensorflow(training=True)
     from rich.console import Console
 
     from keras_convnets import training
