@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-.PHONY: quickstart test test-heavy lint types docs benchmark wheel constraints clean
+.PHONY: quickstart test test-heavy lint types docs results benchmark wheel constraints clean
 
 quickstart: .venv/installed
 	$(BIN)/keras-convnets quickstart
@@ -33,6 +33,10 @@ types: .venv/installed
 docs: .venv/installed
 	$(BIN)/python docs/make_models_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The page and the figure of CIFAR-10 results, from the metrics of runs in benchmarks/results/cifar10.
+results: .venv/installed
+	$(BIN)/python benchmarks/cifar10_page.py
 
 benchmark: .venv/installed
 	$(BIN)/python benchmarks/training_throughput.py

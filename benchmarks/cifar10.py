@@ -63,7 +63,7 @@ def keep(run: training.Run, data_dir: str | None) -> dict[str, Any]:
     config, card = run.config(), run.card()
     model, recipe = load_keras(run.path / "final.keras"), card.recipe
     data = training.load_dataset("cifar10", data_dir=data_dir or config["source"]["data_dir"])
-    images = config["data"]["images"]["train"] - int(recipe["holdout"])
+    images = config["data"]["images"]["train"]
     kept = {
         "network": card.architecture,
         "command": command_of(card.architecture, recipe),
@@ -78,6 +78,7 @@ def keep(run: training.Run, data_dir: str | None) -> dict[str, Any]:
     }
     if recipe["holdout"]:
         kept["holdout"] = figures(model, data.with_holdout(recipe["holdout"]), "holdout")
+    KEPT.mkdir(parents=True, exist_ok=True)
     write_json(KEPT / f"{card.architecture}-{recipe['name']}-s{card.seed}-n{images}.json", kept)
     print(f"{card.architecture}: test {kept['test']}, holdout {kept.get('holdout')}")
     return kept
@@ -98,6 +99,7 @@ def command_of(architecture: str, recipe: dict[str, Any]) -> str:
         settings.pop("iterations", None)
     words = ["keras-convnets", "train", "--model", architecture, "--dataset", "cifar10", "--recipe", recipe["name"]]
     for key, value in settings.items():
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
         words += ["--set", f"{key}={value}"]
     return shlex.join([*words, "--run", f"runs/{architecture.lower()}"])
 
@@ -117,6 +119,8 @@ def ship(run: training.Run, data_dir: str | None, holdout_run: str | None) -> No
     print(f"float32 {kept['test']['top1']:.4f}, float16 {measured['top1']:.4f} on the test images")
     accuracies = [accuracy("CIFAR-10 test, the first 1,000 of 10,000 images", measured, "of this very file")]
     twin = kept if holdout_run is None else keep(training.Run.existing(holdout_run), data_dir)
+    if twin["recipe"]["name"] != kept["recipe"]["name"]:
+        raise SystemExit(f"{holdout_run} was trained by {twin['recipe']['name']}, not by {kept['recipe']['name']}.")
     if "holdout" in twin:
         source = f"of a network trained by the same recipe on the other {twin['images']:,} images"
         accuracies.append(accuracy("CIFAR-10, 5,000 training images held out", twin["holdout"], source))

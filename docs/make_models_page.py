@@ -7,6 +7,7 @@ from pathlib import Path
 from keras_convnets.networks.architecture import Architecture, PublishedError
 from keras_convnets.networks.registry import ARCHITECTURES
 from keras_convnets.weights.pretrained import RECORDS, WeightsRecord
+from keras_convnets.weights.record import HUB
 from keras_convnets.weights.record_text import accuracy_text, preprocessing_text
 
 PAGE = Path(__file__).parent / "models.md"
@@ -22,9 +23,11 @@ package. [Published weights](#published-weights), which others trained, have the
 PUBLISHED = """
 ## Published weights
 
-Trained by others on the 1,000 classes of ImageNet 2012, converted to ONNX and published by the ONNX Model Zoo. The name
-after the colon is what `weights=` takes. Accuracies are the publishers', in percent, on the 50,000 images of ImageNet
-2012 val, not measured here. What the first layer does with RGB in 0-255 comes with the weights.
+Trained by others on the 1,000 classes of ImageNet 2012. The name after the colon is what `weights=` takes. Accuracies
+are the publishers', in percent, on the 50,000 images of ImageNet 2012 val, by the protocol in parentheses, not measured
+here. What the first layer does with RGB in 0-255 comes with the weights. Those of the ONNX Model Zoo have their sha256
+below; torchvision's files are checked by the first eight digits, which are in their names; of timm's, on the Hugging
+Face Hub, the commit is kept.
 
 | weights | file | MB | top-1 / top-5 as published | preprocessing | license |
 |---|---|---|---|---|---|
@@ -60,7 +63,8 @@ def page() -> str:
 def _published() -> str:
     published = [record for record in RECORDS if record.locations]
     trained = [record for record in RECORDS if not record.locations]
-    sums = "".join(f"| {record} | {record.obtained} | `{record.sha256}` |\n" for record in published)
+    whole = [record for record in published if len(record.sha256) == 64]
+    sums = "".join(f"| {record} | {record.obtained} | `{record.sha256}` |\n" for record in whole)
     text = PUBLISHED + "".join(_record_row(record) for record in published) + SUMS + sums
     return text + (TRAINED + "".join(_trained_row(record) for record in trained) if trained else "")
 
@@ -75,8 +79,10 @@ def _record_row(record: WeightsRecord) -> str:
     accuracies = "; ".join(
         f"{item.top1:.2f} / {item.top5:.2f} ({item.protocol}; {item.source})" for item in record.accuracies
     )
+    address = record.locations[0].replace(HUB, "https://huggingface.co/")
+    size = "–" if record.size is None else f"{record.size / 1e6:.1f}"
     return (
-        f"| {record} | [{record.file}]({record.locations[0]}) | {record.size / 1e6:.1f} | {accuracies} "
+        f"| {record} | [{record.file}]({address}) | {size} | {accuracies} "
         f"| {preprocessing_text(record.preprocessing)} | {record.license} |\n"
     )
 

@@ -20,6 +20,7 @@ from keras_convnets.export.repository import EXTRA, new_version
 from keras_convnets.export.samples import Samples, gather
 from keras_convnets.files import commit_folder, path_text, remove_abandoned, sha256, temporary_folder, wrap_write_errors
 from keras_convnets.prediction import Classifier, keras_classifier, view_encoded
+from keras_convnets.weights.naming import TORCHVISION, check_naming
 
 if TYPE_CHECKING:
     import keras
@@ -29,6 +30,15 @@ SOURCES = "a Keras model, the path of a finished run or a .keras file, or a list
 # Fewer images than this are too few to calibrate the ranges of activations.
 CALIBRATION_IMAGES = 10
 log = logging.getLogger("keras_convnets.export")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a version is written: its formats, the layout of ONNX files' input, and the naming of files of weights."""
+
+    formats: Sequence[Format]
+    layout: str
+    naming: str
 
 
 def publish(
@@ -41,6 +51,7 @@ def publish(
     layout: str = "nhwc",
     images: str | os.PathLike | None = None,
     card: ModelCard | None = None,
+    naming: str = TORCHVISION,
 ) -> Path:
     """Export a network into a model repository, each artifact verified before anyone can see it.
 
@@ -51,13 +62,15 @@ def publish(
         name: the model's name in the repository; by default the run's or the model's, or "committee".
         to: the repository.
         version: its number; by default the highest and one.
-        formats: of "saved_model", "onnx", "int8" (ONNX) and "litert" (float32, float16 and int8); the SavedModel is
-            always among them, as a version without one is none to TensorFlow Serving. A committee whose members have
-            different views has no other, as only there an image can be brought to several.
+        formats: of "saved_model", "onnx", "int8" (ONNX), "litert" (float32, float16 and int8), "safetensors" (a state
+            dictionary of PyTorch) and "weights_h5" (Keras' file of weights); the SavedModel is always among them, as a
+            version without one is none to TensorFlow Serving. A committee whose members have different views has no
+            other, as only there an image can be brought to several; none has files of weights.
         layout: of the ONNX files' input: "nhwc" or "nchw".
         images: a folder of images to verify with and to calibrate int8 on, at best with a sub-folder a class; by
             default those that the run, or a committee's first run, kept, else scikit-learn's two sample photographs.
         card: for one Keras model: its card; by default one is made from the model.
+        naming: how the .safetensors file names the layers: "torchvision", or "keras_convnets" for the names here.
 
     Returns:
         The version's folder, `<to>/<name>/<version>`.
@@ -73,12 +86,19 @@ def publish(
     """
     chosen = _chosen(formats)
     check_layout(layout)
+    check_naming(naming)
     if images is not None and not Path(images).is_dir():
         raise UserError(f"there is no folder of images {images}; give an existing one.")
     if isinstance(source, (list, tuple)):
         if card is not None:
             raise UserError("a card came with several networks, each of which has its own; leave card out.")
         members = [_member(one, None) for one in source]
+        for form in chosen:
+            if form.of_one_network:
+                raise UserError(
+                    f"a committee can't be written as {form.artifacts[0].file}, which holds the weights of one "
+                    "network; export its members each."
+                )
         card = committee.committee_card(members)
         chosen = _of_committee(chosen, formats, card)
     else:
@@ -94,7 +114,7 @@ def publish(
     with wrap_write_errors(to, "nothing was published: fix that or name another with --to"):
         remove_abandoned(folder.parent)
         with temporary_folder(folder) as temporary:
-            _write(members, card, temporary, name, chosen, layout, samples)
+            _write(members, card, temporary, name, Options(chosen, layout, naming), samples)
             folder = _place(temporary, to, name, version)
         held = model_config.register(to, name)
     if held:
@@ -169,23 +189,22 @@ def _write(
     card: ModelCard,
     folder: Path,
     name: str,
-    formats: Sequence[Format],
-    layout: str,
+    options: Options,
     samples: Samples,
 ) -> None:
     from keras_convnets.export.formats.saved_model import MOST_VARIABLES
     from keras_convnets.export.verification import verify
     from keras_convnets.export.warmup import write_warm_up
 
-    artifacts = [artifact for form in formats for artifact in form.artifacts]
-    exported: dict[str, Any] = {"formats": [artifact.key for artifact in artifacts], "layout": layout}
+    artifacts = [artifact for form in options.formats for artifact in form.artifacts]
+    exported: dict[str, Any] = {"formats": [artifact.key for artifact in artifacts], "layout": options.layout}
     quantised = any(artifact.precision == "int8" for artifact in artifacts)
     calibration = view_encoded(samples.encoded, card) if quantised else None
     if quantised:
         exported["calibration"] = {"n": len(samples.encoded), "source": samples.source}
         if len(samples.encoded) < CALIBRATION_IMAGES:
             log.warning("int8 is calibrated on %d images (%s); give more.", len(samples.encoded), samples.source)
-    _write_artifacts([member.model for member in members], card, folder, formats, layout, calibration)
+    _write_artifacts([member.model for member in members], card, folder, options, calibration)
     release_memory()
     # For graphs with more operations than this, a runtime takes more memory than the weights do.
     side_by_side = sum(len(member.model.weights) for member in members) <= MOST_VARIABLES
@@ -211,8 +230,7 @@ def _write_artifacts(
     models: Sequence[keras.Model],
     card: ModelCard,
     folder: Path,
-    formats: Sequence[Format],
-    layout: str,
+    options: Options,
     calibration: np.ndarray | None,
 ) -> None:
     from keras_convnets.export.folding import inference_network
@@ -226,8 +244,8 @@ def _write_artifacts(
         networks.append(inference_network(whole))
     if card.members and card.has_one_view:
         networks = [committee.committee_network(networks, card.view.crop)]
-    job = Job(tuple(networks), card, layout, calibration)
-    for form in formats:
+    job = Job(tuple(networks), card, options.layout, calibration, tuple(models), options.naming)
+    for form in options.formats:
         for artifact in form.artifacts:
             form.write(job, artifact, folder)
             release_memory()

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from keras_convnets.networks.profile import model_info as model_info
     from keras_convnets.networks.spec import ModelSpec as ModelSpec
     from keras_convnets.networks.table import *  # noqa: F403
+    from keras_convnets.weights.keras_applications import from_keras_applications as from_keras_applications
     from keras_convnets.weights.pretrained import WeightsRecord as WeightsRecord
     from keras_convnets.weights.pretrained import get_record as get_record
     from keras_convnets.weights.pretrained import list_weights as list_weights
+    from keras_convnets.weights.state_dict_writer import save_safetensors as save_safetensors
 
 # Where each public name lives; a module here is imported when one of its names is first used.
 _HOMES = {
@@ -49,12 +51,14 @@ _HOMES = {
     "WeightsRecord": "keras_convnets.weights.pretrained",
     "decode_predictions": "keras_convnets.classes",
     "features": "keras_convnets.networks.features",
+    "from_keras_applications": "keras_convnets.weights.keras_applications",
     "fully_convolutional": "keras_convnets.networks.fully_convolutional",
     "get_record": "keras_convnets.weights.pretrained",
     "imagenet_classes": "keras_convnets.classes",
     "list_weights": "keras_convnets.weights.pretrained",
     "model_info": "keras_convnets.networks.profile",
     "preprocess_input": "keras_convnets.images.preprocessing",
+    "save_safetensors": "keras_convnets.weights.state_dict_writer",
     "stages": "keras_convnets.networks.features",
     "without_auxiliary": "keras_convnets.networks.googlenet",
     **{name: family.path for name, family in BUILDERS.items()},

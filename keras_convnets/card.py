@@ -231,11 +231,14 @@ def card_of_model(model: keras.Model, class_names: tuple[str, ...] | None = None
 
 
 def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -> dict[str, Any]:
-    """Return the card's facts that come from the published weights a network was built with; {} without such.
+    """Return the card's facts that come from the published weights a network was built with, or converted from.
 
     What was measured of the file, and its sha256, hold as long as the network has its weights.
     """
-    weights = getattr(model, "published_weights", None)
+    weights, known = getattr(model, "published_weights", None), getattr(model, "known_classes", None)
+    if weights is None and known is not None:
+        view = {"view": View.of_imagenet(shape[0], shape[1])} if known.class_ids else {}
+        return {"trained": True, "class_names": known.class_names, "class_ids": known.class_ids, **view}
     if weights is None:
         return {}
     from keras_convnets.networks.functional import weights_digest
@@ -250,6 +253,8 @@ def _published_facts(model: keras.Model, shape: tuple[int, ...], outputs: int) -
         )
     else:
         facts["weights"] = {"file": weights.path.name, "sha256": sha256(weights.path)}
+        if weights.record is not None and weights.record.revision:
+            facts["weights"] |= {"source": weights.record.locations[0], "revision": weights.record.revision}
         facts |= _recorded_facts(weights.record)
     if outputs == len(weights.class_names):
         facts |= {"class_names": weights.class_names, "class_ids": weights.class_ids}
@@ -267,6 +272,7 @@ def _recorded_facts(record: WeightsRecord | None) -> dict[str, Any]:
             **({} if item.top5 is None else {"top5": item.top5 / 100}),
         }
         for item in record.accuracies
+        if item.n is not None
     }
     facts: dict[str, Any] = {"data": {"name": record.data}, "metrics": metrics}
     if record.training:
@@ -277,8 +283,8 @@ def _recorded_facts(record: WeightsRecord | None) -> dict[str, Any]:
 def view_of_model(model: keras.Model) -> View | None:
     """Return how an image becomes a network's input, or None where the input has no fixed size.
 
-    It is the view of the run that the network comes from, else that of the published weights it was built with, else
-    resize and centre crop to its input size.
+    It is the view of the run that the network comes from, else that of the published weights it was built with or
+    converted from, else resize and centre crop to its input size.
     """
     own = getattr(model, "evaluation_view", None)
     shape: Any = getattr(model, "input_shape", None)
@@ -289,6 +295,9 @@ def view_of_model(model: keras.Model) -> View | None:
     weights, main = getattr(model, "published_weights", None), main_output(model)
     if weights is not None and main is not None and main.shape[-1] == len(weights.class_names):
         return weights.view(shape[1], shape[2])
+    known = getattr(model, "known_classes", None)
+    if weights is None and known is not None and known.class_ids:
+        return View.of_imagenet(shape[1], shape[2])
     return View.of_size(shape[1], shape[2])
 
 

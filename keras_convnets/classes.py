@@ -76,6 +76,19 @@ class Classes:
             raise UserError(f"got {len(self.ids)} class ids and {len(self.names)} class names; give one id per name.")
 
 
+@dataclass(frozen=True)
+class KnownClasses:
+    """The classes of a network that has them from elsewhere than a file of weights, as its `known_classes`.
+
+    Attributes:
+        class_names: in the order of the outputs.
+        class_ids: WordNet ids, if the names are ImageNet's; else ().
+    """
+
+    class_names: tuple[str, ...]
+    class_ids: tuple[str, ...] = ()
+
+
 @functools.cache
 def imagenet_classes() -> Classes:
     """Return the 1,000 ImageNet classes sorted by WordNet id, the order of all published weights.

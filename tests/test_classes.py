@@ -249,8 +249,12 @@ def test_preprocessing_in_words():
 def test_a_record_is_shown_whole_and_is_plain_in_json(record):
     rows = record_text.record_rows(record)
     shown = "\n".join(text for _, text in rows)
-    for fact in (record.file, record.sha256, record.license, record.obtained, f"{record.size / 1e6:.1f} MB"):
+    for fact in (record.file, record.sha256, record.license, record.obtained):
         assert fact in shown
+    assert (record.size is None) == ("MB" not in dict(rows)["file"])
+    assert record.size is None or f"{record.size / 1e6:.1f} MB" in shown
+    # Of a sha256 that is known in part, it shows that there is more.
+    assert (f"{record.sha256}..." in shown) == (0 < len(record.sha256) < 64)
     for accuracy in record.accuracies:
         assert f"top-1 {accuracy.top1:.2f} %" in shown and accuracy.protocol in shown and accuracy.source in shown
         assert f"n={accuracy.n:,}" in shown

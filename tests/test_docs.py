@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -37,28 +38,25 @@ def test_the_page_of_models_is_the_registrys():
     assert all(f"| {name} |" in module.page() for name in keras_convnets.list_models())
 
 
+def test_the_page_of_results_is_that_of_the_kept_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = runpy.run_path(str(ROOT / "benchmarks" / "cifar10_page.py"), run_name="cifar10_page")
+    runs = script["kept_runs"]()
+    assert script["PAGE"].read_text(encoding="utf-8") == script["page"](runs), "run make results"
+    assert len(runs) >= 5 and all(f"| {run['network']} |" in script["page"](runs) for run in runs)
+
+
 @pytest.mark.heavy
-def test_the_weights_recipe_for_a_keras_twin_works():
-    """The code block of the page, run as it stands, on a network with randomised biases and statistics."""
+def test_the_conversion_of_a_keras_twin_works():
+    """The code block of the page, run as it stands."""
     text = (ROOT / "docs" / "from-keras-applications.md").read_text(encoding="utf-8")
-    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-    rng = np.random.default_rng(0)
-    theirs = keras.applications.ResNet50(weights=None, classes=10, input_shape=(64, 64, 3))
-    for layer in theirs.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            shape = layer.gamma.shape
-            layer.set_weights(
-                [rng.uniform(0.3, 0.6, shape), *rng.normal(0, 0.1, (2, *shape)), rng.uniform(0.5, 2, shape)]
-            )
-        elif isinstance(layer, keras.layers.Conv2D):
-            layer.bias.assign(rng.normal(0, 0.1, layer.bias.shape))
-    ours = keras_convnets.ResNet50(classes=10, input_shape=(64, 64, 3), include_preprocessing=False)
-    carrying = block[block.index("for layer in theirs.layers") :]
-    exec(carrying, {"keras": keras, "theirs": theirs, "ours": ours})  # the page's own lines
-    images = rng.normal(0, 1, (2, 64, 64, 3)).astype(np.float32)
-    expected, found = (keras.ops.convert_to_numpy(network(images)) for network in (theirs, ours))
-    assert np.ptp(expected) > 1e-3
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    block = re.search(r"```python\n(import keras\nimport keras_convnets\n.*?)```", text, re.DOTALL)[1]
+    found: dict[str, Any] = {}
+    exec(block, found)
+    images = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    given = keras.applications.resnet.preprocess_input(images.astype(np.float32))
+    expected = keras.ops.convert_to_numpy(found["theirs"](given))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(found["ours"](images)), expected, atol=1e-5)
 
 
 @pytest.mark.heavy

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 # What `--formats` calls them, and the module of each here. They are written in this order: a format that requires
 # another stands after it.
-FORMATS = {"saved_model": "saved_model", "onnx": "onnx", "int8": "onnx_int8", "litert": "litert"}
+FORMATS = {
+    **{"saved_model": "saved_model", "onnx": "onnx", "int8": "onnx_int8", "litert": "litert"},
+    **{"safetensors": "safetensors", "weights_h5": "weights_h5"},
+}
 # Required in every version: TensorFlow Serving ignores versions without a SavedModel.
 VERSION_FORMAT = "saved_model"
 DEFAULT_FORMATS = ("saved_model", "onnx")
@@ -40,4 +43,5 @@ def all_formats() -> tuple[Format, ...]:
 
 def format_of_file(path: Path) -> Format | None:
     """Return the format of a file by how its name ends, or None of another file or a folder."""
-    return next((form for form in all_formats() if form.suffix and path.suffix.lower() == form.suffix), None)
+    name = path.name.lower()
+    return next((form for form in all_formats() if form.suffix and name.endswith(form.suffix)), None)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keras_convnets.card import ModelCard
+from keras_convnets.card import ModelCard, card_of_model
 from keras_convnets.errors import UserError, unknown_name
 from keras_convnets.export.repository import EXTRA
-from keras_convnets.prediction import Classifier
+from keras_convnets.prediction import Classifier, keras_classifier
+from keras_convnets.weights.loading import network_of_file
 
 if TYPE_CHECKING:
     import keras
@@ -66,18 +67,34 @@ class Job:
         card: its class names and view.
         layout: of the ONNX files' input: "nhwc" or "nchw".
         calibration: uint8 [n, H, W, 3], RGB, what int8 is calibrated on; None where nothing is quantised.
+        models: the networks as they were trained, in the order of `networks`.
+        naming: how files of weights name the layers: "torchvision" or "keras_convnets".
     """
 
     networks: tuple[keras.Model, ...]
     card: ModelCard
     layout: str
     calibration: np.ndarray | None
+    models: tuple[keras.Model, ...] = ()
+    naming: str = "torchvision"
 
     @property
     def network(self) -> keras.Model:
         """The one inference network."""
         (network,) = self.networks
         return network
+
+    @property
+    def model(self) -> keras.Model:
+        """The one network as it was trained.
+
+        Raises:
+            UserError: if no builder of this package made it: only those can be built again from a file of weights.
+        """
+        (model,) = self.models
+        if getattr(model, "built_as", None) is None:
+            raise UserError(f"{model.name} was made by no builder of this package; save its weights as Keras does.")
+        return model
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,7 @@ class Format:
             no card where there is none to be found.
         suffix: how its files' names end; "" for a folder.
         requires: the formats that its writer reads in the same folder, by name.
+        of_one_network: whether no committee can be written in it.
     """
 
     artifacts: tuple[Artifact, ...]
@@ -98,6 +116,7 @@ class Format:
     load: Callable[[Path, ModelCard | None], Classifier]
     suffix: str = ""
     requires: tuple[str, ...] = ()
+    of_one_network: bool = False
 
 
 def check_layout(layout: str) -> None:
@@ -114,6 +133,20 @@ def card_beside(path: Path) -> ModelCard | None:
     """Return the card of the version that contains a file, or None."""
     beside = path.parent / EXTRA
     return ModelCard.read(beside) if (beside / "model.json").is_file() else None
+
+
+def load_weights_file(path: Path, card: ModelCard | None = None) -> Classifier:
+    """Build the network that a file of weights describes, and load the file into it.
+
+    Args:
+        path: a .safetensors or .weights.h5 file.
+        card: what is known of it; by default the card of the version that contains it, else what the file says.
+
+    Raises:
+        UserError: if the file does not say what network it holds the weights of, or they do not fit it.
+    """
+    model = network_of_file(path)
+    return keras_classifier(model, card or card_beside(path) or card_of_model(model))
 
 
 def check_names(names: Sequence[str], path: Path) -> None:

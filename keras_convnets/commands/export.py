@@ -32,6 +32,11 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--formats", default=",".join(DEFAULT_FORMATS), help=formats)
     parser.add_argument("--layout", default="nhwc", help="of the ONNX files' input, nhwc or nchw; default: %(default)s")
     parser.add_argument(
+        "--naming",
+        default="torchvision",
+        help="of the layers in the safetensors file: torchvision, or keras_convnets; default: %(default)s",
+    )
+    parser.add_argument(
         "--images", metavar="DIR", help="to verify with and calibrate int8 on; default: what the run kept"
     )
 
@@ -51,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         formats=tuple(part.strip() for part in args.formats.split(",") if part.strip()),
         layout=args.layout,
         images=args.images,
+        naming=args.naming,
     )
     facts = export.load(folder).card.export
     for way, difference in facts["differences"].items():

@@ -13,6 +13,9 @@ from keras_convnets.commands.terminal import print_json
 from keras_convnets.networks.registry import ARCHITECTURES, builder_name
 from keras_convnets.networks.spec import ModelSpec, read_settings
 
+# Of this many published weights, all that is known is printed.
+MOST_IN_FULL = 3
+
 if TYPE_CHECKING:
     from keras_convnets.networks.profile import LayerRow
 
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     load_tensorflow()
     from keras_convnets.networks.profile import layer_table, model_info
     from keras_convnets.weights.pretrained import list_weights
-    from keras_convnets.weights.record_text import record_plain, record_rows
+    from keras_convnets.weights.record_text import record_plain, record_rows, weights_table
 
     spec = ModelSpec.of(args.model, read_settings(args.set_model, "--set-model"))
     known = ARCHITECTURES.get(spec.architecture)
@@ -59,10 +62,16 @@ def run(args: argparse.Namespace) -> None:
     for item in published:
         note = f", {item.note}" if item.note else ""
         print(f"{'published':<14} {published_text(item)}{note}; {item.source}")
+    # Those of PyTorch's libraries are many: a line each.
+    many = len(records) > MOST_IN_FULL
     for record in records:
+        if many and record.format in ("pth", "safetensors"):
+            continue
         print(f"{'weights':<14} {record}")
         for label, text in record_rows(record):
             print(f"  {label:<12} {text}")
+    if many:
+        print("\n" + "\n".join(weights_table([one for one in records if one.format in ("pth", "safetensors")])))
     _print_layers(rows)
 
 

@@ -156,8 +156,8 @@ def common_arguments(
         include_top: whether the classifier is there: from the last pooling to the softmax.
         weights: None (initialised as the family's module says), the name of published weights that
             `keras_convnets.list_weights` gives, downloaded on first use, a `WeightsRecord`, or the path of a .onnx
-            (ONNX Model Zoo), .keras, .weights.h5 or keras.applications' .h5 file. With another number of classes
-            everything but the classifier is loaded.
+            (ONNX Model Zoo), .keras, .weights.h5, .h5 (keras.applications), .safetensors or .pth (torchvision, timm)
+            file. With another number of classes everything but the classifier is loaded.
         input_tensor: a Keras tensor to use as the input. Networks of different families may share one: the first layer
             is then NAME_preprocessing, after the model's name, and the last of `pooling` likewise. Those of one
             family, or with their tops, can be called instead: network(tensor).

@@ -61,7 +61,8 @@ class Family:
         stages: (pattern of a layer's name, name of the stage that this layer ends); "{}" stands for the pattern's first
             group, and of several layers of one stage the last one ends it.
         any_depth: builders that take a depth, and therefore have no row of numbers.
-        conventions: of weights files, by kind: ".onnx" (the ONNX Model Zoo's) or ".h5" (keras.applications').
+        conventions: of weights files, by kind: ".onnx" (the ONNX Model Zoo's), ".h5" (keras.applications'),
+            ".safetensors" and ".pth" (those of PyTorch's libraries).
     """
 
     module: str

@@ -62,8 +62,10 @@ def _stage(x: Any, units: Units, stage: str, filters: int, stride: int, n: int, 
         return blocks(x, range(1, n + 1))
     for first in range(1, n + 1, BLOCKS_PER_NEST):
         numbers = range(first, min(first + BLOCKS_PER_NEST, n + 1))
-        inner = keras.Input(x.shape[1:], dtype=x.dtype)
-        x = keras.Model(inner, blocks(inner, numbers), name=f"{stage}_blocks{numbers[0]}_{numbers[-1]}")(x)
+        name = f"{stage}_blocks{numbers[0]}_{numbers[-1]}"
+        # Named, as Keras would count inputs on, and one network's configuration would differ from the next one's.
+        inner = keras.Input(x.shape[1:], dtype=x.dtype, name=f"{name}_input")
+        x = keras.Model(inner, blocks(inner, numbers), name=name)(x)
     return x
 
 

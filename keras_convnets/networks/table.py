@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _RESNET_PAPER = "He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, 2015, arXiv:1512.03385"
 _BLOCK = (r"(conv\d)_block\d+_out", "{}_x")
 _CONV1 = (r"(conv1)_relu", "{}")
+# PyTorch's libraries train all networks on RGB scaled to 0-1, less the means of ImageNet, by its standard deviations.
+_PYTORCH = {kind: Convention("UNIT_SCALED") for kind in (".safetensors", ".pth")}
 _ALEXNET = Family(
     module="alexnet",
     paper="Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS 2012",
@@ -49,7 +51,7 @@ _VGG = Family(
     errors_on="ImageNet 2012 val",
     recipe="vgg",
     stages=((r"(block\d)_conv\d", "{}"),),
-    conventions={".onnx": Convention("UNIT_SCALED"), ".h5": Convention("CAFFE_MEANS")},
+    conventions={**_PYTORCH, ".onnx": Convention("UNIT_SCALED"), ".h5": Convention("CAFFE_MEANS")},
 )
 _GOOGLENET = Family(
     module="googlenet",
@@ -71,7 +73,7 @@ _RESNET = Family(
     errors_on="ImageNet 2012 val",
     recipe="resnet_imagenet",
     stages=(_CONV1, _BLOCK),
-    conventions={".onnx": Convention("UNIT_SCALED"), ".h5": Convention("CAFFE_MEANS")},
+    conventions={**_PYTORCH, ".onnx": Convention("UNIT_SCALED"), ".h5": Convention("CAFFE_MEANS")},
 )
 _RESNET_CIFAR = Family(
     module="resnet_cifar",
@@ -84,6 +86,7 @@ _RESNET_CIFAR = Family(
     # The second are those of the deepest, nested networks.
     stages=(_CONV1, _BLOCK, (r"(conv\d)_blocks\d+_\d+", "{}_x")),
     any_depth=("CIFARResNet", "CIFARPlainNet"),
+    conventions=_PYTORCH,
 )
 
 _TEN_CROP, _ONE_VIEW, _WHOLE = "ten crops", "one crop", "single view of the 32x32 image"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from keras_convnets.weights.onnx_reader import StoredLayer, in_graph_order
 # The layers whose width is the number of classes.
 HEADS = ("predictions", "aux1_predictions", "aux2_predictions")
 AUXILIARY = "aux"
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 Pair = tuple[keras.layers.Layer, StoredLayer]
 Values = list[tuple[keras.layers.Layer, list[np.ndarray]]]
 
@@ -69,24 +71,35 @@ def is_folded(model: keras.Model, stored: Sequence[StoredLayer]) -> bool:
     return normalizes and not any(layer.kind == "BatchNormalization" for layer in stored)
 
 
-def by_name(model: keras.Model, stored: Sequence[StoredLayer], path: Path) -> list[Pair]:
+def by_name(
+    model: keras.Model, stored: Sequence[StoredLayer], path: Path, names: Mapping[str, str] = NO_NAMES
+) -> list[Pair]:
     """Pair a network's weighted layers with stored ones of the same names.
 
     The network may lack the classifier or auxiliary heads of the file, and the file those of the network.
 
+    Args:
+        model: the network.
+        stored: the file's layers.
+        path: of the file.
+        names: what the network calls stored layers that the file calls otherwise.
+
     Raises:
         UserError: if another layer has no partner.
     """
-    theirs = {layer.name: layer for layer in stored}
+    theirs = {names.get(layer.name, layer.name): layer for layer in stored}
+    called = {own: name for name, own in names.items()}
     ours = {layer.name: layer for layer in leaves(model) if layer.weights}
     for name, layer in ours.items():
         if name not in theirs and not is_head(name):
-            raise UserError(f"{path} does not hold weights for {model.name}: nothing in it is for {_described(layer)}.")
+            missing = f"it has no {called[name]}" if name in called else "nothing in it is"
+            raise UserError(f"{path} does not hold weights for {model.name}: {missing} for {_described(layer)}.")
     for name, layer in theirs.items():
         beyond = layer.kind == "Dense" and "predictions" not in ours
         if name not in ours and not is_head(name) and not beyond:
             raise UserError(
-                f"{path} does not hold weights for {model.name}: it has {name} besides, {_stored_described(layer)}."
+                f"{path} does not hold weights for {model.name}: it has {layer.name} besides, "
+                f"{_stored_described(layer)}."
             )
     return [(layer, theirs[name]) for name, layer in ours.items() if name in theirs]
 
@@ -94,6 +107,11 @@ def by_name(model: keras.Model, stored: Sequence[StoredLayer], path: Path) -> li
 def is_head(name: str) -> bool:
     """Whether a layer may be missing on either side: the classifier's linear layer, the auxiliary heads."""
     return name in HEADS or name.startswith(AUXILIARY)
+
+
+def strides_1x1(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is a block's first convolution, of 1x1 and stride 2, as in the paper's bottlenecks."""
+    return layer.name.endswith("_1_conv") and layer.kernel_size == (1, 1) and layer.strides == (2, 2)
 
 
 def converted(model: keras.Model, pairs: Sequence[Pair], path: Path) -> Values:
@@ -155,8 +173,8 @@ def _misfit(model: keras.Model, layer: keras.layers.Layer, theirs: StoredLayer, 
     wanted = [tuple(weight.shape) for weight in layer.weights]
     given = [array.shape for array in theirs.arrays.values()]
     return UserError(
-        f"{path} does not fit {model.name}: {layer.name} has shapes {_shapes(wanted)} and the file's "
-        f"{theirs.name} has {_shapes(given)}."
+        f"{path} does not fit {model.name}: {layer.name} has shapes {_shapes(wanted)} in the "
+        f"network, and {theirs.name} has {_shapes(given)} in what is loaded."
     )
 
 
@@ -165,8 +183,8 @@ def _check_settings(model: keras.Model, layer: keras.layers.Layer, theirs: Store
         wanted, given = getattr(layer, setting, None), theirs.settings.get(setting)
         if given is not None and wanted != given:
             raise UserError(
-                f"{path} does not fit {model.name}: {layer.name} has {setting} {wanted} and the file's "
-                f"{theirs.name} has {given}."
+                f"{path} does not fit {model.name}: {layer.name} has {setting} {wanted} in the network, "
+                f"and {theirs.name} has {given} in what is loaded."
             )
 
 

@@ -61,7 +61,7 @@ def download(record: WeightsRecord) -> Path:
     call resumes. If several processes request the file, one downloads it and the others wait.
 
     Args:
-        record: gives the file name, URLs, size in bytes and sha256.
+        record: gives the file name, URLs, size in bytes (None where the server says it) and sha256 (or its beginning).
 
     Returns:
         The path of a file with the record's sha256.
@@ -72,7 +72,7 @@ def download(record: WeightsRecord) -> Path:
     """
     path = cache_folder() / record.file
     try:
-        if _has_sha256(path, record.sha256):
+        if _is_file_of(record, path):
             return path
         if path.exists():
             log.warning("%s does not have the sha256 %s and is not used", path, record.sha256)
@@ -82,7 +82,7 @@ def download(record: WeightsRecord) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{record.sha256[:12]}.part")
         with _locked(part.with_suffix(".lock"), record.file):
-            if not _has_sha256(path, record.sha256):
+            if not _is_file_of(record, path):
                 _download(record, path, part, urls)
     except DownloadError:
         raise
@@ -93,13 +93,14 @@ def download(record: WeightsRecord) -> Path:
 
 def _download(record: WeightsRecord, path: Path, part: Path, urls: list[str]) -> None:
     """Download `path` from the first URL that works, resuming the partial download `part`."""
-    missing, free = record.size - _size(part), shutil.disk_usage(path.parent).free
-    if missing > free:
-        raise _cache_error(record, path, f"{missing:,} more bytes are needed and {free:,} are free")
+    if record.size is not None:
+        missing, free = record.size - _size(part), shutil.disk_usage(path.parent).free
+        if missing > free:
+            raise _cache_error(record, path, f"{missing:,} more bytes are needed and {free:,} are free")
     failed = []
     with _progress(record, _size(part)) as show:
         for url in urls:
-            log.info("downloading %s from %s (%s of %s bytes already downloaded)", path, url, _size(part), record.size)
+            log.info("downloading %s from %s (%s of %s already downloaded)", path, url, _size(part), _bytes(record))
             try:
                 _download_verified(url, part, record, show)
             except _SourceFailed as reason:
@@ -114,12 +115,12 @@ def _download(record: WeightsRecord, path: Path, part: Path, urls: list[str]) ->
     raise DownloadError(_failure_message(record, path, failed, "because every URL failed"))
 
 
-def _download_verified(url: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
+def _download_verified(url: str, part: Path, record: WeightsRecord, show: Callable[[int, int], None]) -> None:
     """Complete the partial download from one URL and verify its sha256; it is deleted if that does not match."""
     resumed = _size(part) > 0
     _download_with_retries(url, part, record, show)
     found = sha256(part)
-    if found == record.sha256:
+    if record.has_sha256(found):
         return
     part.unlink()
     if not resumed:
@@ -129,42 +130,48 @@ def _download_verified(url: str, part: Path, record: WeightsRecord, show: Callab
     _download_verified(url, part, record, show)
 
 
-def _download_with_retries(url: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
+def _download_with_retries(url: str, part: Path, record: WeightsRecord, show: Callable[[int, int], None]) -> None:
     """Download until the file has its full size, retrying lost connections with increasing delays."""
-    furthest, delays = -1, iter(RETRY_DELAYS)
-    while _size(part) < record.size:
+    size, furthest, delays = record.size, -1, iter(RETRY_DELAYS)
+    while size is None or _size(part) < size:
         try:
-            _receive(url, part, record, show)
+            size = _receive(url, part, record, show)
         except _ConnectionLost as reason:
             if _size(part) > furthest:
                 furthest, delays = _size(part), iter(RETRY_DELAYS)
             delay = next(delays, None)
             if delay is None:
-                raise _SourceFailed(f"{reason} after {_size(part):,} of {record.size:,} bytes") from reason
+                raise _SourceFailed(f"{reason} after {_size(part):,} of {_bytes(record)}") from reason
             log.warning("%s: %s after %s bytes; retrying in %s s", url, reason, _size(part), delay)
             time.sleep(delay)
 
 
-def _receive(url: str, part: Path, record: WeightsRecord, show: Callable[[int], None]) -> None:
-    """Append a response to the partial download; overwrite it if the server can't resume and sends the whole file."""
-    response, done = _request(url, _size(part), record.size)
+def _receive(url: str, part: Path, record: WeightsRecord, show: Callable[[int, int], None]) -> int:
+    """Append a response to the partial download; overwrite it if the server can't resume and sends the whole file.
+
+    Returns:
+        The size of the whole file in bytes.
+    """
+    response, done, size = _request(url, _size(part), record.size)
     with response, open(part, "ab" if done else "wb") as file:
         for chunk in _chunks(response):
             done += len(chunk)
-            if done > record.size:
+            if done > size:
                 part.unlink()
-                raise _SourceFailed(f"its file has more than {record.size:,} bytes")
+                raise _SourceFailed(f"its file has more than {size:,} bytes")
             file.write(chunk)
-            show(done)
-    if done < record.size:
+            show(done, size)
+    if done < size:
         raise _ConnectionLost("the connection ended")
+    return size
 
 
-def _request(url: str, offset: int, size: int) -> tuple[Any, int]:
+def _request(url: str, offset: int, size: int | None) -> tuple[Any, int, int]:
     """Request the file from a byte offset on.
 
     Returns:
-        The response and the offset of its first byte: `offset`, or 0 if the server does not support range requests.
+        The response; the offset of its first byte, `offset`, or 0 if the server does not support range requests; and
+        the size of the whole file: `size`, or as the server says where that is None.
     """
     response = _open(url, offset)
     start, total = 0, response.headers.get("Content-Length", "")
@@ -177,13 +184,18 @@ def _request(url: str, offset: int, size: int) -> tuple[Any, int]:
                 raise _SourceFailed("it answers with another range than requested")
             return _request(url, 0, size)
     # Checked before anything is written, so that a log-in page does not overwrite the partial download.
-    if total.isdigit() and int(total) != size:
+    stated = int(total) if total.isdigit() else None
+    if size is not None and stated not in (None, size):
         response.close()
-        raise _SourceFailed(f"its file has {int(total):,} bytes and not {size:,}")
+        raise _SourceFailed(f"its file has {stated:,} bytes and not {size:,}")
     if response.headers.get_content_type() == "text/html":
         response.close()
         raise _SourceFailed("it answers with a web page")
-    return response, start
+    whole = stated if size is None else size
+    if whole is None:
+        response.close()
+        raise _SourceFailed("it does not say how many bytes its file has")
+    return response, start, whole
 
 
 def _open(url: str, offset: int) -> Any:
@@ -248,8 +260,8 @@ def _locked(lock_path: Path, file: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(record: WeightsRecord, done: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on stderr if that is a terminal; yield a function that takes the bytes downloaded so far."""
+def _progress(record: WeightsRecord, done: int) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr if that is a terminal; yield a function of the bytes downloaded so far and all."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -257,11 +269,11 @@ def _progress(record: WeightsRecord, done: int) -> Iterator[Callable[[int], None
     columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(record.file, total=record.size, completed=done)
-        yield lambda now: progress.update(task, completed=now)
+        yield lambda now, size: progress.update(task, completed=now, total=size)
 
 
-def _has_sha256(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256(path) == digest
+def _is_file_of(record: WeightsRecord, path: Path) -> bool:
+    return path.is_file() and record.has_sha256(sha256(path))
 
 
 def _size(part: Path) -> int:
@@ -271,12 +283,21 @@ def _size(part: Path) -> int:
 def _failure_message(record: WeightsRecord, path: Path, urls: list[str], why: str) -> str:
     return (
         f"{record.file} can't be downloaded, {why}; download it by other means, from {' or '.join(urls)}, and put it "
-        f"at {path} ({record.size:,} bytes, sha256 {record.sha256})."
+        f"at {path} ({'' if record.size is None else f'{record.size:,} bytes, '}{_sum(record)})."
     )
 
 
 def _cache_error(record: WeightsRecord, path: Path, reason: str) -> DownloadError:
     return DownloadError(
-        f"the {record.size:,} bytes of {record.file} can't be stored in {path.parent} ({reason}); free disk space "
-        f"there or set KERAS_HOME to another folder and try again, or put the file at {path} (sha256 {record.sha256})."
+        f"the {_bytes(record)} of {record.file} can't be stored in {path.parent} ({reason}); free disk space "
+        f"there or set KERAS_HOME to another folder and try again, or put the file at {path} ({_sum(record)})."
     )
+
+
+def _bytes(record: WeightsRecord) -> str:
+    return "all bytes" if record.size is None else f"{record.size:,} bytes"
+
+
+def _sum(record: WeightsRecord) -> str:
+    whole = len(record.sha256) == 64
+    return f"sha256 {record.sha256}" if whole else f"its sha256 begins with {record.sha256}"

@@ -145,7 +145,11 @@ def places(
 
 
 def difference(
-    ours: Mapping[Hashable, Place], theirs: Mapping[Hashable, Place], names: Mapping[Hashable, str], forms: Forms
+    ours: Mapping[Hashable, Place],
+    theirs: Mapping[Hashable, Place],
+    names: Mapping[Hashable, str],
+    forms: Forms,
+    source: str = "the file",
 ) -> str | None:
     """Return the first difference between two graphs as the end of an error message, or None.
 
@@ -154,6 +158,7 @@ def difference(
         theirs: the file's.
         names: of the labels, in the network's order.
         forms: that both were made with.
+        source: what the message calls that which the places of `theirs` are in.
     """
     for label, name in names.items():
         mine, other = ours[label], theirs.get(label)
@@ -162,12 +167,12 @@ def difference(
         settings = [setting for setting, value in mine.window.items() if other.window.get(setting, value) != value]
         # Other places alone come from what the layer takes, where that is another thing too.
         if settings and (settings != [PLACES] or mine.given == other.given):
-            values = (_shown(place.window[settings[0]]) for place in (mine, other))
-            return printable("{} has {} {} and the file's has {}".format(name, settings[0], *values), LONGEST_TEXT)
+            values = [_shown(place.window[settings[0]]) for place in (mine, other)]
+            return printable(f"{name} has {settings[0]} {values[0]} and {source}'s has {values[1]}", LONGEST_TEXT)
         if mine.given != other.given:
             return (
                 f"{name} takes {printable(forms.words(mine.given, names), LONGEST_TEXT)} in the network and "
-                f"{printable(forms.words(other.given, names), LONGEST_TEXT)} in the file"
+                f"{printable(forms.words(other.given, names), LONGEST_TEXT)} in {source}"
             )
     return None
 
@@ -318,7 +323,7 @@ def _steps_of_model(config: Mapping[str, Any], tensors: dict[Hashable, Hashable]
             if "layers" in own:
                 yield from _steps_of_nested(own, inputs, output, f"{prefix}{name}/")
             else:
-                yield from _steps_of_layer(kind, own, inputs, output, name)
+                yield from steps_of_layer(kind, own, inputs, output, name)
             tensors[name, call] = previous = output
 
 
@@ -361,8 +366,16 @@ KERAS_POOLS = {"MaxPooling2D": "max pooling", "AveragePooling2D": "average pooli
 NO_NUMBERS = ("batch_input_shape", "dtype", "name", "trainable")
 
 
-def _steps_of_layer(kind: str, config: Mapping[str, Any], inputs: tuple, output: Hashable, name: str) -> Iterator[Step]:
-    """Yield the steps of one call of a Keras layer."""
+def steps_of_layer(kind: str, config: Mapping[str, Any], inputs: tuple, output: Hashable, name: str) -> Iterator[Step]:
+    """Yield the steps of one call of a Keras layer.
+
+    Args:
+        kind: the layer's class, without its package.
+        config: the layer's.
+        inputs: the tensors it takes.
+        output: the tensor it gives.
+        name: the layer's.
+    """
     if kind in ("Conv2D", "GroupedConv2D", "Dense"):
         activation = _activation(config.get("activation"))
         linear = output if activation == "linear" else (output, "linear")

@@ -82,13 +82,13 @@ def configuration(path: str | os.PathLike) -> dict[str, Any] | None:
     with refusing(path, "a model that Keras saved"):
         if path.suffix.lower() == ".keras":
             with zipfile.ZipFile(path) as archive:
-                return _checked(json.loads(_member(archive, "config.json"))["config"])
+                return checked_configuration(json.loads(_member(archive, "config.json"))["config"])
     with _opened(path) as file:
         if CONFIG in file:
             text: Any = _inflated(_array(file, CONFIG))
         else:
             text = file.attrs.get("model_config")
-        return None if text is None else _checked(json.loads(text)["config"])
+        return None if text is None else checked_configuration(json.loads(text)["config"])
 
 
 def write_configuration(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
@@ -152,8 +152,12 @@ def layers_in(config: Mapping[str, Any] | None) -> Iterator[tuple[str, dict[str,
             yield layer["class_name"].rpartition(">")[2], layer["config"]
 
 
-def _checked(config: Any) -> dict[str, Any]:
-    """Return a configuration that has layers with names."""
+def checked_configuration(config: Any) -> dict[str, Any]:
+    """Return a model's configuration, which must be a dictionary of layers with names.
+
+    Raises:
+        TypeError: if it is not.
+    """
     if not isinstance(config, dict):
         raise TypeError("its configuration is no dictionary")
     for _, layer in layers_in(config):

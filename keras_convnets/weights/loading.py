@@ -19,7 +19,8 @@ from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.images.view import IMAGENET_SIDE, View
 from keras_convnets.networks.architecture import Convention
 from keras_convnets.networks.registry import ARCHITECTURES, BUILDERS
-from keras_convnets.weights import graph_comparison, keras_reader, onnx_reader
+from keras_convnets.weights import graph_comparison, hub, keras_reader, onnx_reader, state_dict_reader
+from keras_convnets.weights.naming import NAMINGS, OURS
 from keras_convnets.weights.pretrained import WeightsRecord, get_record, list_weights, record_of_file, trained_folder
 
 if TYPE_CHECKING:
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
 
 # How files may end, in small or capital letters, and the kind of file that it stands for.
 FILE_KINDS = {
-    **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5")},
+    **{suffix: suffix for suffix in (".onnx", ".keras", ".weights.h5", ".h5", ".safetensors", ".pth")},
     ".weights.hdf5": ".weights.h5",
     ".hdf5": ".h5",
+    ".pt": ".pth",
+    ".th": ".pth",
+    ".pth.tar": ".pth",
 }
 WEIGHT_SUFFIXES = tuple(FILE_KINDS)
-TAKES = "None, the name of published weights, a WeightsRecord, or the path of a .onnx, .keras, .weights.h5 or .h5 file"
+STATE_DICTS = (".safetensors", ".pth")
+FILES = ".onnx, .keras, .weights.h5, .h5, .safetensors or .pth"
+TAKES = f"None, the name of published weights, hf://OWNER/NAME, a WeightsRecord, or the path of a {FILES} file"
 log = logging.getLogger("keras_convnets")
 
 
@@ -60,14 +66,23 @@ class Weights:
     @functools.cached_property
     def preprocessing(self) -> Preprocessing | None:
         """What the weights were trained on: the record's, else the file's own, else its kind's; None if none says."""
+        if self.stated_preprocessing is not None:
+            return self.stated_preprocessing
+        return getattr(preprocessing, self._convention.preprocessing) if self._convention else None
+
+    @functools.cached_property
+    def stated_preprocessing(self) -> Preprocessing | None:
+        """What the record or the file itself says that the weights were trained on; None if neither does."""
         if self.record is not None:
             return self.record.preprocessing
-        if self.suffix in (".keras", ".h5"):
+        if self.suffix in (".keras", ".h5", ".weights.h5"):
             layers = keras_reader.layers_in(keras_reader.configuration(self.path))
             found = [config["preprocessing"] for kind, config in layers if kind == "ImageNormalization"]
             if found:
                 return Preprocessing.from_dict(found[0])
-        return getattr(preprocessing, self._convention.preprocessing) if self._convention else None
+        said = self._metadata.get("preprocessing")
+        with keras_reader.refusing(self.path, "a file that says its preprocessing"):
+            return None if said is None else Preprocessing.from_dict(said)
 
     @functools.cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -89,19 +104,24 @@ class Weights:
         published ImageNet weights; () if they are unknown."""
         if self.record is not None:
             return self.record.class_names
-        return imagenet_classes().names if self._convention else ()
+        if "class_names" in self._metadata:
+            return tuple(map(str, self._metadata["class_names"]))
+        return imagenet_classes().names if self._of_imagenet else ()
 
     @property
     def class_ids(self) -> tuple[str, ...]:
         """WordNet ids of the classes, if `class_names` are ImageNet's; else ()."""
         if self.record is not None:
             return self.record.class_ids
-        return imagenet_classes().ids if self._convention else ()
+        if "class_ids" in self._metadata:
+            return tuple(map(str, self._metadata["class_ids"]))
+        return imagenet_classes().ids if self._of_imagenet else ()
 
     def view(self, height: int, width: int) -> View:
         """Return how the weights were evaluated at an input size: the record's shorter side, or the input's."""
         resize = self.record.resize if self.record is not None else IMAGENET_SIDE
-        return View.of_size(height, width, resize=max(resize, height, width))
+        kernel = self.record.kernel if self.record is not None else "bilinear"
+        return View(max(resize, height, width), (height, width), kernel)
 
     def load_into(self, model: keras.Model, chosen: Collection[str] = ()) -> bool:
         """Put the weights into a network; returns whether its classifier was among them.
@@ -125,7 +145,8 @@ class Weights:
 
         self._say_what_is_not_known(model)
         # The network keeps this object; the file's arrays are dropped.
-        self.__dict__.pop("_onnx", None)
+        for kept in ("_onnx", "_state_dict"):
+            self.__dict__.pop(kept, None)
         for layer, arrays in values:
             layer.set_weights(arrays)
         loaded = {layer.name for layer, _ in values}
@@ -149,6 +170,8 @@ class Weights:
             if assignment.is_folded(model, onnx.layers):
                 onnx = onnx_reader.with_normalizations(onnx)
             pairs, steps = assignment.in_order(model, onnx.layers, self.path), onnx.steps
+        elif self._state_dict is not None:
+            pairs, steps = self._of_state_dict(model, self._state_dict)
         else:
             sizes = {layer.name: _largest(layer) for layer in leaves(model)}
             pairs = assignment.by_name(model, keras_reader.read_h5(self.path, sizes), self.path)
@@ -159,11 +182,40 @@ class Weights:
             self._check_structure(model, pairs, steps, chosen)
         return values
 
-    def _say_what_is_not_known(self, model: keras.Model) -> None:
-        """Log what the file does not say about the network that takes its weights."""
+    def _of_state_dict(
+        self, model: keras.Model, state: state_dict_reader.StateDict
+    ) -> tuple[list[assignment.Pair], list[graph_comparison.Step] | None]:
+        """Return the pairs of a network's layers and a state dictionary's, and the steps where the file says them."""
+        from keras_convnets.networks.graph import leaves
         from keras_convnets.weights import assignment
 
-        if self._onnx is None and keras_reader.configuration(self.path) is None:
+        state_dict_reader.refuse_variants(state, self.path, model.name)
+        ours = [layer.name for layer in leaves(model) if layer.weights]
+        naming = state_dict_reader.naming_of(state, ours)
+        stored, names = state_dict_reader.stored_layers(state, ours, naming)
+        pairs = assignment.by_name(model, stored, self.path, names)
+        if "config" in state.metadata:
+            return pairs, list(graph_comparison.keras_steps(state.metadata["config"]))
+        # Nothing in such files tells a block's strides; those of PyTorch's libraries are known.
+        reduced = next((layer.name for layer, _ in pairs if assignment.strides_1x1(layer)), None)
+        if reduced is not None and naming != OURS:
+            raise UserError(
+                f"{self.path} does not hold weights for {model.name}: {reduced}, of 1x1, has stride 2, as in the "
+                f"paper; in the networks of {naming} the 3x3 convolution behind it has."
+            )
+        return pairs, None
+
+    def _say_what_is_not_known(self, model: keras.Model) -> None:
+        """Log what the file does not say about the network that takes its weights."""
+        from keras_convnets.networks.graph import leaves
+        from keras_convnets.weights import assignment
+
+        if self._state_dict is not None:
+            self._say_what_is_assumed(self._state_dict, [layer.name for layer in leaves(model) if layer.weights])
+            known = "config" in self._state_dict.metadata
+        else:
+            known = self._onnx is not None or keras_reader.configuration(self.path) is not None
+        if not known:
             log.warning(
                 "%s tells names and shapes alone: that its network pads, activates, pools and adds as %s does is "
                 "taken on trust",
@@ -178,17 +230,35 @@ class Weights:
                 self.path,
             )
 
+    def _say_what_is_assumed(self, state: state_dict_reader.StateDict, layers: Sequence[str]) -> None:
+        """Log by what naming a state dictionary was read, and what follows from it."""
+        naming = state_dict_reader.naming_of(state, layers)
+        log.info("%s has its layers named as in %s", self.path, naming)
+        if NAMINGS[naming].zeros_on_both_sides and any("_block" in layer for layer in layers):
+            log.warning(
+                "%s: as in %s, its shortcuts without weights are taken to add zero channels on both sides; they were "
+                "put behind the others",
+                self.path,
+                naming,
+            )
+
     def _fitting(self, model: keras.Model) -> str | None:
         """Return the call that builds a network of the same family which takes the file; None if none does."""
         from keras_convnets.weights.suggestions import fitting
 
         try:
-            stored = self._onnx.layers if self._onnx is not None else keras_reader.read_h5(self.path, {})
+            weighted = self._count_weighted()
         except UserError:
             return None
-        weighted = sum(layer.kind in ("Conv2D", "Dense") for layer in stored)
         # Of the response normalisation the constants are the file's, which its builder would have been given.
         return fitting(model, self.architecture, weighted, lambda relative: self._values(relative, ("lrn",)))
+
+    def _count_weighted(self) -> int:
+        """Return how many convolutions and fully connected layers the file has."""
+        if self._state_dict is not None:
+            return sum(array.ndim in (2, 4) for array in self._state_dict.arrays.values())
+        stored = self._onnx.layers if self._onnx is not None else keras_reader.read_h5(self.path, {})
+        return sum(layer.kind in ("Conv2D", "Dense") for layer in stored)
 
     @property
     def _convention(self) -> Convention | None:
@@ -199,6 +269,21 @@ class Weights:
     @functools.cached_property
     def _onnx(self) -> onnx_reader.OnnxWeights | None:
         return onnx_reader.read_onnx(self.path) if self.suffix == ".onnx" else None
+
+    @functools.cached_property
+    def _state_dict(self) -> state_dict_reader.StateDict | None:
+        return state_dict_reader.read_state_dict(self.path) if self.suffix in STATE_DICTS else None
+
+    @functools.cached_property
+    def _metadata(self) -> Mapping[str, Any]:
+        """What a file of this package says of its network, besides the arrays."""
+        return state_dict_reader.read_metadata(self.path) if self.suffix in STATE_DICTS else {}
+
+    @property
+    def _of_imagenet(self) -> bool:
+        """Whether files of this kind are known to hold weights of ImageNet's 1,000 classes."""
+        family = BUILDERS.get(self.architecture)
+        return self._convention is not None and family is not None and family.classes == len(imagenet_classes().names)
 
     def _check_structure(
         self, model: keras.Model, pairs: Sequence[Any], steps: Iterable[graph_comparison.Step], chosen: Collection[str]
@@ -242,8 +327,9 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
     """Return the weights that a builder's argument names; published ones are downloaded on first use.
 
     Args:
-        weights: None, a name such as "imagenet", a `WeightsRecord`, or the path of a file. A name is a name whatever
-            lies in the working directory; "./imagenet" is a path.
+        weights: None, a name such as "imagenet", the address of a repository on the Hugging Face Hub, "timm/NAME" or
+            "hf://OWNER/NAME@REVISION", a `WeightsRecord`, or the path of a file. A name is a name whatever lies in the
+            working directory; "./imagenet" is a path.
         architecture: the builder's name.
 
     Raises:
@@ -252,19 +338,29 @@ def find_weights(weights: Any, architecture: str) -> Weights | None:
     """
     if weights is None or isinstance(weights, Weights):
         return weights
+    if isinstance(weights, str) and hub.is_address(weights):
+        return Weights(*_of_hub(weights, architecture))
     if not isinstance(weights, WeightsRecord):
         text = path_text(weights, "weights", TAKES)
         if not isinstance(weights, str) or _is_path(text):
             return _of_file(Path(text), architecture)
         if architecture not in ARCHITECTURES:
             raise UserError(
-                f"weights is {text!r}; {architecture} has no published weights: give None or the path of a "
-                f"{', '.join(WEIGHT_SUFFIXES)} file."
+                f"weights is {text!r}; {architecture} has no published weights: give None or the path of a {FILES} "
+                "file."
             )
         weights = get_record(architecture, text)
     if weights.architecture != architecture:
         raise UserError(f"the weights {weights} are not those of {architecture}; give its own, or None.")
+    if weights.on_hub:
+        return Weights(*_of_hub("@".join(filter(None, (weights.locations[0], weights.revision))), architecture))
     return Weights(_file_of(weights), architecture, weights)
+
+
+def _of_hub(address: str, architecture: str) -> tuple[Path, str, WeightsRecord | None]:
+    path, record = hub.find(architecture, address)
+    log.info("%s is %s%s", address, path, f", commit {record.revision}" if record else "")
+    return path, architecture, record
 
 
 def _file_of(record: WeightsRecord) -> Path:
@@ -272,6 +368,8 @@ def _file_of(record: WeightsRecord) -> Path:
     if record.locations:
         from keras_convnets.weights.downloads import download
 
+        if record.format == "pth":
+            state_dict_reader.check_pytorch(f"{record}, {record.file},")
         return download(record)
     path = trained_folder() / record.file
     if not path.is_file() or sha256(path) != record.sha256:
@@ -289,7 +387,7 @@ def _is_path(text: str) -> bool:
 
 def _of_file(path: Path, architecture: str) -> Weights:
     if not str(path).lower().endswith(WEIGHT_SUFFIXES):
-        raise UserError(f"weights is {str(path)!r}; give the path of a {', '.join(WEIGHT_SUFFIXES)} file, or None.")
+        raise UserError(f"weights is {str(path)!r}; give the path of a {FILES} file, or None.")
     if not path.is_file():
         raise UserError(f"there is no weights file {path}; give the path of an existing {path.suffix} file.")
     return Weights(path, architecture, record_of_file(architecture, sha256(path)))
@@ -303,8 +401,8 @@ def load_weights(model: keras.Model, weights: Any) -> None:
 
     Args:
         model: a network of this package.
-        weights: None, the name of published weights, a `WeightsRecord`, or the path of a .onnx, .keras, .weights.h5 or
-            legacy .h5 file.
+        weights: None, the name of published weights, a `WeightsRecord`, or the path of a .onnx, .keras, .weights.h5,
+            legacy .h5, .safetensors or .pth file.
 
     Raises:
         UserError: if there is no such file, or it belongs to another network; nothing is changed then.
@@ -322,6 +420,28 @@ def load_weights(model: keras.Model, weights: Any) -> None:
         )
 
 
+def network_of_file(path: str | os.PathLike) -> keras.Model:
+    """Return the network that a .safetensors or .weights.h5 file of this package describes, with its weights.
+
+    Raises:
+        UserError: if the file does not say what network it holds the weights of, or they do not fit it.
+    """
+    from keras_convnets.networks.spec import ModelSpec
+
+    if str(path).lower().endswith(".safetensors"):
+        config = state_dict_reader.read_metadata(Path(path)).get("config")
+    else:
+        config = keras_reader.configuration(path)
+    built_as = (config or {}).get("built_as")
+    if built_as is None:
+        raise UserError(
+            f"{path} does not say what network it holds the weights of; build it and give the file as weights=."
+        )
+    with keras_reader.refusing(Path(path), "a file that says what network it holds the weights of"):
+        spec = ModelSpec.from_dict(built_as)
+    return spec.build(weights=path)
+
+
 def choose_preprocessing(given: Any, weights: Weights | None, default: Preprocessing) -> Preprocessing:
     """Return the argument's preprocessing, else that of the weights, else the default; the log says which.
 
@@ -331,8 +451,13 @@ def choose_preprocessing(given: Any, weights: Weights | None, default: Preproces
     if given is not None:
         chosen, source = Preprocessing.of(given), "the argument"
     elif weights is not None and weights.preprocessing is not None:
-        known = weights.record is not None
-        chosen, source = weights.preprocessing, f"the record {weights.record}" if known else str(weights.path)
+        chosen = weights.preprocessing
+        if weights.record is not None:
+            source = f"the record {weights.record}"
+        elif weights.stated_preprocessing is not None:
+            source = str(weights.path)
+        else:
+            source = f"{weights.path}, as published files of its kind (assumed)"
     else:
         chosen, source = default, "the network's default"
     log.info("preprocessing by %s: %s minus %s, divided by %s", source, chosen.order, chosen.mean, chosen.std)

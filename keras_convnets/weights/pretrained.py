@@ -1,8 +1,9 @@
-"""Records of published weights: plain data that needs no Keras and no network.
+"""Published weights by name. Imports no Keras and no network.
 
 ImageNet's are files of the ONNX Model Zoo; sizes, sha256 and accuracies are as it states them. What a file does not say
-(channel order, means, input size) is recorded here. CIFAR-10's are part of this package, trained by its own recipes:
-`trained/records.json` describes the files beside it, and `benchmarks/cifar10.py ship` writes both.
+(channel order, means, input size) is recorded here. Those of PyTorch's libraries are in `pytorch_records`. CIFAR-10's
+are part of this package, trained by its own recipes: `trained/records.json` describes the files beside it, and
+`benchmarks/cifar10.py ship` writes both.
 """
 
 from __future__ import annotations
@@ -10,122 +11,19 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from keras_convnets.classes import imagenet_classes
 from keras_convnets.errors import UserError
 from keras_convnets.images.preprocessing import BGR_MEANS, UNIT_SCALED, Preprocessing
 from keras_convnets.networks.registry import get_architecture
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A measured accuracy of published weights.
-
-    Attributes:
-        data: the data set and split.
-        n: number of images.
-        top1: top-1 accuracy in percent.
-        top5: top-5 accuracy in percent; None if it is not stated, as for the ten classes of CIFAR-10.
-        protocol: how the images were seen.
-        source: who measured it.
-        interval: 95 % interval of the top-1 accuracy in percent (Wilson's), or None.
-    """
-
-    data: str
-    n: int
-    top1: float
-    top5: float | None
-    protocol: str
-    source: str
-    interval: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class WeightsRecord:
-    """What is known of one file of published weights.
-
-    Attributes:
-        architecture: the registered name, such as "AlexNet".
-        name: what `weights=` takes, such as "imagenet".
-        file: the file's name.
-        locations: addresses it is published at, the preferred one first; () if the file is part of this package.
-        size: in bytes.
-        sha256: of the file; nothing else is ever loaded under this record.
-        format: "onnx", or "weights.h5".
-        preprocessing: what the weights were trained on.
-        arguments: what the builder must be given besides, such as the constants of the response normalisation.
-        input_shape: (height, width, channels) of the images they were trained on.
-        resize: shorter side, in pixels, before the centre is cropped.
-        data: what they were trained on.
-        accuracies: measured by others.
-        protocol: the evaluation protocol that they were measured with, as `evaluate` takes it.
-        license: of the weights.
-        obtained: how they came about.
-        same_weights: sha256 of other files that hold the very same numbers.
-        own_classes: names of the classes, in the order of the outputs; () if they are ImageNet's.
-        training: of weights that this package trained: command, recipe, seed, steps, seconds, hardware, versions.
-
-    Example:
-        >>> get_record("GoogLeNet", "imagenet").accuracies[0].top1
-        67.78
-    """
-
-    architecture: str
-    name: str
-    file: str
-    locations: tuple[str, ...]
-    size: int
-    sha256: str
-    preprocessing: Preprocessing
-    accuracies: tuple[Accuracy, ...]
-    license: str
-    obtained: str
-    format: str = "onnx"
-    arguments: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    input_shape: tuple[int, int, int] = (224, 224, 3)
-    resize: int = 256
-    protocol: str = "center"
-    data: str = "ImageNet 2012"
-    same_weights: tuple[str, ...] = ()
-    own_classes: tuple[str, ...] = ()
-    training: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-
-    def __str__(self) -> str:
-        """Return MODEL:WEIGHTS, as the command line takes it."""
-        return f"{self.architecture}:{self.name}"
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the outputs."""
-        return self.own_classes or imagenet_classes().names
-
-    @property
-    def class_ids(self) -> tuple[str, ...]:
-        """The WordNet ids of ImageNet's classes, in the order of the outputs; () of other classes."""
-        return () if self.own_classes else imagenet_classes().ids
-
-    def preprocess(self, images: np.ndarray) -> np.ndarray:
-        """Return images as the bare network of `include_preprocessing=False` takes them; the argument stays as it was.
-
-        Args:
-            images: RGB in 0-255, any dtype, [..., H, W, 3].
-
-        Returns:
-            float32 of the same shape.
-        """
-        return self.preprocessing(images)
-
+from keras_convnets.weights.pytorch_records import PYTORCH_RECORDS
+from keras_convnets.weights.record import IMAGENET_VAL, Accuracy, WeightsRecord
 
 ZOO = "the ONNX Model Zoo's table"
-VAL, CENTRE = "ImageNet 2012 val", "shorter side to 256, centre crop {side}"
+CENTRE = "shorter side to 256, centre crop {side}"
 # The zoo's files moved to this organisation in 2025; the older address serves them from the repository itself.
 LOCATIONS = (
     "https://huggingface.co/onnxmodelzoo/{stem}/resolve/main/{file}",
@@ -206,10 +104,12 @@ def _record(
 ) -> WeightsRecord:
     facts = dict(more)
     side = facts.get("input_shape", (224,))[0]
-    accuracies = [Accuracy(VAL, 50_000, top1, top5, CENTRE.format(side=224), ZOO)]
+    accuracies = [Accuracy(IMAGENET_VAL, 50_000, top1, top5, CENTRE.format(side=224), ZOO)]
     if caffe := facts.pop("caffe", None):
         caffe_top1, caffe_top5 = caffe
-        accuracies.append(Accuracy(VAL, 50_000, caffe_top1, caffe_top5, CENTRE.format(side=side), "Caffe's model page"))
+        accuracies.append(
+            Accuracy(IMAGENET_VAL, 50_000, caffe_top1, caffe_top5, CENTRE.format(side=side), "Caffe's model page")
+        )
     fills = {"stem": file.removesuffix(".onnx"), "file": file, "folder": folder}
     return WeightsRecord(
         architecture=network,
@@ -244,7 +144,7 @@ def _from_plain(row: Mapping[str, Any]) -> WeightsRecord:
     return WeightsRecord(**facts)
 
 
-RECORDS: tuple[WeightsRecord, ...] = (*(_record(*row) for row in _ROWS), *_trained())
+RECORDS: tuple[WeightsRecord, ...] = (*(_record(*row) for row in _ROWS), *PYTORCH_RECORDS, *_trained())
 
 
 def list_weights(pattern: str = "*") -> list[WeightsRecord]:
@@ -254,8 +154,8 @@ def list_weights(pattern: str = "*") -> list[WeightsRecord]:
         pattern: such as "ResNet*"; capital letters do not matter.
 
     Example:
-        >>> [str(record) for record in list_weights("vgg*")]
-        ['VGG16:imagenet', 'VGG19:imagenet']
+        >>> [str(record) for record in list_weights("vgg19")]
+        ['VGG19:imagenet', 'VGG19:imagenet1k_v1', 'VGG19:timm/vgg19.tv_in1k']
     """
     pattern = pattern.lower()
     return [
@@ -278,14 +178,13 @@ def get_record(architecture: str, name: str) -> WeightsRecord:
             return record
     published = f"there is {', '.join(map(repr, names))}" if names else "none are published"
     raise UserError(
-        f"unknown weights {name!r} of {known}; {published}; give one of these, or the path of a .onnx, "
-        ".keras, .weights.h5 or .h5 file."
+        f"unknown weights {name!r} of {known}; {published}; give one of these, or the path of a weights file."
     )
 
 
 def record_of_file(architecture: str, sha256: str) -> WeightsRecord | None:
     """Return the record that a file of this sha256 belongs to, or None."""
     for record in RECORDS:
-        if record.architecture == architecture and sha256 in (record.sha256, *record.same_weights):
+        if record.architecture == architecture and (record.has_sha256(sha256) or sha256 in record.same_weights):
             return record
     return None

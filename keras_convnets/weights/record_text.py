@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_convnets.images.preprocessing import Preprocessing
@@ -24,9 +24,10 @@ def preprocessing_text(preprocessing: Preprocessing) -> str:
 def accuracy_text(accuracy: Accuracy) -> str:
     """Return a measured accuracy with all that belongs to it, in one line."""
     interval = "" if accuracy.interval is None else " (95 % interval {:.2f} to {:.2f})".format(*accuracy.interval)
+    images = "" if accuracy.n is None else f", n={accuracy.n:,}"
     top5 = "" if accuracy.top5 is None else f", top-5 {accuracy.top5:.2f} %"
     return (
-        f"top-1 {accuracy.top1:.2f} %{interval}{top5} on {accuracy.data}, n={accuracy.n:,}, {accuracy.protocol}; "
+        f"top-1 {accuracy.top1:.2f} %{interval}{top5} on {accuracy.data}{images}, {accuracy.protocol}; "
         f"{accuracy.source}"
     )
 
@@ -40,13 +41,28 @@ def record_rows(record: WeightsRecord) -> list[tuple[str, str]]:
         ("trained on", f"{record.data}, {height}x{width}"),
         ("preprocessed", preprocessing_text(record.preprocessing)),
         *((("built with", "; ".join(built)),) if built else ()),
-        ("file", f"{record.file}, {record.size / 1e6:.1f} MB"),
+        ("file", record.file if record.size is None else f"{record.file}, {record.size / 1e6:.1f} MB"),
         ("address", record.locations[0] if record.locations else "a part of this package"),
-        ("sha256", record.sha256),
+        *((("sha256", record.sha256 if len(record.sha256) == 64 else f"{record.sha256}..."),) if record.sha256 else ()),
+        *((("revision", record.revision),) if record.revision else ()),
         ("obtained", record.obtained),
         *((("command", record.training["command"]),) if record.training else ()),
         ("license", record.license),
     ]
+
+
+def weights_table(records: Sequence[WeightsRecord]) -> list[str]:
+    """Return a line for each of the records under a heading: accuracy and protocol as stated, license, source."""
+    rows = [("weights", "top-1", "top-5", "as stated", "license", "source")]
+    for record in records:
+        top1, top5, how = "-", "-", "-"
+        if record.accuracies:
+            item = record.accuracies[0]
+            top1, top5 = ("-" if value is None else f"{value:.2f}" for value in (item.top1, item.top5))
+            how = f"{item.data}, {item.protocol}"
+        rows.append((str(record), top1, top5, how, record.license, record.obtained))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def record_plain(record: WeightsRecord) -> dict[str, Any]:

@@ -46,18 +46,18 @@ def test_help_and_models_answer_without_keras_in_a_second(run_python, tmp_path):
 def test_models_and_info(cli):
     status, out, _ = cli("models", "plain*")
     assert status == 0 and out.split("\n")[1].startswith("PlainNet18 ") and "ResNet20 " not in out
-    assert re.search(r"^ResNet18 .* 224x224x3 +imagenet +top-1", cli("models")[1], re.MULTILINE)
+    assert re.search(r"^ResNet18 .* 224x224x3 +imagenet, 8 more +top-1", cli("models")[1], re.MULTILINE)
     assert re.search(r"^PlainNet18 .* 224x224x3 +- +top-1", out, re.MULTILINE)
     everything = json.loads(cli("models", "--json")[1])
     weights = {row["name"]: row["weights"] for row in everything}
-    assert weights["GoogLeNet"] == ["imagenet"] and weights["VGG11"] == weights["ResNet50v1_5"] == []
+    assert weights["GoogLeNet"] == ["imagenet"] and weights["AlexNetOneTower"] == []
     deepest = max(everything, key=lambda row: row["depth"])
     assert {"name": "ResNet1202", "depth": 1202}.items() <= deepest.items()
     shown = cli("info", "resnet20")[1]
     assert "top-1 8.75 % error, CIFAR-10 test" in shown
     rows = [line for line in shown.splitlines() if " conv" in line or "fully connected" in line]
     assert len(rows) == 20 and rows[7].split()[:4] == ["conv3_block1_1_conv", "3x3", "conv,", "stride"]
-    assert "imagenet" not in shown and "sha256" not in shown
+    assert "imagenet" not in shown and "sha256" in shown and "sha256" not in cli("info", "plainnet18")[1]
     towers = cli("info", "AlexNet", "--image_size", 64, "--classes", 2)[1]
     assert re.search(r"^weights +AlexNet:imagenet\n  accuracy +top-1 54.80 %, top-5 78.23 % on", towers, re.MULTILINE)
     assert re.search(r"^  preprocessed BGR in 0-255, minus \(104, 117, 123\)$", towers, re.MULTILINE)
@@ -353,3 +353,17 @@ def test_a_dry_run_says_what_a_training_would_be_and_writes_nothing(cli, tmp_pat
         status, out, _ = cli(*given, "--input_only")
     assert status == 0 and "compute alone" not in out and "input alone" in out
     assert cli(*given, "--synthetic", "--input_only")[0] == 2 and list(tmp_path.iterdir()) == []
+
+
+def test_models_lists_published_weights(cli):
+    """Names as `weights=` takes them, accuracy and protocol as stated, license and source; JSON has all."""
+    status, out, _ = cli("models", "--weights", "resnet50*")
+    lines = out.splitlines()
+    assert status == 0 and lines[0].split() == ["weights", "top-1", "top-5", "as", "stated", "license", "source"]
+    (row,) = [line for line in lines if line.startswith("ResNet50v1_5:timm/resnet50.tv_in1k ")]
+    assert re.search(r"76\.16 +92\.87 +ImageNet 2012 val, shorter side to 256, bilinear, centre crop 224", row)
+    assert row.endswith("BSD 3-Clause  trained by torchvision, converted by timm")
+    found = json.loads(cli("models", "--weights", "resnet50v1_5:imagenet1k_v2", "--json")[1])
+    assert [(item["sha256"], item["size"], item["resize"]) for item in found] == [("11ad3fa6", None, 232)]
+    status, _, said = cli("models", "--weights", "nothing")
+    assert status == 2 and said.startswith("keras-convnets: no published weights match 'nothing'; run ")

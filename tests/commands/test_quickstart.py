@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
+import sklearn.datasets
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,18 @@ def test_it_skips_a_finished_training_and_keeps_serving(shown):
     process.wait(timeout=60)
     with pytest.raises(OSError):
         urllib.request.urlopen(url, timeout=5)
+
+
+def test_pretrained_serves_the_weights_in_the_package_and_classifies_a_photograph(run_python, tmp_path):
+    photograph = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
+    command = ["quickstart", "--pretrained", str(photograph), "--to", "models"]
+    process = run_python("-m", "keras_convnets", *command, cwd=tmp_path, timeout=300)
+    assert process.returncode == 0, process.stderr
+    answers = re.findall(r"china\.jpg\n  (\w+) +(\d+\.\d)%", process.stdout)
+    assert len(answers) == 2 and answers[0] == answers[1], process.stdout
+    assert process.stdout.strip().splitlines()[-1] == "1 images classified over REST and gRPC"
+    card = json.loads((tmp_path / "models" / "cifar10" / "1" / "assets.extra" / "model.json").read_text())
+    assert card["class_names"][0] == "airplane"
 
 
 @pytest.mark.heavy

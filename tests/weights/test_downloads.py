@@ -21,8 +21,10 @@ from types import SimpleNamespace
 import pytest
 
 from keras_convnets.errors import UserError
+from keras_convnets.images.preprocessing import UNIT_SCALED
 from keras_convnets.weights import downloads
 from keras_convnets.weights.downloads import DownloadError, cache_folder, download
+from keras_convnets.weights.record import WeightsRecord
 
 DATA = random.Random(0).randbytes(300_000)
 WRONG = random.Random(1).randbytes(300_000)
@@ -144,9 +146,11 @@ def start():
 
 def record(*servers, data=DATA):
     locations = tuple(server if isinstance(server, str) else server.url for server in servers)
-    return SimpleNamespace(
-        file="net.onnx", locations=locations, size=len(data), sha256=hashlib.sha256(data).hexdigest()
-    )
+    return record_of(locations, len(data), hashlib.sha256(data).hexdigest())
+
+
+def record_of(locations, size, sha256):
+    return WeightsRecord("AlexNet", "imagenet", "net.onnx", locations, size, sha256, UNIT_SCALED, (), "", "")
 
 
 def target():
@@ -483,9 +487,11 @@ def test_ctrl_c_leaves_the_part(start):
 def process(server):
     """Start a process that downloads and prints the path, then its log."""
     script = (
-        "import logging, sys; from types import SimpleNamespace; from keras_convnets.weights.downloads import download;"
+        "import logging, sys; from keras_convnets.weights.record import WeightsRecord;"
+        "from keras_convnets.weights.downloads import download;"
         "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s');"
-        f"print(download(SimpleNamespace(**{vars(record(server))!r})));"
+        f"record = WeightsRecord('', '', 'net.onnx', ({server.url!r},), {len(DATA)}, {SHA256!r}, None, (), '', '');"
+        "print(download(record));"
         "sys.exit('keras' in sys.modules)"
     )
     return subprocess.Popen(
@@ -555,3 +561,36 @@ def test_importing_creates_nothing_and_loads_no_keras(tmp_path, run_python):
     script = "import sys, keras_convnets.weights.downloads; sys.exit(any(x in sys.modules for x in ('keras', 'rich')))"
     assert run_python("-c", script, cwd=tmp_path).returncode == 0
     assert not Path(os.environ["KERAS_HOME"]).exists()
+
+
+PREFIX = SHA256[:8]
+
+
+def test_a_size_that_no_record_states_is_the_servers(start):
+    server = start()
+    server.does(good)
+    assert_right(download(record_of((server.url,), None, PREFIX)))
+
+
+def test_a_download_of_unstated_size_is_resumed(start):
+    server = start()
+    part().parent.mkdir(parents=True)
+    path = part().with_name(f"net.onnx.{PREFIX}.part")
+    path.write_bytes(DATA[:HALF])
+    assert_right(download(record_of((server.url,), None, PREFIX)))
+    assert server.requests[-1].range == f"bytes={HALF}-"
+
+
+def test_a_server_that_states_no_size_where_the_record_does_not_either(start):
+    server = start()
+    server.does(lambda handler: handler.give(DATA, length=False))
+    with pytest.raises(DownloadError, match=f"does not say how many bytes.*its sha256 begins with {PREFIX}"):
+        download(record_of((server.url,), None, PREFIX))
+
+
+def test_the_first_digits_of_a_sha256_refuse_another_file(start):
+    server = start()
+    server.does(lambda handler: good(handler, WRONG))
+    with pytest.raises(DownloadError, match="its file has the sha256"):
+        download(record_of((server.url,), None, PREFIX))
+    assert not target().exists()

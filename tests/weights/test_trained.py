@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from reference import relative_difference
 
 import keras_convnets
 from keras_convnets import ModelCard, training
@@ -138,3 +139,41 @@ def test_each_shipped_record_is_whole_and_true(record, real_data):
     # One image may lie on a boundary that another processor's sums cross.
     assert abs(result.top1 - stated.top1 / 100) <= 0.001
     assert stated.interval[0] < stated.top1 < stated.interval[1]
+
+
+ANSWERS = """
+import sys
+
+import keras
+import numpy as np
+
+import keras_convnets
+
+assert keras.backend.backend() == sys.argv[1]
+images = np.load("images.npy")
+for name in sys.argv[2:]:
+    model = getattr(keras_convnets, name)(weights="cifar10", classifier_activation=None)
+    np.save(f"{name}-{sys.argv[1]}.npy", keras.ops.convert_to_numpy(model(images, training=False)))
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_answer_as_tensorflow(backend, real_data, run_python, tmp_path):
+    """The logits of 200 real images are equal, and most of the answers right."""
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    import tensorflow_datasets as tfds
+
+    loaded = tfds.load("cifar10", split="test[:200]", data_dir=real_data / "tfds", as_supervised=True, batch_size=-1)
+    images, labels = tfds.as_numpy(loaded)
+    np.save(tmp_path / "images.npy", images)
+    names = [record.architecture for record in TRAINED]
+    env = {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+    done = run_python("-c", ANSWERS, backend, *names, cwd=tmp_path, env=env, timeout=800)
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        logits = np.load(tmp_path / f"{name}-{backend}.npy")
+        expected = getattr(keras_convnets, name)(weights="cifar10", classifier_activation=None)(images).numpy()
+        assert relative_difference(logits, expected) <= 1e-4
+        assert (logits.argmax(1) == labels).mean() > 0.85

@@ -72,7 +72,7 @@ def test_names_that_no_weights_have():
     with pytest.raises(UserError, match=r"'imagenette'.*'imagenet'"):
         keras_convnets.ResNet18(weights="imagenette")
     with pytest.raises(UserError, match=r"none are published"):
-        keras_convnets.ResNet20(weights="imagenet")
+        keras_convnets.PlainNet18(weights="imagenet")
     with pytest.raises(UserError, match=r"VGG16"):
         keras_convnets.ResNet18(weights=pretrained.get_record("VGG16", "imagenet"))
 
@@ -86,7 +86,7 @@ def test_a_name_is_a_name_whatever_lies_in_the_working_directory(tmp_path, monke
         with pytest.raises(UserError, match=r"resnet18-v1-7\.onnx can't be downloaded"):
             find_weights(name, "ResNet18")
         with pytest.raises(UserError, match=r"none are published"):
-            find_weights(name, "ResNet20")
+            find_weights(name, "PlainNet18")
     for path in ("./imagenet", Path("imagenet"), b"imagenet"):
         with pytest.raises(UserError, match=r"imagenet'; give the path of a \.onnx"):
             find_weights(path, "ResNet18")

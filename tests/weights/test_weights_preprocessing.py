@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import keras_convnets
 from keras_convnets.card import card_of_model
 from keras_convnets.images.preprocessing import Preprocessing
 from keras_convnets.weights import pretrained
+from keras_convnets.weights.keras_reader import CONFIG
 
 pytestmark = pytest.mark.usefixtures("info_log")
 
@@ -103,5 +105,9 @@ def test_a_keras_file_keeps_its_own_preprocessing(tmp_path):
     assert preprocessing_of(keras_convnets.ResNet20(weights=path)) == OTHERS
     arrays = tmp_path / "own.weights.h5"
     keras_convnets.ResNet20(preprocessing=OTHERS).save_weights(arrays)
+    assert preprocessing_of(keras_convnets.ResNet20(weights=arrays)) == OTHERS
+    # As Keras writes it: arrays alone.
+    with h5py.File(arrays, "r+") as file:
+        del file[CONFIG]
     default = preprocessing_of(keras_convnets.ResNet20())
     assert preprocessing_of(keras_convnets.ResNet20(weights=arrays)) == default

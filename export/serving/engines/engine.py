@@ -27,6 +27,8 @@ _PREAMBLE = re.compile(
 )
 # The functions that the failed operation is in, which are named where TensorFlow has not inlined them.
 _FUNCTIONS = re.compile(r"^(?:\{\{function_node [^}]*\}\}\s*)+")
+# How TensorFlow announces the sentences with which exported graphs refuse images.
+_REFUSAL = "StringToNumberOp could not correctly convert string"
 _SUFFIX = re.compile(r"\s*\[Op:[^\]]*\](?: name: \S*)?\s*$")
 
 
@@ -134,4 +136,9 @@ def run_error(error: Exception) -> ServingError:
 
 def _plain_text(error: Exception) -> str:
     text = str(getattr(error, "message", None) or error)
+    if _REFUSAL in text:
+        # An image that an exported graph refuses: its sentence alone says what is wrong.
+        from keras_convnets.tensorflow_errors import plain_reason
+
+        return plain_reason(error)
     return _SUFFIX.sub("", _FUNCTIONS.sub("", _PREAMBLE.sub("", text))).strip() or type(error).__name__
