@@ -57,6 +57,7 @@ class Models:
     @contextlib.contextmanager
     def use(self, model, version=None, label=None):
         from keras_convnets.export.serving.models.servables import Servable
+        from keras_convnets.export.serving.request_record import current_record
         from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
         if label is not None:
@@ -65,6 +66,7 @@ class Models:
             raise invalid_argument("ModelSpec has no name specified.")
         if model not in self.engines:
             raise ServingError(Code.NOT_FOUND, f"Servable not found for request: Latest({model})")
+        current_record().version = 1
         yield Servable(model, 1, self.engines[model])
 
     def status(self, model, version=None):
@@ -80,9 +82,10 @@ class Models:
 
 
 @contextlib.contextmanager
-def front_ends(models, *, workers=4, health=False, limits=None, **options):
+def front_ends(models, *, workers=4, health=False, limits=None, observer=None, **options):
     """Open both front ends over models; gives their ports and a channel. Options are those of `RestApp`."""
     from keras_convnets.export.serving.admission.admission import Admission
+    from keras_convnets.export.serving.observer import Observer
     from keras_convnets.export.serving.rest.app import RestApp
     from keras_convnets.export.serving.rest.http_server import RestServer
     from keras_convnets.export.serving.rpc.server import make_server
@@ -91,12 +94,10 @@ def front_ends(models, *, workers=4, health=False, limits=None, **options):
     executor = concurrent.futures.ThreadPoolExecutor(workers)
     bound = bind("127.0.0.1", 0, "--rest_api_port")
     bound.listen()
-    admission = Admission(limits)
-    rest = RestServer(
-        RestApp(models, executor, admission=admission, **options), bound, admission.limits.max_connections
-    )
-    metrics = options.get("metrics")
-    server = make_server(models, workers, metrics=metrics, health=health, admission=admission)
+    admission, observer = Admission(limits), observer or Observer()
+    app = RestApp(models, executor, admission=admission, observer=observer, **options)
+    rest = RestServer(app, bound, admission.limits.max_connections)
+    server = make_server(models, workers, observer=observer, health=health, admission=admission)
     port = server.add_insecure_port("127.0.0.1:0")
     ports = types.SimpleNamespace(rest_api_port=bound.getsockname()[1], port=port, rest=rest, admission=admission)
     rest.start()

@@ -10,7 +10,9 @@ and messages. The modules, in the order in which a request passes through them:
 - `models`: which models and versions are served, their states, and how a request finds one.
 - `scheduling`: deadlines, and the schedulers: a concurrency limit, or batching.
 - `engines`: run a SavedModel, or an exported ONNX file; `signatures`: their inputs and outputs; `classify_regress`.
-- `warmup`: a version's warm-up requests. `metrics`: Prometheus metrics. `status`: status codes and errors.
+- `warmup`: a version's warm-up requests. `status`: status codes and errors.
+- `observer` follows each request: `request_record` is what is noted of it, `metrics` the Prometheus page, `access_log`
+  the lines of JSON, `tracing` OpenTelemetry's spans.
 - `command` and `flag_files`: the flags of the command `serve` and the configuration files that they name.
 """
 

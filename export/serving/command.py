@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ _LOCAL = {
     "host": "0.0.0.0",
     "max_queued_requests": None,
     "reload_folders": ["/"],
+    "access_log": None,
     **dict.fromkeys(_LIMITS, 0),
 }
 _LOCAL_HOST = "127.0.0.1"
@@ -178,6 +180,7 @@ def make_local_server(flags: Mapping[str, Any]) -> ModelServer:
         grpc_channel_arguments=flag_files.channel_arguments(flags["grpc_channel_arguments"]),
         config_poll_wait_seconds=wait,
         prometheus_path=flag_files.read_monitoring(monitoring) if monitoring else None,
+        access_log=sys.stdout if flags["access_log"] else None,
     )
 
 

@@ -12,17 +12,18 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from keras_convnets.errors import UserError
+from keras_convnets.export.serving.access_log import AccessLog
 from keras_convnets.export.serving.admission.admission import Admission
 from keras_convnets.export.serving.admission.limits import Limits
 from keras_convnets.export.serving.engines import check_engine, load_engine
 from keras_convnets.export.serving.engines.engine import Engine
 from keras_convnets.export.serving.flag_files import require_packages
-from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.models import configuration
 from keras_convnets.export.serving.models.servables import Servables
+from keras_convnets.export.serving.observer import Observer
 from keras_convnets.export.serving.rest.app import RestApp
 from keras_convnets.export.serving.scheduling.batching import Batching, BatchingParameters
 from keras_convnets.export.serving.scheduling.concurrency import MAX_QUEUED_REQUESTS, ConcurrencyLimit
@@ -65,6 +66,7 @@ class ModelServer:
         rest_api_enable_cors_support: let pages of other origins read the answers.
         prometheus_path: where REST shows metrics; None for nowhere.
         enable_grpc_healthcheck_service: answer grpc.health.v1 too.
+        access_log: a text stream that gets a line of JSON for each request; None for no access log.
         limits: how much a client may ask for.
         reload_folders: folders whose models a client may have served through HandleReloadConfigRequest. By default the
             repository or the base paths that are served, and none where others than this machine reach `host`.
@@ -104,6 +106,7 @@ class ModelServer:
         rest_api_enable_cors_support: bool = False,
         prometheus_path: str | None = None,
         enable_grpc_healthcheck_service: bool = False,
+        access_log: TextIO | None = None,
         limits: Limits | None = None,
         reload_folders: Sequence[str | os.PathLike[str]] | None = None,
         max_num_load_retries: int = 5,
@@ -126,7 +129,8 @@ class ModelServer:
         self._read_config = models if callable(models) else functools.partial(configuration.of_base_paths, models)
         self._config = self._read_config()
         self._config_poll_wait = config_poll_wait_seconds
-        self._metrics = Metrics()
+        self._access_log = None if access_log is None else AccessLog(access_log)
+        self._observer = Observer(access_log=self._access_log)
         self._servables = Servables(
             self._config,
             file_system_poll_wait_seconds=file_system_poll_wait_seconds,
@@ -142,7 +146,7 @@ class ModelServer:
             timeout_seconds=rest_api_timeout_in_ms / 1000,
             admission=self._admission,
             cors=rest_api_enable_cors_support,
-            metrics=self._metrics,
+            observer=self._observer,
             prometheus_path=prometheus_path,
         )
         self._rest: RestServer | None = None
@@ -204,7 +208,7 @@ class ModelServer:
         server = make_server(
             self._servables,
             self._workers,
-            metrics=self._metrics,
+            observer=self._observer,
             health=self._health,
             admission=self._admission,
             check_reload=self._check_reload,
@@ -289,7 +293,9 @@ class ModelServer:
         if self._config_thread is not None:
             self._config_thread.join()
         self._servables.stop()
-        self._grpc = self._rest = None
+        if self._access_log is not None:
+            self._access_log.close()
+        self._grpc = self._rest = self._access_log = None
 
     def __enter__(self) -> ModelServer:
         self.start()

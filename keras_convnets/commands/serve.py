@@ -28,6 +28,7 @@ def add_flags(parser: Parser) -> None:
     add("--engine", choices=engines, help="default: tensorflow_model_server where it is on PATH, else tensorflow")
     add("--batching_parameters_file", metavar="FILE", help="a BatchingParameters")
     add("--monitoring_config_file", metavar="FILE", help="a MonitoringConfig: metrics for Prometheus")
+    add("--access_log", choices=("json",), help="a line of JSON on standard output for each request")
     seconds = (
         ("file_system_poll_wait_seconds", 1.0, "between two looks for versions; 0: look once"),
         ("model_config_file_poll_wait_seconds", 0.0, "between two readings of --model_config_file; 0: on SIGHUP only"),
@@ -79,7 +80,9 @@ def run(args: argparse.Namespace) -> None:
     load_tensorflow()
     from keras_convnets.export.serving import serve_forever
 
-    serve_forever(server, announce=lambda line: print(line, flush=True))
+    # Standard output holds the access log alone where there is one.
+    stream = sys.stderr if args.access_log else sys.stdout
+    serve_forever(server, announce=lambda line: print(line, file=stream, flush=True))
 
 
 COMMAND = Command(__doc__, add_flags, run)

@@ -24,7 +24,6 @@ from tensorflow_serving.apis import (
 
 from keras_convnets.export.serving.admission.limits import Limits
 from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
-from keras_convnets.export.serving.metrics import Metrics
 
 ROW = {"a": [1.0, 2.0], "b": 5, "s": {"b64": "b25l"}}
 VALUES = [
@@ -68,7 +67,7 @@ def server(tmp_path_factory):
     save_many(root / "many")
     save_examples(root / "examples")
     models = Models({name: SavedModelEngine(root / name) for name in ("many", "examples")})
-    with front_ends(models, metrics=Metrics(), cors=True, limits=Limits(max_request_bytes=10**6)) as ports:
+    with front_ends(models, cors=True, limits=Limits(max_request_bytes=10**6)) as ports:
         yield ports
 
 

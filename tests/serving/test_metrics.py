@@ -15,6 +15,7 @@ from tensorflow_serving.apis import (
 )
 
 from keras_convnets.export.serving.metrics import PROMETHEUS_PATH, Metrics
+from keras_convnets.export.serving.request_record import RequestRecord, recording
 from keras_convnets.export.serving.signatures import Signature, TensorInfo
 from keras_convnets.export.serving.status import Code
 
@@ -53,7 +54,7 @@ def series(text):
 
 @pytest.fixture
 def server():
-    with front_ends(Models({"m": Doubling()}), metrics=Metrics(), prometheus_path=PROMETHEUS_PATH) as ports:
+    with front_ends(Models({"m": Doubling()}), prometheus_path=PROMETHEUS_PATH) as ports:
         yield ports
 
 
@@ -65,15 +66,17 @@ def page(server):
 
 def counts(server):
     found = {}
+    pattern = r':tensorflow:serving:request_count\{model_name="(.*)",status="(.*)",model_version="(.*)"\}'
     for name, value in series(page(server)).items():
-        match = re.fullmatch(r':tensorflow:serving:request_count\{model_name="(.*)",status="(.*)"\}', name)
+        match = re.fullmatch(pattern, name)
         if match:
-            found[match[1], match[2]] = value
+            found[match.groups()] = value
     return found
 
 
 def latencies(server, kind="request"):
-    pattern = rf':tensorflow:serving:{kind}_latency_count\{{model_name="(.*)",API="(.*)",\w+="(.*)"\}}'
+    labels = r'model_name="(.*)",API="(.*)",\w+="(.*)",model_version="(.*)"'
+    pattern = rf":tensorflow:serving:{kind}_latency_count\{{{labels}\}}"
     matches = ((re.fullmatch(pattern, name), value) for name, value in series(page(server)).items())
     return {match.groups(): value for match, value in matches if match}
 
@@ -83,6 +86,7 @@ def test_the_page_before_any_request(server):
         "# TYPE :tensorflow:serving:request_count counter\n"
         "# TYPE :tensorflow:serving:request_latency histogram\n"
         "# TYPE :tensorflow:serving:runtime_latency histogram\n"
+        "# TYPE :keras_convnets:serving:batch_size histogram\n"
     )
 
 
@@ -91,7 +95,7 @@ def test_the_text_of_a_histogram():
     for seconds in (9e-6, 10e-6, 30e-6, 1e5):
         metrics.request_latency("m", "predict", "REST", seconds)
     lines = metrics.page().splitlines()
-    labels = 'model_name="m",API="predict",entrypoint="REST"'
+    labels = 'model_name="m",API="predict",entrypoint="REST",model_version=""'
     buckets = [line for line in lines if "_bucket" in line]
     assert buckets[:4] == [
         f':tensorflow:serving:request_latency_bucket{{{labels},le="{bound}"}} {count}'
@@ -120,16 +124,18 @@ def test_what_rest_counts(server):
     ):
         call(server, method, path)
     assert counts(server) == {
-        ("", "FAILED_PRECONDITION"): 1,
-        ("", "INVALID_ARGUMENT"): 1,
-        ("m", "INVALID_ARGUMENT"): 2,
-        ("m", "OK"): 3,
-        ('m \\"x\\"', "NOT_FOUND"): 1,
-        ("nope", "NOT_FOUND"): 1,
+        ("", "FAILED_PRECONDITION", ""): 1,
+        ("", "INVALID_ARGUMENT", ""): 1,
+        ("m", "INVALID_ARGUMENT", ""): 2,
+        # The status of all versions is asked of none of them.
+        ("m", "OK", ""): 1,
+        ("m", "OK", "1"): 2,
+        ('m \\"x\\"', "NOT_FOUND", ""): 1,
+        ("nope", "NOT_FOUND", ""): 1,
     }
-    rest = {("m", "predict", "REST"): 1, ("m", "regress", "REST"): 1, ("m", "", "REST"): 1}
+    rest = {("m", "predict", "REST", "1"): 1, ("m", "regress", "REST", "1"): 1, ("m", "", "REST", ""): 1}
     assert latencies(server) == rest
-    assert latencies(server, "runtime") == {("m", "Predict", "TF1"): 1, ("m", "Regress", "TF1"): 1}
+    assert latencies(server, "runtime") == {("m", "Predict", "TF1", "1"): 1, ("m", "Regress", "TF1", "1"): 1}
 
 
 def test_what_grpc_counts(server):
@@ -148,9 +154,9 @@ def test_what_grpc_counts(server):
     classification.model_spec.name = "nope"
     with pytest.raises(grpc.RpcError):
         stub.Classify(classification)
-    assert counts(server) == {("m", "OK"): 2, ("nope", "NOT_FOUND"): 1}
-    assert latencies(server) == {("m", "Predict", "GRPC"): 1, ("m", "Regress", "GRPC"): 1}
-    assert latencies(server, "runtime") == {("m", "Predict", "TF1"): 1, ("m", "Regress", "TF1"): 1}
+    assert counts(server) == {("m", "OK", "1"): 2, ("nope", "NOT_FOUND", ""): 1}
+    assert latencies(server) == {("m", "Predict", "GRPC", "1"): 1, ("m", "Regress", "GRPC", "1"): 1}
+    assert latencies(server, "runtime") == {("m", "Predict", "TF1", "1"): 1, ("m", "Regress", "TF1", "1"): 1}
 
 
 def test_the_path(server):
@@ -172,7 +178,34 @@ def test_invented_names_do_not_fill_the_memory():
     samples = series(metrics.page())
     assert len(samples) <= 1001
     assert sum(samples.values()) == 3001
-    assert samples[':tensorflow:serving:request_count{model_name="invented7",status="NOT_FOUND"}'] == 2
+    assert samples[':tensorflow:serving:request_count{model_name="invented7",status="NOT_FOUND",model_version=""}'] == 2
+
+
+def test_versions_that_come_and_go_do_not_fill_the_memory():
+    metrics = Metrics()
+    for version in range(3000):
+        metrics.batch_size("m", version, 1)
+    samples = series(metrics.page())
+    counted = [name for name in samples if name.startswith(":keras_convnets:serving:batch_size_count")]
+    assert len(counted) == 1001 and sum(samples[name] for name in counted) == 3000
+
+
+def test_a_batch_of_a_bucket_bound_belongs_to_it():
+    metrics = Metrics()
+    for rows in (1, 16, 17):
+        metrics.batch_size("m", 3, rows)
+    samples = series(metrics.page())
+    name = ':keras_convnets:serving:batch_size_bucket{model_name="m",model_version="3",le="%s"}'
+    assert [samples[name % bound] for bound in (1, 8, 16, 32, 4096, "+Inf")] == [1, 1, 2, 3, 3, 3]
+
+
+def test_a_counter_of_several_versions_is_one_to_a_reload():
+    metrics = Metrics()
+    for version in (1, 2, None):
+        record = RequestRecord("", "gRPC", "", version=version)
+        with recording(record):
+            metrics.count_request("m", Code.OK)
+    assert metrics.value("/tensorflow/serving/request_count") == 3
 
 
 def test_counting_from_many_threads():
@@ -188,7 +221,8 @@ def test_counting_from_many_threads():
         list(pool.map(count, range(8)))
     assert metrics.value("/tensorflow/serving/request_count") == 4000
     assert (
-        ':tensorflow:serving:runtime_latency_count{model_name="m",API="Predict",runtime="TF1"} 4000' in metrics.page()
+        ':tensorflow:serving:runtime_latency_count{model_name="m",API="Predict",runtime="TF1",model_version=""} 4000'
+        in metrics.page()
     )
     metrics.count_request("other", Code.OK)
     assert metrics.value("/tensorflow/serving/request_count") == 0, "two series: which of them?"

@@ -27,6 +27,7 @@ from keras_convnets.export.serving.engines.saved_model import SavedModelEngine
 from keras_convnets.export.serving.models import configuration
 from keras_convnets.export.serving.models.loader import Loader, log_failure
 from keras_convnets.export.serving.models.model import MAX_LOGGED, Model, Version, VersionStatus
+from keras_convnets.export.serving.request_record import current_record
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
 
 _log = logging.getLogger(__name__)
@@ -290,6 +291,7 @@ class Servables:
         found = self._acquire(model, version, label)
         try:
             assert found.engine is not None, "what is available is loaded"
+            current_record().version = found.number
             yield Servable(model, found.number, found.engine)
         finally:
             self._loader.release(model, found)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import logging
 import re
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from keras_convnets.display import printable
 from keras_convnets.export.serving.admission import costs
 from keras_convnets.export.serving.admission.admission import Admission
-from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.models.servables import Servables
+from keras_convnets.export.serving.observer import Observer
+from keras_convnets.export.serving.request_record import REQUEST_ID, RequestRecord
 from keras_convnets.export.serving.rest import routes
 from keras_convnets.export.serving.rest.body import PIECE_BYTES, Held, Unread, inflated, read_body
 from keras_convnets.export.serving.rest.verbs import VERBS, Asked, Service, Verb, json_bytes
@@ -49,7 +51,7 @@ class RestApp:
         timeout_seconds: after which a request is answered with 504.
         admission: admits requests; by default with the default limits.
         cors: whether pages of other origins may read the answers.
-        metrics: what requests are counted in.
+        observer: counts, logs and traces requests.
         prometheus_path: where the metrics are shown; None for nowhere.
     """
 
@@ -61,7 +63,7 @@ class RestApp:
         timeout_seconds: float = 30.0,
         admission: Admission | None = None,
         cors: bool = False,
-        metrics: Metrics | None = None,
+        observer: Observer | None = None,
         prometheus_path: str | None = None,
     ):
         self._executor = executor
@@ -69,7 +71,8 @@ class RestApp:
         self._admission = admission or Admission()
         self._limits = self._admission.limits
         self._cors = _CORS if cors else []
-        self._metrics = metrics or Metrics()
+        self._observer = observer or Observer()
+        self._metrics = self._observer.metrics
         self._service = Service(servables, self._admission, self._metrics)
         self._prometheus_path = prometheus_path
 
@@ -81,22 +84,35 @@ class RestApp:
     ) -> None:
         """Answer one request."""
         target = _target(scope)
+        client, headers = scope.get("client"), _texts(scope["headers"])
+        peer = f"{client[0]}:{client[1]}" if client else ""
+        with self._observer.request("REST", f"{scope['method']} {target}", peer, headers) as record:
+            await self._answered(scope, target, receive, _Answer(send, record))
+
+    async def _answered(
+        self, scope: dict[str, Any], target: str, receive: Callable[[], Awaitable[Message]], answer: _Answer
+    ) -> None:
         if self._prometheus_path is not None and target.partition("?")[0] == self._prometheus_path:
             status, text = self._page(target)
-            await _send(send, status, text.encode("utf-8", "surrogateescape"), [(b"content-type", b"text/plain")])
+            await answer.send(status, text.encode("utf-8", "surrogateescape"), [(b"content-type", b"text/plain")])
         elif not routes.is_handled(target):
             headers = [(b"content-type", b"text/html; charset=ISO-8859-1"), *_CLOSE]
-            await _send(send, 404, _NOT_FOUND, headers)
+            answer.record.fail(Code.NOT_FOUND, "Not Found")
+            await answer.send(404, _NOT_FOUND, headers)
         else:
             held = Held(self._admission)
             try:
                 body = await read_body(receive, held, self._limits)
-                if body is not None:
-                    status, answer, headers = await self._answer(scope, target, body, held)
+                if body is None:
+                    answer.record.fail(Code.CANCELLED, "The client left before its request was received.")
+                else:
+                    answer.record.request_bytes = len(body)
+                    status, content, headers = await self._answer(scope, target, body, held, answer.record)
                     del body
-                    await _send(send, status, answer, [*headers, *self._cors])
+                    await answer.send(status, content, [*headers, *self._cors])
             except Unread as error:
-                await _send(send, error.status, _error_body(str(error)), [*_JSON, *self._cors, *_CLOSE])
+                answer.record.fail(error.code, str(error))
+                await answer.send(error.status, _error_body(str(error)), [*_JSON, *self._cors, *_CLOSE])
             finally:
                 held.release()
 
@@ -106,40 +122,44 @@ class RestApp:
         return 200, self._metrics.page()
 
     async def _answer(
-        self, scope: dict[str, Any], target: str, body: bytes, held: Held
+        self, scope: dict[str, Any], target: str, body: bytes, held: Held, record: RequestRecord
     ) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
         """Answer a request of the REST interface and count it; returns status, body and headers."""
         began = time.monotonic()
         method, headers = scope["method"], dict(scope["headers"])
         if method == "OPTIONS":
-            code = Code.OK if _ORIGIN.search(headers.get(b"origin", b"")) else Code.FAILED_PRECONDITION
-            self._metrics.count_request("", code)
-            return code.http_status, b"", []
+            if not _ORIGIN.search(headers.get(b"origin", b"")):
+                record.fail(Code.FAILED_PRECONDITION, "OPTIONS without an origin")
+            self._metrics.count_request("", record.code)
+            return record.code.http_status, b"", []
         route = routes.NO_ROUTE
         try:
             route = routes.parse(method, target)
+            record.model, record.api = route.asked.model, route.verb
             if not route.verb:
                 # The bytes as they came, in the answer as well.
                 path = target.encode("latin-1").decode("utf-8", "surrogateescape")
                 raise invalid_argument(f"Malformed request: {method} {path}")
             gzipped = headers.get(b"content-encoding", b"").strip().lower() == b"gzip"
-            status, code, answer = 200, Code.OK, await self._done(VERBS[route.verb], route.asked, body, gzipped, held)
+            status, answer = 200, await self._done(VERBS[route.verb], route.asked, body, gzipped, held)
         except routes.VersionOverflow as error:
-            route = routes.Route("", Asked(error.model))
-            status, code, answer = 400, Code.INVALID_ARGUMENT, b""
+            record.model = error.model
+            record.fail(Code.INVALID_ARGUMENT, "The version does not fit 64 bits")
+            status, answer = 400, b""
         except ServingError as error:
-            status, code, answer = error.http_status, error.code, _error_body(error.message)
+            record.fail(error.code, error.message)
+            status, answer = error.http_status, _error_body(error.message)
         except TimeoutError:
-            status, code = 504, Code.DEADLINE_EXCEEDED
-            answer = _error_body(f"Timed out after {self._timeout * 1000:.0f} ms")
+            record.fail(Code.DEADLINE_EXCEEDED, f"Timed out after {self._timeout * 1000:.0f} ms")
+            status, answer = 504, _error_body(record.error)
         except Exception as error:
-            _log.exception("Answering %s %s failed", method, printable(target, MAX_NAME))
-            status, code = 500, Code.INTERNAL
-            answer = _error_body(f"Internal error: {type(error).__name__}: {error}")
-        self._metrics.count_request(route.asked.model, code)
-        if code is Code.OK:
+            _log.exception("Answering %s %s, request %s, failed", method, printable(target, MAX_NAME), record.id)
+            record.fail(Code.INTERNAL, f"Internal error: {type(error).__name__}: {error}")
+            status, answer = 500, _error_body(record.error)
+        self._metrics.count_request(record.model, record.code)
+        if record.code is Code.OK:
             api = route.verb if method == "POST" else ""
-            self._metrics.request_latency(route.asked.model, api, "REST", time.monotonic() - began)
+            self._metrics.request_latency(record.model, api, "REST", time.monotonic() - began)
         return status, answer, _JSON
 
     async def _done(self, verb: Verb, asked: Asked, body: bytes, gzipped: bool, held: Held) -> bytes:
@@ -147,7 +167,9 @@ class RestApp:
             return verb.answer(self._service, asked, body)
         if verb.runs_model:
             held.enter()
-        work = self._executor.submit(self._work, verb, asked, body, gzipped, time.monotonic() + self._timeout)
+        # In the request's own context, so that its record is known in the thread.
+        run = contextvars.copy_context().run
+        work = self._executor.submit(run, self._work, verb, asked, body, gzipped, time.monotonic() + self._timeout)
         # Its memory is in use until the work is done, even if an error was sent meanwhile.
         held.release_after(work)
         # Work that has not started by then is cancelled.
@@ -190,13 +212,29 @@ def _error_body(message: str) -> bytes:
     return json_bytes({"error": message})
 
 
-async def _send(
-    send: Callable[[Message], Awaitable[None]], status: int, body: bytes, headers: list[tuple[bytes, bytes]]
-) -> None:
-    length = (b"content-length", str(len(body)).encode("ascii"))
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    # In pieces, each of which waits until most of those before it were taken: what a slow reader has not taken yet is
-    # not kept twice.
-    for at in range(0, max(len(body), 1), PIECE_BYTES):
-        piece, more = body[at : at + PIECE_BYTES], at + PIECE_BYTES < len(body)
-        await send({"type": "http.response.body", "body": piece, "more_body": more})
+def _texts(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+
+
+class _Answer:
+    """Sends the answer to a request, and notes it.
+
+    Args:
+        send: ASGI's `send`.
+        record: of the request.
+    """
+
+    def __init__(self, send: Callable[[Message], Awaitable[None]], record: RequestRecord):
+        self._send = send
+        self.record = record
+
+    async def send(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        self.record.http_status, self.record.response_bytes = status, len(body)
+        length = (b"content-length", str(len(body)).encode("ascii"))
+        own = (REQUEST_ID.encode("ascii"), self.record.id.encode("ascii"))
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, own, length]})
+        # In pieces, each of which waits until most of those before it were taken: what a slow reader has not taken yet
+        # is not kept twice.
+        for at in range(0, max(len(body), 1), PIECE_BYTES):
+            piece, more = body[at : at + PIECE_BYTES], at + PIECE_BYTES < len(body)
+            await self._send({"type": "http.response.body", "body": piece, "more_body": more})

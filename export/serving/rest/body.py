@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_convnets.export.serving.admission.admission import Admission
 from keras_convnets.export.serving.admission.limits import Limits
-from keras_convnets.export.serving.status import ServingError
+from keras_convnets.export.serving.status import Code, ServingError
 
 # Timeout between two chunks of a body.
 BODY_SECONDS = 75.0
@@ -54,9 +54,10 @@ class Held:
 class Unread(Exception):
     """A body that was not read completely, and the response."""
 
-    def __init__(self, status: int, text: str):
+    def __init__(self, status: int, code: Code, text: str):
         super().__init__(text)
         self.status = status
+        self.code = code
 
 
 async def read_body(receive: Callable[[], Awaitable[dict[str, Any]]], held: Held, limits: Limits) -> bytes | None:
@@ -76,7 +77,9 @@ async def read_body(receive: Callable[[], Awaitable[dict[str, Any]]], held: Held
             async with asyncio.timeout(BODY_SECONDS):
                 message = await receive()
         except TimeoutError:
-            raise Unread(408, f"No more of the request came for {BODY_SECONDS:.0f} seconds") from None
+            raise Unread(
+                408, Code.DEADLINE_EXCEEDED, f"No more of the request came for {BODY_SECONDS:.0f} seconds"
+            ) from None
         if message["type"] == "http.disconnect":
             return None
         chunk = message.get("body", b"")
@@ -84,7 +87,7 @@ async def read_body(receive: Callable[[], Awaitable[dict[str, Any]]], held: Held
             limits.check_bytes(held.bytes + len(chunk), "The request is too large")
             held.acquire(len(chunk))
         except ServingError as error:
-            raise Unread(error.http_status, error.message) from None
+            raise Unread(error.http_status, error.code, error.message) from None
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)

@@ -15,11 +15,12 @@ from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_p
 from keras_convnets.errors import UserError
 from keras_convnets.export.serving.admission import costs
 from keras_convnets.export.serving.admission.admission import Admission
-from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.models.servables import Servables
+from keras_convnets.export.serving.observer import Observer
+from keras_convnets.export.serving.request_record import REQUEST_ID, RequestRecord
 from keras_convnets.export.serving.rpc.service import ModelService, PredictionService, until
 from keras_convnets.export.serving.scheduling.deadline import deadline
-from keras_convnets.export.serving.status import ServingError
+from keras_convnets.export.serving.status import Code, ServingError
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 # Methods that run a model, in contrast to status and metadata.
@@ -36,10 +37,12 @@ class _Admitting(grpc.ServerInterceptor):
 
     Args:
         admission: admits requests.
+        observer: counts, logs and traces requests.
     """
 
-    def __init__(self, admission: Admission):
+    def __init__(self, admission: Admission, observer: Observer):
         self._admission = admission
+        self._observer = observer
 
     def intercept_service(self, continuation: Callable[..., Any], details: grpc.HandlerCallDetails) -> Any:
         """Return the method's handler, converted to a stream of requests."""
@@ -48,24 +51,39 @@ class _Admitting(grpc.ServerInterceptor):
             return handler
         # The deserializer is a class method of the message.
         kind = handler.request_deserializer.__self__
-        answer = functools.partial(self._answer, handler.unary_unary, kind, details.method in _WORK)
+        answer = functools.partial(self._answer, handler.unary_unary, kind, details.method)
         return grpc.stream_unary_rpc_method_handler(answer, None, handler.response_serializer)
 
-    def _answer(
-        self, method: Callable[..., Any], kind: Any, counts: bool, messages: Iterator[bytes], context: Any
+    def _answer(self, method: Callable[..., Any], kind: Any, name: str, messages: Iterator[bytes], context: Any) -> Any:
+        metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}
+        with self._observer.request("gRPC", name, context.peer(), metadata) as record:
+            context.set_trailing_metadata(((REQUEST_ID, record.id),))
+            return self._admitted(method, kind, name in _WORK, messages, context, record)
+
+    def _admitted(
+        self,
+        method: Callable[..., Any],
+        kind: Any,
+        counts: bool,
+        messages: Iterator[bytes],
+        context: Any,
+        record: RequestRecord,
     ) -> Any:
         try:
             with deadline(until(context)):
                 with self._admission.receiving(context.cancel):
                     data = next(messages, b"")
+                record.request_bytes = len(data)
                 with self._counted() if counts else contextlib.nullcontext():
                     return self._parsed(method, kind, data, context)
         except ServingError as error:
-            code, details = grpc.StatusCode[error.code.name], error.grpc_details
+            record.fail(error.code, error.message)
+            details = error.grpc_details
         except DecodeError:
             # gRPC's own message.
-            code, details = grpc.StatusCode.INTERNAL, "Exception deserializing request!"
-        context.abort(code, details)
+            details = "Exception deserializing request!"
+            record.fail(Code.INTERNAL, details)
+        context.abort(grpc.StatusCode[record.code.name], details)
 
     def _parsed(self, method: Callable[..., Any], kind: Any, data: bytes, context: Any) -> Any:
         admission, size = self._admission, len(data)
@@ -91,7 +109,7 @@ def make_server(
     servables: Servables,
     workers: int,
     *,
-    metrics: Metrics | None = None,
+    observer: Observer | None = None,
     health: bool = False,
     admission: Admission | None = None,
     check_reload: Callable[[Any], None] = lambda config: None,
@@ -102,7 +120,7 @@ def make_server(
     Args:
         servables: the models.
         workers: maximum number of concurrent requests.
-        metrics: what requests are counted in.
+        observer: counts, logs and traces requests.
         health: whether to answer `grpc.health.v1` too: the server as a whole ("") is serving.
         admission: admits requests; by default with the default limits.
         check_reload: raises ServingError for a configuration that clients may not have served.
@@ -111,8 +129,8 @@ def make_server(
     Raises:
         UserError: the health service is wanted and its package is not installed.
     """
-    metrics, admission = metrics or Metrics(), admission or Admission()
-    limits = admission.limits
+    observer, admission = observer or Observer(), admission or Admission()
+    metrics, limits = observer.metrics, admission.limits
     chosen: dict[str, int | str] = {
         # Of a compressed message too, before it is inflated to more.
         "grpc.max_receive_message_length": min(limits.max_request_bytes or MAX_MESSAGE_BYTES, MAX_MESSAGE_BYTES),
@@ -124,7 +142,7 @@ def make_server(
     chosen.update(options)
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="grpc"),
-        interceptors=[_Admitting(admission)],
+        interceptors=[_Admitting(admission, observer)],
         maximum_concurrent_rpcs=limits.max_connections or None,
         options=list(chosen.items()),
     )

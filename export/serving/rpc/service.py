@@ -24,6 +24,7 @@ from tensorflow_serving.apis import (
 from keras_convnets.export.serving.admission.admission import Admission
 from keras_convnets.export.serving.metrics import Metrics
 from keras_convnets.export.serving.models.servables import Servables
+from keras_convnets.export.serving.request_record import current_record
 from keras_convnets.export.serving.rpc import methods
 from keras_convnets.export.serving.scheduling.deadline import deadline
 from keras_convnets.export.serving.status import Code, ServingError, invalid_argument
@@ -47,23 +48,27 @@ def _answers(
     def decorate(method: Callable[..., Any]) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
         @functools.wraps(method)
         def wrapped(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
-            began = time.monotonic()
-            response, code, details = None, Code.OK, ""
+            began, record = time.monotonic(), current_record()
+            response, details = None, ""
+            if hasattr(request, "model_spec"):
+                record.model = request.model_spec.name
+            record.api = api or ""
             try:
                 with deadline(until(context)):
                     response = method(self, request, context) if with_context else method(self, request)
             except ServingError as error:
-                code, details = error.code, error.grpc_details
+                record.fail(error.code, error.message)
+                details = error.grpc_details
             except Exception as error:
-                _log.exception("Answering %s failed", method.__name__)
-                code, details = Code.INTERNAL, f"Internal error: {type(error).__name__}: {error}"
+                _log.exception("Answering %s, request %s, failed", method.__name__, record.id)
+                details = f"Internal error: {type(error).__name__}: {error}"
+                record.fail(Code.INTERNAL, details)
             if api is not None:
-                model = request.model_spec.name
-                self._metrics.count_request(model, code)
-                if code is Code.OK:
-                    self._metrics.request_latency(model, api, "GRPC", time.monotonic() - began)
-            if code is not Code.OK:
-                context.abort(grpc.StatusCode[code.name], details)
+                self._metrics.count_request(record.model, record.code)
+                if record.code is Code.OK:
+                    self._metrics.request_latency(record.model, api, "GRPC", time.monotonic() - began)
+            if record.code is not Code.OK:
+                context.abort(grpc.StatusCode[record.code.name], details)
             return response
 
         return wrapped

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from keras_convnets.errors import UserError
+from keras_convnets.export.serving.request_record import current_record
 from keras_convnets.export.serving.scheduling.concurrency import ConcurrencyLimit
 from keras_convnets.export.serving.scheduling.deadline import check_deadline
 from keras_convnets.export.serving.scheduling.scheduler import Execute, Graph, Tensors
@@ -174,7 +175,8 @@ class _Queue:
         # A batch is compiled for the signature's shapes; inputs of other shapes are run alone.
         if self._in_rows and all(info.fits(inputs[alias].shape) for alias, info in self._signature.inputs.items()):
             try:
-                outputs = self._batched()(*(tf.constant(inputs[alias]) for alias in sorted(inputs)))
+                *outputs, places = self._batched()(*(tf.constant(inputs[alias]) for alias in sorted(inputs)))
+                _note_batches(places.numpy())
                 check_deadline()
                 return {alias: array.numpy() for alias, array in zip(self._signature.outputs, outputs, strict=True)}
             except (tf.errors.OpError, ValueError, TypeError) as error:
@@ -210,7 +212,11 @@ class _Queue:
             if _log.isEnabledFor(logging.DEBUG):
                 tf.numpy_function(_log_rows, [tf.shape(tensors[0])[0]], [])
             answers = self._graph(**dict(zip(aliases, tensors, strict=True)))
-            return [answers[alias] for alias in outputs]
+            # Each row's place in its batch, and the batch's rows. Counting in Python instead would make each batch wait
+            # for the interpreter.
+            rows = tf.shape(tensors[0])[0]
+            places = tf.stack([tf.range(rows), tf.fill([rows], rows)], axis=1)
+            return [*(answers[alias] for alias in outputs), places]
 
         function = single.get_concrete_function()
         queue_name = self._batching.queue_name(self)
@@ -220,6 +226,14 @@ class _Queue:
             autograph=False,
         )
         return together.get_concrete_function()
+
+
+def _note_batches(places: np.ndarray) -> None:
+    """Note in the request's record in which batches it ran, and which of them it began, so that each counts once."""
+    record = current_record()
+    if len(places):
+        record.batch_size = int(places[-1, 1])
+        record.batches_begun += places[places[:, 0] == 0, 1].tolist()
 
 
 def graph_of(execute: Execute, signature: Signature) -> Graph:
