@@ -35,6 +35,10 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
     classify: `inputs`, string [batch], serialised tf.Examples with `image/encoded` -> `classes` and `scores`, as
         TensorFlow Serving's Classify call wants them.
     features: `image_bytes` -> `features`, float32 [batch, d]; only of a network that gives them.
+    cam: `image_bytes` -> `classes` and `scores` as of top_k; `maps`, float32 [batch, k, h, w], the classes'
+        class-activation maps, each position's part of the score before the softmax; `region`, float32 [batch, 4], the
+        part of the image that the network sees: top, left, bottom and right in fractions of its height and width. Only
+        of a network that ends in global average pooling and one fully connected layer.
 
     All of them call one inference function, and the weights are stored once. Decoding, resizing by the card's
     view and normalisation are inside; EXIF orientation is ignored, so clients turn their images before they send them.
@@ -48,13 +52,16 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
     """
     import tensorflow as tf
 
-    from keras_convnets.images.resizing import encoded_views
+    from keras_convnets.export.class_activation import with_feature_maps
+    from keras_convnets.images.resizing import encoded_views, encoded_views_and_regions
 
     module = tf.Module()
+    mapped = with_feature_maps(network)
+    network = network if mapped is None else mapped[0]
     # The weights stay variables. As constants they gain nothing measurable on a folded network, whose convolution,
     # bias, sum and ReLU are fused into one operation either way, and every signature has its own copies:
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
-    module.weights, infer = _weights_and_inference(network, len(network.weights) > MOST_VARIABLES)
+    module.weights, infer, value_of = _weights_and_inference(network, len(network.weights) > MOST_VARIABLES)
     # Both are separate functions, so that the signatures share their traces.
     module.infer = tf.function(infer, input_signature=[_pixels(card.view)], autograph=False)
     module.view = encoded_views(card.view)
@@ -62,7 +69,11 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
     def infer_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         return module.infer(module.view(image_bytes))
 
-    tf.saved_model.save(module, str(folder), signatures=_signatures(card, infer_encoded, module.infer))
+    signatures = _signatures(card, infer_encoded, module.infer)
+    if mapped is not None:
+        module.view_and_region = encoded_views_and_regions(card.view)
+        signatures["cam"] = _cam(card, module, lambda: value_of(mapped[1]))
+    tf.saved_model.save(module, str(folder), signatures=signatures)
 
 
 def write_committee(networks: Sequence[keras.Model], card: ModelCard, folder: Path) -> None:
@@ -84,10 +95,10 @@ def write_committee(networks: Sequence[keras.Model], card: ModelCard, folder: Pa
     different = list(dict.fromkeys(views))
     packed = sum(len(network.weights) for network in networks) > MOST_VARIABLES
     parts = [_weights_and_inference(network, packed) for network in networks]
-    module.weights = [weights for weights, _ in parts]
+    module.weights = [weights for weights, _, _ in parts]
     module.members = [
         tf.function(infer, input_signature=[_pixels(view)], autograph=False)
-        for view, (_, infer) in zip(views, parts, strict=True)
+        for view, (_, infer, _) in zip(views, parts, strict=True)
     ]
     module.view = encoded_in_each(different)
 
@@ -112,25 +123,51 @@ def _encoded() -> tf.TensorSpec:
     return tf.TensorSpec([None], tf.string, name="image_bytes")
 
 
-def _weights_and_inference(network: keras.Model, packed: bool) -> tuple[list[tf.Variable], Callable[[tf.Tensor], dict]]:
-    """Return the variables to store, all weights in one where they are packed, and the network reading them."""
+def _weights_and_inference(
+    network: keras.Model, packed: bool
+) -> tuple[list[tf.Variable], Callable[[tf.Tensor], dict], Callable[[keras.Variable], tf.Tensor]]:
+    """Return the variables to store, one where they are packed; the network that reads them; and any weight of it."""
     import tensorflow as tf
 
     if not packed:
-        return [weight.value for weight in network.weights], lambda images: network(images, training=False)
+        variables = [weight.value for weight in network.weights]
+        return variables, lambda images: network(images, training=False), lambda weight: weight.value
     shapes = [weight.shape for weight in network.weights]
     sizes = [int(np.prod(shape)) for shape in shapes]
-    packed = tf.Variable(np.concatenate([np.ravel(weight.value) for weight in network.weights]), name="weights")
+    stored = tf.Variable(np.concatenate([np.ravel(weight.value) for weight in network.weights]), name="weights")
     trainable = {id(weight) for weight in network.trainable_variables}
 
+    def values() -> list[tf.Tensor]:
+        return [tf.reshape(part, shape) for part, shape in zip(tf.split(stored, sizes), shapes, strict=True)]
+
     def infer(images: tf.Tensor) -> dict:
-        values = [tf.reshape(part, shape) for part, shape in zip(tf.split(packed, sizes), shapes, strict=True)]
-        given = list(zip(network.weights, values, strict=True))
+        given = list(zip(network.weights, values(), strict=True))
         first = [value for weight, value in given if id(weight) in trainable]
         second = [value for weight, value in given if id(weight) not in trainable]
         return network.stateless_call(first, second, images, training=False)[0]
 
-    return [packed], infer
+    def value_of(wanted: keras.Variable) -> tf.Tensor:
+        return next(value for weight, value in zip(network.weights, values(), strict=True) if weight is wanted)
+
+    return [stored], infer, value_of
+
+
+def _cam(card: ModelCard, module: tf.Module, kernel: Callable[[], tf.Tensor]) -> Callable:
+    """Return the signature of class-activation maps; the kernel is the classifier's."""
+    import tensorflow as tf
+
+    from keras_convnets.export.class_activation import FEATURE_MAPS, class_activation_maps
+
+    names, k = tf.constant(card.class_names), min(TOP_K, len(card.class_names))
+
+    def cam(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, region = module.view_and_region(image_bytes)
+        answers = module.infer(images)
+        scores, indices = tf.math.top_k(answers["probabilities"], k)
+        maps = class_activation_maps(answers[FEATURE_MAPS], kernel(), indices)
+        return {"classes": tf.gather(names, indices), "scores": scores, "maps": maps, "region": region}
+
+    return tf.function(cam, input_signature=[_encoded()], autograph=False)
 
 
 def _signatures(

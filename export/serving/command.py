@@ -42,6 +42,7 @@ _LOCAL = {
     "max_queued_requests": None,
     "reload_folders": ["/"],
     "access_log": None,
+    "page": False,
     **dict.fromkeys(_LIMITS, 0),
 }
 _LOCAL_HOST = "127.0.0.1"
@@ -181,6 +182,7 @@ def make_local_server(flags: Mapping[str, Any]) -> ModelServer:
         config_poll_wait_seconds=wait,
         prometheus_path=flag_files.read_monitoring(monitoring) if monitoring else None,
         access_log=sys.stdout if flags["access_log"] else None,
+        page=flags["page"] is not False,
     )
 
 

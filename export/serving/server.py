@@ -66,6 +66,7 @@ class ModelServer:
         rest_api_enable_cors_support: let pages of other origins read the answers.
         prometheus_path: where REST shows metrics; None for nowhere.
         enable_grpc_healthcheck_service: answer grpc.health.v1 too.
+        page: whether "/" is a page that classifies photographs with the models.
         access_log: a text stream that gets a line of JSON for each request; None for no access log.
         limits: how much a client may ask for.
         reload_folders: folders whose models a client may have served through HandleReloadConfigRequest. By default the
@@ -106,6 +107,7 @@ class ModelServer:
         rest_api_enable_cors_support: bool = False,
         prometheus_path: str | None = None,
         enable_grpc_healthcheck_service: bool = False,
+        page: bool = True,
         access_log: TextIO | None = None,
         limits: Limits | None = None,
         reload_folders: Sequence[str | os.PathLike[str]] | None = None,
@@ -148,6 +150,7 @@ class ModelServer:
             cors=rest_api_enable_cors_support,
             observer=self._observer,
             prometheus_path=prometheus_path,
+            has_page=page,
         )
         self._rest: RestServer | None = None
         self._grpc: grpc.Server | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -44,6 +45,16 @@ def bind(host: str, port: int, flag: str) -> socket.socket:
         bound.close()
         raise port_error(host, port, flag, error) from error
     return bound
+
+
+def free_port(wanted: int) -> int:
+    """Return a port of this machine, or a free one if it is in use or does not exist."""
+    for port in (wanted, 0):
+        with contextlib.suppress(OSError, OverflowError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return probe.getsockname()[1]
+    return wanted
 
 
 def add_unix_socket(server: grpc.Server, path: str) -> None:

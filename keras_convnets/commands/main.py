@@ -16,7 +16,7 @@ from keras_convnets.errors import Diverged, Interrupted, UserError, unknown_name
 from keras_convnets.version import __version__
 
 # Each is a module of this package that defines `COMMAND` and is imported on first use.
-COMMANDS = ("models", "info", "data", "train", "evaluate", "predict", "export", "repo", "serve", "quickstart")
+COMMANDS = ("models", "info", "data", "train", "evaluate", "predict", "export", "repo", "serve", "demo", "quickstart")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -118,7 +118,9 @@ def _command(arguments: list[str]) -> int:
 @contextlib.contextmanager
 def _endpoint(repository: str, name: str) -> Iterator[tuple[str, str, subprocess.Popen]]:
     """Serve the model in a subprocess; yield its gRPC URL, its REST URL and the process."""
-    grpc_port, rest_port = _free_port(8500), _free_port(8501)
+    from keras_convnets.export.serving.sockets import free_port
+
+    grpc_port, rest_port = free_port(8500), free_port(8501)
     serve = ["serve", repository, "--model_name", name, "--port", str(grpc_port), "--rest_api_port", str(rest_port)]
     _show(serve)
     server = subprocess.Popen([sys.executable, "-m", "keras_convnets", *serve])
@@ -175,19 +177,6 @@ def _accuracy(url: str) -> tuple[float, int]:
         _step(["evaluate", url, "--dataset", NAME, "--batch_size", "60", "--json", path])
         result = json.loads(Path(path).read_text(encoding="utf-8"))[url]
     return result["top1"], result["n"]
-
-
-def _free_port(wanted: int) -> int:
-    """Return the wanted port, or a free one if it is in use."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    return wanted
 
 
 def _wait_until_open(server: subprocess.Popen, ports: tuple[int, ...]) -> None:

@@ -28,6 +28,8 @@ def add_flags(parser: Parser) -> None:
     add("--engine", choices=engines, help="default: tensorflow_model_server where it is on PATH, else tensorflow")
     add("--batching_parameters_file", metavar="FILE", help="a BatchingParameters")
     add("--monitoring_config_file", metavar="FILE", help="a MonitoringConfig: metrics for Prometheus")
+    page = "whether / is a page that classifies photographs; default: true"
+    add("--page", nargs="?", const=True, type=switch, metavar="true|false", help=page)
     add("--access_log", choices=("json",), help="a line of JSON on standard output for each request")
     seconds = (
         ("file_system_poll_wait_seconds", 1.0, "between two looks for versions; 0: look once"),

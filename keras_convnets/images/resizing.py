@@ -36,24 +36,46 @@ def apply_view(image: tf.Tensor, view: View) -> tf.Tensor:
     Returns:
         uint8 [crop height, crop width, 3].
     """
-    resize, crop = view.resize, list(view.crop)
+    crop = list(view.crop)
     height_width = tf.shape(image)[:2]
 
     def read(window: tf.Tensor) -> tf.Tensor:
         return tf.slice(image, tf.pad(window[:2], [[0, 1]]), tf.pad(window[2:], [[0, 1]], constant_values=3))
 
     def resized_and_cropped() -> tf.Tensor:
-        scaled = scaled_size(height_width, resize)
-        if max(crop) > resize:
-            # Of an input that is not square; both sides of the image must cover it.
-            sides = tf.cast(height_width, tf.float64)
-            larger = tf.cast(tf.round(sides * tf.reduce_max(tf.cast(crop, tf.float64) / sides)), tf.int64)
-            scaled = tf.where(tf.reduce_all(scaled >= crop), scaled, tf.maximum(larger, crop))
-        corner = (scaled - crop) // 2
-        return crop_of_resized(height_width, read, scaled, corner, crop, view.kernel, view.antialias, NEAR * resize)
+        scaled, corner = _scaled_and_corner(height_width, view)
+        near = NEAR * view.resize
+        return crop_of_resized(height_width, read, scaled, corner, crop, view.kernel, view.antialias, near)
 
-    as_it_is = tf.reduce_all(height_width == crop) & (min(crop) == resize)
+    as_it_is = tf.reduce_all(height_width == crop) & (min(crop) == view.resize)
     return tf.ensure_shape(tf.cond(as_it_is, lambda: image, resized_and_cropped), [*crop, 3])
+
+
+def seen_region(height_width: tf.Tensor, view: View) -> tf.Tensor:
+    """Return the part of an image that enters the network.
+
+    Args:
+        height_width: int32 [2], of the image.
+        view: how it is resized and cropped.
+
+    Returns:
+        float32 [4]: top, left, bottom and right of the crop, in fractions of the image's height and width.
+    """
+    scaled, corner = _scaled_and_corner(height_width, view)
+    ends = tf.concat([corner, corner + list(view.crop)], 0)
+    return tf.cast(tf.cast(ends, tf.float64) / tf.cast(tf.tile(scaled, [2]), tf.float64), tf.float32)
+
+
+def _scaled_and_corner(height_width: tf.Tensor, view: View) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return an image's size after resizing, and the top and left of the crop in it, both int64 [2]."""
+    crop = list(view.crop)
+    scaled = scaled_size(height_width, view.resize)
+    if max(crop) > view.resize:
+        # Of an input that is not square; both sides of the image must cover it.
+        sides = tf.cast(height_width, tf.float64)
+        larger = tf.cast(tf.round(sides * tf.reduce_max(tf.cast(crop, tf.float64) / sides)), tf.int64)
+        scaled = tf.where(tf.reduce_all(scaled >= crop), scaled, tf.maximum(larger, crop))
+    return scaled, (scaled - crop) // 2
 
 
 def scaled_size(height_width: tf.Tensor, shorter: tf.Tensor | float) -> tf.Tensor:
@@ -198,6 +220,23 @@ def encoded_views(view: View) -> tf.types.experimental.PolymorphicFunction:
     """Return the function from encoded images, string [batch], to a network's input, uint8 [batch, H, W, 3]."""
     views = _views_of([view])
     return tf.function(lambda image_bytes: views(image_bytes)[0], input_signature=_ENCODED, autograph=False)
+
+
+def encoded_views_and_regions(view: View) -> tf.types.experimental.PolymorphicFunction:
+    """Return the function from encoded images, string [batch], to (network's input, seen region of each image).
+
+    The input is uint8 [batch, H, W, 3], the regions float32 [batch, 4] as of `seen_region`.
+    """
+
+    def viewed(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image = decode_image(data)
+        return apply_view(image, view), seen_region(tf.shape(image)[:2], view)
+
+    def views(image_bytes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        given = tf.TensorSpec([*view.crop, 3], tf.uint8), tf.TensorSpec([4], tf.float32)
+        return tf.map_fn(viewed, image_bytes, fn_output_signature=given, parallel_iterations=DECODED_AT_ONCE)
+
+    return tf.function(views, input_signature=_ENCODED, autograph=False)
 
 
 def encoded_in_each(given: Sequence[View]) -> tf.types.experimental.PolymorphicFunction:

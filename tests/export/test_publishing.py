@@ -64,6 +64,7 @@ def test_signatures_have_our_names(published):
         "top_k": ({"image_bytes"}, {"classes", "scores"}),
         "classify": ({"inputs"}, {"classes", "scores"}),
         "features": ({"image_bytes"}, {"features"}),
+        "cam": ({"image_bytes"}, {"classes", "scores", "maps", "region"}),
     }
     assert signatures["predict_images"].structured_input_signature[1]["images"].dtype == tf.uint8
 

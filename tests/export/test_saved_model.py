@@ -13,12 +13,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
 from PIL import Image
 from sklearn import datasets
 from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_convnets import CIFARPlainNet, ResNet18
 from keras_convnets.card import card_of_model
+from keras_convnets.export.class_activation import with_feature_maps
 from keras_convnets.export.folding import inference_network
 from keras_convnets.export.formats import saved_model
 from keras_convnets.export.formats.saved_model import write_saved_model
@@ -78,6 +80,7 @@ def test_a_network_of_very_many_weights_keeps_them_in_one_variable(monkeypatch, 
     network, card = inference_network(model), card_of_model(model)
     expected = network(images)["probabilities"]
     assert 0.4 < np.max(expected) < 0.9
+    maps = []
     for most, count in ((len(network.weights), len(network.weights)), (len(network.weights) - 1, 1)):
         monkeypatch.setattr(saved_model, "MOST_VARIABLES", most)
         write_saved_model(network, card, tmp_path / str(count))
@@ -85,6 +88,10 @@ def test_a_network_of_very_many_weights_keeps_them_in_one_variable(monkeypatch, 
         assert len(loaded.weights) == count
         got = loaded.signatures["predict_images"](images=tf.constant(images))["probabilities"]
         np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
+        encoded = tf.stack([tf.io.encode_png(image) for image in images])
+        maps.append(loaded.signatures["cam"](image_bytes=encoded)["maps"].numpy())
+    assert np.ptp(maps[0]) > 0.1
+    np.testing.assert_allclose(maps[1], maps[0], rtol=0, atol=TOLERANCE * np.abs(maps[0]).max())
 
 
 SAVED_MODEL_CLI = """
@@ -126,6 +133,7 @@ def test_saved_model_cli_shows_our_names_and_runs(folder, tmp_path, run_python):
         "top_k": [*encoded, *classes, *scores],
         "classify": ["inputs", "DT_STRING", "(-1)", *classes, *scores],
         "features": [*encoded, "features", "DT_FLOAT", "(-1, 512)"],
+        "cam": [*encoded, *classes, "maps", "DT_FLOAT", "(-1, 5, 2, 2)", "region", "DT_FLOAT", "(-1, 4)", *scores],
     }
     assert "Result for output key probabilities" in ran
     np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy").sum(axis=1), 1, atol=1e-5)
@@ -150,6 +158,27 @@ def test_all_signatures_give_keras_numbers_on_photographs(signatures, model, car
         before = keras.Model(model.input, model.get_layer("predictions").input)(images, training=False)
         # Sums in another order, in float32, of terms as large as the largest feature.
         np.testing.assert_allclose(features, before, rtol=1e-3, atol=1e-6 * np.abs(before).max())
+
+
+def test_class_activation_maps_are_numpys_and_average_to_the_scores(signatures, model, card):
+    encoded = [*PHOTOGRAPHS, encode(photograph(size=(40, 90)), "PNG")]
+    got = {name: value.numpy() for name, value in signatures["cam"](image_bytes=tf.constant(encoded)).items()}
+    named = signatures["top_k"](image_bytes=tf.constant(encoded))
+    assert (got["classes"] == named["classes"].numpy()).all() and (got["scores"] == named["scores"].numpy()).all()
+    maps_of = keras.Model(model.input, model.get_layer("avg_pool").input)
+    maps = keras.ops.convert_to_numpy(maps_of(view_encoded(encoded, card), training=False)).astype(np.float64)
+    kernel, bias = (array.astype(np.float64) for array in model.get_layer("predictions").get_weights())
+    indices = np.array([["abcdefg".index(name.decode()) for name in row] for row in got["classes"]])
+    expected = np.moveaxis(np.take_along_axis(maps @ kernel, indices[:, None, None], -1), -1, 1)
+    # Sums of 512 terms in another order, in float32, through a folded network.
+    np.testing.assert_allclose(got["maps"], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    means = maps.mean((1, 2)) @ kernel + bias
+    scores = got["maps"].mean((2, 3)) + bias[indices]
+    np.testing.assert_allclose(scores, np.take_along_axis(means, indices, 1), rtol=0, atol=2e-5 * np.abs(means).max())
+    assert (indices[:, 0] == means.argmax(1)).all()
+    # The photographs are 640 wide and 427 high: at a shorter side of 64 they are 96 wide. The last is 64 by 144.
+    wide, high = [0, 16 / 96, 1, 80 / 96], [40 / 144, 0, 104 / 144, 1]
+    np.testing.assert_allclose(got["region"], [*[wide] * len(PHOTOGRAPHS), high], atol=1e-7)
 
 
 def test_an_image_gives_the_same_in_any_batch(signatures):
@@ -349,10 +378,18 @@ def test_the_weights_are_stored_once(folder, model):
     assert (folder / "variables").is_dir()
 
 
+@pytest.mark.parametrize("pool", [layers.Flatten, layers.GlobalMaxPooling2D, layers.GlobalAveragePooling2D])
+def test_class_activation_maps_are_those_of_global_average_pooling(pool):
+    images = keras.Input([8, 8, 3], name="images")
+    x = pool()(layers.Conv2D(4, 3, activation="relu")(images))
+    network = inference_network(keras.Model(images, layers.Dense(3, activation="softmax")(x)))
+    assert (with_feature_maps(network) is not None) == (pool is layers.GlobalAveragePooling2D)
+
+
 def test_a_network_without_features_has_no_such_signature(tmp_path):
     model = CIFARPlainNet(8, input_shape=(8, 8, 3), classes=3)
     network = keras.Model(model.input, {"probabilities": model.output})
     write_saved_model(network, card_of_model(model), tmp_path / "1")
     signatures = tf.saved_model.load(str(tmp_path / "1")).signatures
-    assert "features" not in signatures
+    assert "features" not in signatures and "cam" not in signatures
     assert signatures["top_k"].structured_outputs["scores"].shape == (None, 3)

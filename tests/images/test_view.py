@@ -20,7 +20,7 @@ from keras_convnets.errors import UserError
 from keras_convnets.export.samples import gather
 from keras_convnets.export.serving import ModelServer
 from keras_convnets.images.decoding import MAX_GIF_LEAPS, decode_image
-from keras_convnets.images.resizing import apply_view, encoded_views
+from keras_convnets.images.resizing import apply_view, encoded_views, seen_region
 from keras_convnets.images.view import KERNELS, View
 from keras_convnets.prediction import view_encoded
 from keras_convnets.tensorflow_errors import CALLS, plain_reason, unless_cancelled
@@ -50,6 +50,20 @@ def test_the_view_is_the_whole_image_resized_and_cropped(resize, crop):
         image = tf.constant(rng.integers(0, 256, (*size, 3), np.uint8))
         assert (in_graph(image).numpy() == resized_then_cropped(image, resize, crop)).all(), size
     assert (apply_view(image, view).numpy() == in_graph(image).numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "view, size, expected",
+    [
+        (VIEW, (256, 256), (16 / 256, 16 / 256, 240 / 256, 240 / 256)),
+        # Resized to 256 by 341, whose centre begins at column 58.
+        (VIEW, (375, 500), (16 / 256, 58 / 341, 240 / 256, 282 / 341)),
+        (View(40, (40, 17)), (80, 40), (20 / 80, 11 / 40, 60 / 80, 28 / 40)),
+        (View.of_size(32, 32), (32, 32), (0, 0, 1, 1)),
+    ],
+)
+def test_the_region_of_an_image_that_is_seen(view, size, expected):
+    np.testing.assert_allclose(seen_region(tf.constant(size), view), expected, atol=1e-7)
 
 
 def test_the_view_of_photographs_has_the_same_numbers(real_data):

@@ -18,7 +18,7 @@ from keras_convnets.export.serving.admission.admission import Admission
 from keras_convnets.export.serving.models.servables import Servables
 from keras_convnets.export.serving.observer import Observer
 from keras_convnets.export.serving.request_record import REQUEST_ID, RequestRecord
-from keras_convnets.export.serving.rest import routes
+from keras_convnets.export.serving.rest import page, routes
 from keras_convnets.export.serving.rest.body import PIECE_BYTES, Held, Unread, inflated, read_body
 from keras_convnets.export.serving.rest.verbs import VERBS, Asked, Service, Verb, json_bytes
 from keras_convnets.export.serving.scheduling.deadline import deadline
@@ -53,6 +53,7 @@ class RestApp:
         cors: whether pages of other origins may read the answers.
         observer: counts, logs and traces requests.
         prometheus_path: where the metrics are shown; None for nowhere.
+        has_page: whether "/" is a page that classifies photographs.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class RestApp:
         cors: bool = False,
         observer: Observer | None = None,
         prometheus_path: str | None = None,
+        has_page: bool = False,
     ):
         self._executor = executor
         self._timeout = timeout_seconds
@@ -75,6 +77,7 @@ class RestApp:
         self._metrics = self._observer.metrics
         self._service = Service(servables, self._admission, self._metrics)
         self._prometheus_path = prometheus_path
+        self._has_page = has_page
 
     async def __call__(
         self,
@@ -92,7 +95,12 @@ class RestApp:
     async def _answered(
         self, scope: dict[str, Any], target: str, receive: Callable[[], Awaitable[Message]], answer: _Answer
     ) -> None:
-        if self._prometheus_path is not None and target.partition("?")[0] == self._prometheus_path:
+        path, _, query = target.partition("?")
+        if self._has_page and path == page.PATH and scope["method"] in ("GET", "HEAD"):
+            await answer.send(200, page.content(), page.headers(query))
+        elif self._has_page and path == page.MODELS_PATH and scope["method"] == "GET":
+            await answer.send(200, json_bytes({"models": self._service.servables.names()}), _JSON)
+        elif self._prometheus_path is not None and path == self._prometheus_path:
             status, text = self._page(target)
             await answer.send(status, text.encode("utf-8", "surrogateescape"), [(b"content-type", b"text/plain")])
         elif not routes.is_handled(target):
