@@ -1,4 +1,4 @@
-"""List a repository's versions, delete old ones, or have an earlier one served."""
+"""List a repository's versions, delete old ones, have an earlier one served, or write files that deploy it."""
 
 from __future__ import annotations
 
@@ -68,6 +68,27 @@ def _rollback(args: argparse.Namespace) -> None:
     print(f"{args.to}/models.config: {args.model} is served at version {number}, {further}.")
 
 
+def _add_deploy_flags(parser: Parser) -> None:
+    parser.add_argument("model", nargs="*", metavar="MODEL", help="names in the repository; default: all")
+    parser.add_argument("--to", required=True, metavar="DIR", help="the folder that is written; it must not exist")
+    repository = "the repository; default: %(default)s"
+    parser.add_argument("--repository", default="saved_models", metavar="DIR", help=repository)
+
+
+def _deploy(args: argparse.Namespace) -> None:
+    """Write docker compose, Kubernetes, NGINX, Prometheus and Grafana files for exported models, and a Dockerfile."""
+    with quiet_stderr():
+        from keras_convnets.export import deployment
+
+        models = deployment.write(args.to, args.repository, args.model)
+    for model in models:
+        if not model.has_onnx:
+            print(
+                f"{model.name} has no model.onnx in each served version: it is not in the files of Triton and OpenVINO."
+            )
+    print(f"wrote {args.to}; {args.to}/README.md says how to run {', '.join(model.name for model in models)}.")
+
+
 def _add_repository_flag(parser: Parser) -> None:
     parser.add_argument("--to", default="saved_models", metavar="DIR", help="the repository; default: %(default)s")
 
@@ -76,5 +97,6 @@ ACTIONS = {
     "list": Command(_list.__doc__, _add_list_flags, _list),
     "prune": Command(_prune.__doc__, _add_prune_flags, _prune),
     "rollback": Command(_rollback.__doc__, _add_rollback_flags, _rollback),
+    "deploy": Command(_deploy.__doc__, _add_deploy_flags, _deploy),
 }
 COMMAND = Command(__doc__, lambda parser: add_commands(parser, "ACTION", ACTIONS))
