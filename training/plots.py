@@ -84,7 +84,7 @@ def draw_confusion(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -
     # Fractions of the true class, so that rare classes are seen as well as common ones.
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="none")
-    axes.set(xlabel="answer", ylabel="truth")
+    axes.set(xlabel="predicted class", ylabel="true class")
     if classes <= MOST_NAMED:
         labels = [_label(name, LONGEST_LABEL) for name in class_names]
         rotation = 0 if max(map(len, labels)) <= 2 else 90
