@@ -13,34 +13,28 @@ with `model.predict`, LitServe and BentoML with ONNX Runtime are measured beside
 from __future__ import annotations
 
 import argparse
-import base64
 import collections
-import contextlib
-import http.client
 import importlib.util
 import itertools
-import json
 import os
 import re
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from reporting import append_row
+from serving import free_ports, grpc_client, photographs, resident_mib, rest_client, running
 
 CLIENTS, BATCH, WAIT_MICROS, NAME = 16, 16, 10_000, "resnet50"
+PREDICT = f"/v1/models/{NAME}:predict"
 # Each with the engine that it runs.
 PEERS = {"fastapi": "tensorflow", "litserve": "onnxruntime", "bentoml": "onnxruntime"}
-START_SECONDS = 300
 
 
 def export_network(folder: Path) -> None:
@@ -62,15 +56,6 @@ def export_network(folder: Path) -> None:
     card.write(folder / "assets.extra")
 
 
-def photographs(folder: str | None) -> list[bytes]:
-    if folder is None:
-        from sklearn import datasets
-
-        folder = Path(datasets.__file__).parent / "images"
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    return [path.read_bytes() for path in found]
-
-
 def serve(engine: str, base_path: str, ports: list[int]) -> None:
     """Serve in this process, and write the size of every batch to the standard error."""
     import logging
@@ -85,46 +70,6 @@ def serve(engine: str, base_path: str, ports: list[int]) -> None:
     port, rest_api_port = ports
     models = {NAME: base_path}
     serve_forever(ModelServer(models, port=port, rest_api_port=rest_api_port, engine=engine, batching=batching))
-
-
-def rest_client(port: int, image: bytes, path: str = f"/v1/models/{NAME}:predict") -> Callable[[], None]:
-    body = json.dumps({"instances": [{"b64": base64.b64encode(image).decode()}]}).encode()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
-
-    def exchange() -> tuple[int, bytes]:
-        try:
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return response.status, response.read()
-        except (OSError, http.client.HTTPException):
-            # A connection that failed takes no other request until it is closed.
-            connection.close()
-            raise
-
-    def ask() -> None:
-        try:
-            status, answer = exchange()
-        except (ConnectionError, http.client.RemoteDisconnected):
-            # Some servers close a connection that was idle for as long as a window of the bare engine.
-            status, answer = exchange()
-        if status != 200:
-            raise RuntimeError(answer[:300])
-
-    return ask
-
-
-def grpc_client(port: int, image: bytes) -> Callable[[], None]:
-    import grpc
-    import tensorflow as tf
-    from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-
-    # Channels of the same options would share one connection.
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = NAME
-    request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([image], tf.string))
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-    return lambda: stub.Predict(request, timeout=START_SECONDS)
 
 
 def window(clients: list[Callable[[], None]], seconds: float) -> tuple[float, list[float]]:
@@ -170,47 +115,6 @@ def bare_engine(kind: str, path: Path, images: list[bytes]) -> Callable[[float],
     return measure
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-@contextlib.contextmanager
-def running(command: list[str], ask: Callable[[], None], log: Path) -> Iterator[tuple[subprocess.Popen, float]]:
-    """Start a server; gives its process and the seconds to its first answer."""
-    began = time.perf_counter()
-    with (
-        open(log, "w") as errors,
-        subprocess.Popen(command, stdout=errors, stderr=errors, start_new_session=True) as process,
-    ):
-        try:
-            while True:
-                try:
-                    ask()
-                    break
-                except (OSError, http.client.HTTPException):
-                    if process.poll() is not None or time.perf_counter() - began > START_SECONDS:
-                        raise RuntimeError(log.read_text()[-2000:]) from None
-                    time.sleep(0.05)
-            yield process, time.perf_counter() - began
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            # Some servers do not stop their workers, which would disturb the next measurement.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def resident_mib(process: subprocess.Popen) -> float:
-    return int(re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
-
-
 def batch_sizes(log: Path) -> collections.Counter:
     return collections.Counter(int(size) for size in re.findall(r"Running a batch of (\d+)", log.read_text()))
 
@@ -249,11 +153,11 @@ def measure_engine(kind: str, folder: Path, images: list[bytes], args) -> None:
     port, rest_port = free_ports(2)
     command = [sys.executable, __file__, "--serve", kind, str(folder), str(port), str(rest_port)]
     log = folder / f"{kind}.log"
-    with running(command, rest_client(rest_port, images[0]), log) as (process, start):
+    with running(command, rest_client(f"127.0.0.1:{rest_port}", images[0], PREDICT), log) as (process, start):
         chosen = list(itertools.islice(itertools.cycle(images), CLIENTS))
         ways = {
-            "grpc": [grpc_client(port, image) for image in chosen],
-            "rest": [rest_client(rest_port, image) for image in chosen],
+            "grpc": [grpc_client(f"127.0.0.1:{port}", image, NAME) for image in chosen],
+            "rest": [rest_client(f"127.0.0.1:{rest_port}", image, PREDICT) for image in chosen],
         }
         found = in_turn(ways, bare_engine(kind, folder / "1", images), args)
         memory = resident_mib(process)
@@ -267,9 +171,12 @@ def measure_engine(kind: str, folder: Path, images: list[bytes], args) -> None:
 def measure_peer(name: str, folder: Path, images: list[bytes], args) -> None:
     (port,) = free_ports(1)
     command = [sys.executable, str(Path(__file__).with_name("serving_peers.py")), name, str(folder), str(port)]
-    with running(command, rest_client(port, images[0], "/predict"), folder / f"{name}.log") as (process, start):
+    with running(command, rest_client(f"127.0.0.1:{port}", images[0], "/predict"), folder / f"{name}.log") as (
+        process,
+        start,
+    ):
         chosen = itertools.islice(itertools.cycle(images), CLIENTS)
-        ways = {"rest": [rest_client(port, image, "/predict") for image in chosen]}
+        ways = {"rest": [rest_client(f"127.0.0.1:{port}", image, "/predict") for image in chosen]}
         found = in_turn(ways, bare_engine(PEERS[name], folder / "1", images), args)
         report(f"{name} rest", *found["rest"], start_s=start, resident_mib=resident_mib(process), mean_batch="")
 

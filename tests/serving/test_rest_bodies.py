@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from endpoints import call
+from endpoints import call, post
 from served_models import LABELS, ROW, png, predict, same
 
 MANY_ROW = "Failed to process element: {} key: {} of 'instances' list. Error: INVALID_ARGUMENT: {}"
@@ -231,3 +231,38 @@ def test_images_by_bytes_and_a_bad_one(server):
 
 def test_tf1_style_model(server):
     assert predict(server, {"instances": [1, 2]}, "old") == (200, {"predictions": [2.5, 3.0]})
+
+
+def test_what_lies_outside_of_long_strings():
+    from keras_convnets.export.serving.json_strings import outside_strings
+
+    long = b"[{,:e000" * 1000
+    assert outside_strings(b'{"b64": "' + long + b'"}') == b"{: }"
+    assert outside_strings(b'{"b64": "' + long) == b"{: "
+    # Escapes hide quotation marks, and of many short strings every byte counts.
+    assert outside_strings(b'["\\"", "' + long + b'"]') is None
+    assert outside_strings(b'["a", "b", "c"]' * 500) is None
+    assert outside_strings(b"[1, 2]" * 500) == b"[1, 2]" * 500
+
+
+@pytest.mark.parametrize("image", [b"A" * 40_000, b"[{,:" * 10_000, "é".encode() * 20_000])
+def test_the_cost_of_a_body_with_an_image(image):
+    from keras_convnets.export.serving.admission import costs
+
+    body = b'{"instances": [{"b64": "' + image + b'"}]}'
+    quick, whole = costs.of_whole_json(body), costs.of_json([body])
+    copies = 6 if image.isascii() else 12
+    assert copies * len(body) < quick <= whole + len(body) // 16
+    assert quick < copies * len(body) * 1.02 + 1000
+    # Lists outside of strings are counted as ever.
+    nested = body + b"[" * 10_000
+    assert costs.of_whole_json(nested) > 160 * 10_000
+
+
+def test_a_number_beyond_a_double_is_found_beside_an_image(server):
+    image = "A" * 40_000
+    body = f'{{"signature_name": "which", "inputs": [1e999], "note": "{image}"}}'
+    status, answer = post(server, "/v1/models/colours:predict", body)
+    assert status == 400 and "Number too big" in answer["error"]
+    body = f'{{"signature_name": "which", "inputs": [1.5], "note": "e000{image}e000"}}'
+    assert post(server, "/v1/models/colours:predict", body)[0] == 200

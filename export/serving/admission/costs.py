@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_convnets.export.serving.admission.image_sizes import image_pixels
 from keras_convnets.export.serving.admission.limits import NO_LIMITS, Limits, TooLarge, too_large_text
+from keras_convnets.export.serving.json_strings import BYTES_A_QUOTE, outside_strings
 from keras_convnets.export.serving.status import invalid_argument
 from keras_convnets.images.view import DECODED_AT_ONCE
 
@@ -44,9 +45,28 @@ def of_json(pieces: Iterable[bytes]) -> int:
     narrow = True
     for piece in pieces:
         size += len(piece)
-        cost += sum(each * piece.count(sign) for sign, each in _SIGNS.items())
+        cost += _of_signs(piece)
         narrow = narrow and piece.isascii()
     return cost + size * (_TEXT_COPIES if narrow else _WIDE_TEXT_COPIES)
+
+
+def of_whole_json(text: bytes) -> int:
+    """Return the bound of `of_json` for a whole text; in one with long strings, their punctuation is not counted.
+
+    Example:
+        >>> of_whole_json(b'{"instances": [1, 2]}') == of_json([b'{"instances": [1, 2]}'])
+        True
+    """
+    outside = outside_strings(text)
+    if outside is None:
+        return of_json([text])
+    most_quotes = len(text) // BYTES_A_QUOTE
+    copies = _TEXT_COPIES if text.isascii() else _WIDE_TEXT_COPIES
+    return _of_signs(outside) + most_quotes * _SIGNS[b'"'] + len(text) * copies
+
+
+def _of_signs(text: bytes) -> int:
+    return sum(each * text.count(sign) for sign, each in _SIGNS.items())
 
 
 def of_answer(outputs: Mapping[str, np.ndarray], bytes_each: int) -> int:

@@ -200,7 +200,7 @@ class RestApp:
         with deadline(until):
             try:
                 # Inflated once without keeping anything, to estimate its memory.
-                cost = costs.of_json(inflated(body, self._limits) if gzipped else [body])
+                cost = costs.of_json(inflated(body, self._limits)) if gzipped else costs.of_whole_json(body)
             except zlib.error:
                 # A broken body reads as empty, as it does in TensorFlow Serving.
                 cost, gzipped, body = 0, False, b""

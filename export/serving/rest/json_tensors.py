@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pybase64
 
 from keras_convnets.export.serving.admission.limits import NO_LIMITS, Limits
 from keras_convnets.export.serving.rest import json_text
@@ -304,7 +305,8 @@ def decode_base64(text: str) -> bytes:
         b'hi'
     """
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
+        # Several times as fast as the standard library.
+        return pybase64.b64decode(text, validate=True)
     except ValueError:
         pass
     stripped = _SPACES.sub("", text)

@@ -15,6 +15,7 @@ import math
 import re
 from typing import Any
 
+from keras_convnets.export.serving.json_strings import outside_strings
 from keras_convnets.export.serving.status import ServingError, invalid_argument
 
 _BOM = "\ufeff"
@@ -83,9 +84,11 @@ def _needs_care(body: bytes) -> bool:
 
     Python accepts lone surrogates, lets numbers overflow silently to infinity and refuses very long integers.
     """
-    if b"\\" in body and _SURROGATE.search(body):
+    outside = outside_strings(body)
+    if outside is None and b"\\" in body and _SURROGATE.search(body):
         return True
-    kinds = body.translate(_NUMBER_KINDS)
+    # No number is inside a string.
+    kinds = (body if outside is None else outside).translate(_NUMBER_KINDS)
     return any(kind in kinds for kind in (b"e000", b"e+000", b"0" * _MOST_DIGITS))
 
 
