@@ -1,6 +1,6 @@
 """A long run of the endpoint: valid and hostile requests together, while versions come and go; its memory over time.
 
-    python benchmarks/soak.py [--requests 100000] [--figure docs/soak.png]
+    python benchmarks/soak.py [--requests 100000] [--alone] [--figure docs/soak.png]
 
 Serves a small network from a repository, in a process of its own. Clients over REST and gRPC send images whose answers
 are known, and check each; others send what a stranger might: bytes that are no image, broken JSON, wrong shapes and
@@ -285,7 +285,7 @@ def growth(memory: list[float]) -> float:
     return float(slope * (len(half) - 1) / half.mean())
 
 
-def soak(folder: Path, total: int) -> tuple[Clients, Versions, list[tuple[float, int, float]]]:
+def soak(folder: Path, total: int, batching: bool = True) -> tuple[Clients, Versions, list[tuple[float, int, float]]]:
     """Run the server and all clients; returns them, and (seconds, requests, resident MiB) over time."""
     answers = make_networks(folder / "networks")
     root = folder / "repository"
@@ -293,7 +293,7 @@ def soak(folder: Path, total: int) -> tuple[Clients, Versions, list[tuple[float,
     versions.publish()
     port, rest_port = free_ports(2)
     command = [sys.executable, "-m", "keras_convnets", "serve", str(root), "--engine", "tensorflow"]
-    command += ["--port", str(port), "--rest_api_port", str(rest_port), "--enable_batching=true"]
+    command += ["--port", str(port), "--rest_api_port", str(rest_port), f"--enable_batching={batching}"]
     command += ["--file_system_poll_wait_seconds", "0.5"]
     clients = Clients((port, rest_port), answers, total)
     samples = []
@@ -334,10 +334,11 @@ def draw(samples: list[tuple[float, int, float]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000, help="default: %(default)s")
+    parser.add_argument("--alone", action="store_true", help="run requests without batching")
     parser.add_argument("--figure", metavar="FILE", help="a PNG of the memory")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        clients, versions, samples = soak(Path(folder), args.requests)
+        clients, versions, samples = soak(Path(folder), args.requests, not args.alone)
     memory = [value for *_, value in samples]
     grown = growth(memory)
     for name, count in sorted(clients.counts.items()):
@@ -351,6 +352,7 @@ def main() -> None:
     append_row(
         "soak",
         {
+            "batching": not args.alone,
             "requests": clients.sent, "valid": valid, "failed": len(clients.wrong), "seconds": samples[-1][0],
             **{name.replace(" ", "_"): versions.done[name] for name in ("published", "rolled back", "removed")},
             "start_mib": memory[0], "most_mib": max(memory), "end_mib": memory[-1], "growth_last_half": grown,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from keras_convnets.images.view import View
 
 TOP_K = 5
+# An output of the network in the file alone, for the signature cam.
+FEATURE_MAPS = "feature_maps"
 # Every signature takes in every variable, several times over while it is written and read: some 10 kB each. With more
 # than this, which only ResNet-1202 has, one variable holds all weights, and each call splits it.
 MOST_VARIABLES = 1000
@@ -50,14 +52,16 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
         card: its class names and view.
         folder: where `saved_model.pb` and `variables/` go.
     """
+    import keras
     import tensorflow as tf
 
-    from keras_convnets.export.class_activation import with_feature_maps
     from keras_convnets.images.resizing import encoded_views, encoded_views_and_regions
+    from keras_convnets.networks.class_activation import pooled_maps
 
     module = tf.Module()
-    mapped = with_feature_maps(network)
-    network = network if mapped is None else mapped[0]
+    pooled = pooled_maps(network)
+    if pooled is not None:
+        network = keras.Model(network.input, {**network.output, FEATURE_MAPS: pooled[0]}, name=network.name)
     # The weights stay variables. As constants they gain nothing measurable on a folded network, whose convolution,
     # bias, sum and ReLU are fused into one operation either way, and every signature has its own copies:
     # ResNet-50, of 100 MB, then took 3 GB to serve instead of 200 MB, and a second longer for the first call of each.
@@ -70,9 +74,9 @@ def write_saved_model(network: keras.Model, card: ModelCard, folder: Path) -> No
         return module.infer(module.view(image_bytes))
 
     signatures = _signatures(card, infer_encoded, module.infer)
-    if mapped is not None:
+    if pooled is not None:
         module.view_and_region = encoded_views_and_regions(card.view)
-        signatures["cam"] = _cam(card, module, lambda: value_of(mapped[1]))
+        signatures["cam"] = _cam(card, module, lambda: value_of(pooled[1].kernel))
     tf.saved_model.save(module, str(folder), signatures=signatures)
 
 
@@ -156,7 +160,7 @@ def _cam(card: ModelCard, module: tf.Module, kernel: Callable[[], tf.Tensor]) ->
     """Return the signature of class-activation maps; the kernel is the classifier's."""
     import tensorflow as tf
 
-    from keras_convnets.export.class_activation import FEATURE_MAPS, class_activation_maps
+    from keras_convnets.networks.class_activation import class_activation_maps
 
     names, k = tf.constant(card.class_names), min(TOP_K, len(card.class_names))
 

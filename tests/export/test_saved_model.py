@@ -20,11 +20,11 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_convnets import CIFARPlainNet, ResNet18
 from keras_convnets.card import card_of_model
-from keras_convnets.export.class_activation import with_feature_maps
 from keras_convnets.export.folding import inference_network
 from keras_convnets.export.formats import saved_model
 from keras_convnets.export.formats.saved_model import write_saved_model
 from keras_convnets.images.decoding import MAX_PIXELS, decode_image
+from keras_convnets.networks.class_activation import pooled_maps
 from keras_convnets.prediction import view_encoded
 
 # Sums in another order, in float32; the bound the exporter holds itself to.
@@ -383,7 +383,7 @@ def test_class_activation_maps_are_those_of_global_average_pooling(pool):
     images = keras.Input([8, 8, 3], name="images")
     x = pool()(layers.Conv2D(4, 3, activation="relu")(images))
     network = inference_network(keras.Model(images, layers.Dense(3, activation="softmax")(x)))
-    assert (with_feature_maps(network) is not None) == (pool is layers.GlobalAveragePooling2D)
+    assert (pooled_maps(network) is not None) == (pool is layers.GlobalAveragePooling2D)
 
 
 def test_a_network_without_features_has_no_such_signature(tmp_path):
@@ -391,5 +391,5 @@ def test_a_network_without_features_has_no_such_signature(tmp_path):
     network = keras.Model(model.input, {"probabilities": model.output})
     write_saved_model(network, card_of_model(model), tmp_path / "1")
     signatures = tf.saved_model.load(str(tmp_path / "1")).signatures
-    assert "features" not in signatures and "cam" not in signatures
+    assert "features" not in signatures
     assert signatures["top_k"].structured_outputs["scores"].shape == (None, 3)
