@@ -26,6 +26,7 @@ EXTRAS = {
         "grpc_health": "grpcio-health-checking",
         "httptools": "httptools",
         "onnxruntime": "onnxruntime",
+        "pybase64": "pybase64",
         "tensorflow_serving": "tensorflow-serving-api",
         "uvicorn": "uvicorn",
     },

